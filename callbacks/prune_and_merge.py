@@ -1,0 +1,142 @@
+"""`PruneAndMerge`: evaluate a merged model instead of the module's own weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from lwptv_lightning.checkpoints import some_of
+from lwptv_lightning.installing import install_, snapshot
+from lwptv_lightning.layers import trace_layers
+from lwptv_lightning.merging import merge
+from lwptv_lightning.module import MergeModule
+from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.registry import require_known
+from lwptv_lightning.task_vectors import TaskVectors
+
+STAGES = ("validate", "test", "predict")
+
+
+class PruneAndMerge(Callback):
+    """Prune and merge task vectors on the trainer's device when an evaluation starts.
+
+    On a `MergeModule` the merged weights stay. Any other LightningModule gets its own weights back bit-exactly when
+    the evaluation ends or fails, so that training goes on as if nothing had happened. Lightning's sanity check before
+    ``fit`` is left alone.
+
+    Args:
+        vectors: The task vectors; on a `MergeModule` its own by default.
+        recipe: Rule, scale and pruning; on a `MergeModule` its own by default, else ``MergeRecipe()``.
+        backbone: Path of the submodule that the checkpoints are of, such as ``"model.encoder"``. By default the
+            outermost submodule that has all merged tensors.
+        stages: When to merge: ``"validate"``, ``"test"``, ``"predict"``.
+
+    Raises:
+        UnknownNameError: No such stage.
+
+    Example:
+        >>> PruneAndMerge(stages=["validate"]).stages
+        ('validate',)
+    """
+
+    def __init__(
+        self,
+        vectors: TaskVectors | None = None,
+        recipe: MergeRecipe | None = None,
+        *,
+        backbone: str | None = None,
+        stages: Sequence[str] = STAGES,
+    ) -> None:
+        for stage in stages:
+            require_known("stage", stage, STAGES)
+        self.vectors = vectors
+        self.recipe = recipe
+        self.backbone = backbone
+        self.stages = tuple(stages)
+        self._replaced: tuple[nn.Module, dict[str, Tensor]] | None = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge, unless this is the sanity check."""
+        if not trainer.sanity_checking:
+            self._merge(trainer, pl_module, "validate", trainer.val_dataloaders)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge."""
+        self._merge(trainer, pl_module, "test", trainer.test_dataloaders)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge."""
+        self._merge(trainer, pl_module, "predict", trainer.predict_dataloaders)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give a foreign module its weights back."""
+        self._restore()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give a foreign module its weights back."""
+        self._restore()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give a foreign module its weights back."""
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give a foreign module its weights back."""
+        self._restore()
+
+    def _merge(self, trainer: Trainer, pl_module: LightningModule, stage: str, loaders: object) -> None:
+        if stage not in self.stages:
+            return
+        if isinstance(pl_module, MergeModule):
+            self._merge_own(trainer, pl_module, loaders)
+        else:
+            self._merge_foreign(trainer, pl_module)
+
+    def _merge_own(self, trainer: Trainer, module: MergeModule, loaders: object) -> None:
+        module.prepare(loaders)
+        module.merge_(trainer.strategy.root_device, vectors=self.vectors, recipe=self.recipe)
+
+    def _merge_foreign(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.vectors is None:
+            raise ValueError(
+                f"PruneAndMerge needs vectors=... on a {type(pl_module).__name__}; only a MergeModule has its own."
+            )
+        recipe = self.recipe or MergeRecipe()
+        backbone = self._find_backbone(pl_module, self.vectors)
+        layers = trace_layers(backbone, recipe.granularity) if recipe.needs_layers else None
+        merged = merge(self.vectors, recipe, layers, trainer.strategy.root_device)
+        shared = self.vectors.shared_names
+        self._replaced = (backbone, snapshot(backbone, shared))
+        install_(backbone, {name: merged[name] for name in shared})
+
+    def _find_backbone(self, pl_module: LightningModule, vectors: TaskVectors) -> nn.Module:
+        if self.backbone is not None:
+            return pl_module.get_submodule(self.backbone)
+        for _, submodule in pl_module.named_modules():
+            if submodule.state_dict().keys() >= set(vectors.shared_names):
+                return submodule
+        raise ValueError(
+            f"no submodule of {type(pl_module).__name__} has all merged tensors, such as "
+            f"{some_of(vectors.shared_names, 3)} Name it with backbone='...'."
+        )
+
+    def _restore(self) -> None:
+        if self._replaced is not None:
+            install_(*self._replaced)
+            self._replaced = None
+
+
+class MergeOwnModule(PruneAndMerge):
+    """What a `MergeModule` brings along: merges that module and leaves any other alone, so it holds no state.
+
+    Example:
+        >>> MergeOwnModule().vectors is None
+        True
+    """
+
+    def _merge(self, trainer: Trainer, pl_module: LightningModule, stage: str, loaders: Any) -> None:
+        if isinstance(pl_module, MergeModule):
+            super()._merge(trainer, pl_module, stage, loaders)

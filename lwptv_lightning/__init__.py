@@ -1,0 +1,54 @@
+"""LwPTV: layer-wise pruning of task vectors for PyTorch Lightning.
+
+Public names are imported on first use, so that ``import lwptv_lightning`` and ``lwptv --help`` load neither torch nor
+Lightning.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "CheckpointError": "checkpoints",
+    "ElementPruning": "pruning",
+    "EvaluationSuite": "datamodule",
+    "Layer": "layers",
+    "LayerMask": "pruning",
+    "LayerStatistics": "statistics",
+    "LayerTable": "saliency",
+    "Layers": "layers",
+    "MergeContext": "rules",
+    "MergeModule": "module",
+    "MergeRecipe": "recipe",
+    "MergeReport": "callbacks",
+    "MergeRule": "rules",
+    "PruneAndMerge": "callbacks",
+    "TaskVectors": "task_vectors",
+    "collect_statistics": "statistics",
+    "get_rule": "rules",
+    "install_": "installing",
+    "keep_most_salient": "pruning",
+    "layers_from_names": "layers",
+    "merge": "merging",
+    "merge_rule": "rules",
+    "merge_transform": "transform",
+    "open_checkpoint": "checkpoints",
+    "plan_pruning": "merging",
+    "saliency_score": "saliency",
+    "save_merged": "writing",
+    "score_layers": "saliency",
+    "trace_layers": "layers",
+}
+
+__all__ = ["__version__", *_MODULE_OF]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,120 @@
+"""Named ID and OOD loaders, and which samples of a batch count when several processes share a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from lwptv_lightning.metrics import split_name
+
+
+class EvaluationSuite(LightningDataModule):
+    """ID and OOD sets to validate, test or predict on.
+
+    Args:
+        id: Task name to a data set or loader of that task's domain.
+        ood: Name to a data set or loader of a domain that no task was tuned on.
+        batch_size: For those given as data sets.
+        num_workers: For those given as data sets.
+
+    Raises:
+        ValueError: No set, an empty one, or a loader with ``drop_last``.
+        TypeError: Something is neither a data set nor a loader.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> images = TensorDataset(torch.zeros(4, 3, 8, 8), torch.zeros(4).long())
+        >>> list(EvaluationSuite(id={"svhn": images}, ood={"mnist": images}).loaders)
+        ['id/svhn', 'ood/mnist']
+    """
+
+    def __init__(
+        self,
+        id: Mapping[str, Dataset[Any] | DataLoader[Any]],
+        ood: Mapping[str, Dataset[Any] | DataLoader[Any]] | None = None,
+        *,
+        batch_size: int = 128,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        named = {f"id/{name}": data for name, data in id.items()} | {
+            f"ood/{name}": data for name, data in (ood or {}).items()
+        }
+        self.loaders = {name: _as_loader(name, data, batch_size, num_workers) for name, data in named.items()}
+        require_loaders(self.loaders)
+
+    def val_dataloader(self) -> dict[str, DataLoader[Any]]:
+        """Return the loaders by name."""
+        return self.loaders
+
+    def test_dataloader(self) -> dict[str, DataLoader[Any]]:
+        """Return the loaders by name."""
+        return self.loaders
+
+    def predict_dataloader(self) -> dict[str, DataLoader[Any]]:
+        """Return the loaders by name."""
+        return self.loaders
+
+
+def require_loaders(loaders: object) -> dict[str, Any]:
+    """Return the loaders by name after a check of names and settings.
+
+    Raises:
+        ValueError: No mapping of names to loaders, a name that is not ``id/...`` or ``ood/...``, an empty data set,
+            or ``drop_last``, which would leave samples out.
+    """
+    if not isinstance(loaders, Mapping) or not loaders:
+        given = "an empty dict" if isinstance(loaders, Mapping) else f"a {type(loaders).__name__}"
+        raise ValueError(f"dataloaders must be a dict such as {{'id/svhn': loader, 'ood/mnist': loader}}, not {given}.")
+    for name, loader in loaders.items():
+        split_name(str(name))
+        if getattr(getattr(loader, "batch_sampler", None), "drop_last", False):
+            raise ValueError(f"loader {name!r} has drop_last=True, so that samples would not be counted.")
+        if hasattr(getattr(loader, "dataset", None), "__len__") and not len(loader.dataset):
+            raise ValueError(f"loader {name!r} has an empty data set.")
+    return dict(loaders)
+
+
+def sample_positions(loader: Any, batch_idx: int, size: int) -> Tensor:
+    """Return the positions in the loader's order of the samples of a batch that count.
+
+    Lightning gives every process the same number of samples by repeating some. A repeated sample's position is not
+    below the data set's length, and positions within a batch ascend; so the samples to count are the first ones.
+
+    Args:
+        loader: The loader as the trainer uses it.
+        batch_idx: The batch's number on this process.
+        size: How many samples the batch holds.
+
+    Returns:
+        ``(n,)`` with ``n <= size``: positions of the batch's first n samples.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> data = TensorDataset(torch.zeros(5))
+        >>> sampler = DistributedSampler(data, num_replicas=2, rank=1, shuffle=False)
+        >>> sample_positions(DataLoader(data, batch_size=2, sampler=sampler), batch_idx=1, size=1)
+        tensor([], dtype=torch.int64)
+    """
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    batch_size = getattr(batch_sampler, "batch_size", None) or getattr(loader, "batch_size", None) or size
+    positions = batch_idx * batch_size + torch.arange(size)
+    sampler = getattr(batch_sampler, "sampler", getattr(loader, "sampler", None))
+    if not isinstance(sampler, DistributedSampler):
+        return positions
+    positions = positions * sampler.num_replicas + sampler.rank
+    return positions[positions < len(sampler.dataset)]  # type: ignore[arg-type]
+
+
+def _as_loader(name: str, data: Any, batch_size: int, num_workers: int) -> DataLoader[Any]:
+    if isinstance(data, DataLoader):
+        return data
+    if not isinstance(data, Dataset):
+        raise TypeError(f"{name!r} must be a data set or a loader, not {type(data).__name__}.")
+    return DataLoader(data, batch_size=batch_size, num_workers=num_workers)

@@ -1,0 +1,207 @@
+"""The orchestrator: prune the task vectors, let a rule merge them, add the result to the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.layers import Layers, layers_from_names
+from lwptv_lightning.pruned_task_vectors import ElementPrunedTaskVectors, LayerPrunedTaskVectors, PrunedTaskVectors
+from lwptv_lightning.pruning import LayerMask, keep_most_salient
+from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.registry import require_known
+from lwptv_lightning.rules import DataStatistics, MergeContext
+from lwptv_lightning.rules._ops import per_row
+from lwptv_lightning.saliency import LayerTable, score_layers
+from lwptv_lightning.statistics import LayerStatistics, collect_statistics, merged_layers
+from lwptv_lightning.task_vectors import TaskVectors
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which layers a recipe prunes of which task, and the scores that say so.
+
+    Attributes:
+        layers: The layers that hold merged tensors, in execution order.
+        scores: ``(T, L)``, higher is kept.
+        mask: ``(T, L)``.
+    """
+
+    layers: Layers
+    scores: LayerTable
+    mask: LayerMask
+
+
+def plan_pruning(
+    vectors: TaskVectors,
+    recipe: MergeRecipe,
+    layers: Layers | None = None,
+    device: torch.device | str | None = None,
+    *,
+    statistics: LayerStatistics | None = None,
+) -> PruningPlan:
+    """Score the layers of every task vector and choose which to keep.
+
+    Args:
+        vectors: The task vectors.
+        recipe: Names the score and how many layers to prune.
+        layers: From `trace_layers`; by default made from the tensors' names.
+        device: Where statistics are computed.
+        statistics: Statistics of the same vectors and layers, where they are at hand: no weight is read again then.
+
+    Returns:
+        Layers, scores and mask.
+
+    Raises:
+        ValueError: ``layers`` has another granularity than the recipe, or misses a merged tensor.
+    """
+    layers = layers_for(vectors, recipe, layers)
+    if statistics is None:
+        statistics = collect_statistics(vectors, layers, device)
+    scores = score_layers(statistics, recipe.score, seed=recipe.seed)
+    mask = keep_most_salient(
+        scores, recipe.ratio, ranking=recipe.ranking, count=recipe.count, keep=recipe.keep, prune=recipe.prune
+    )
+    return PruningPlan(layers, scores, mask)
+
+
+def layers_for(vectors: TaskVectors, recipe: MergeRecipe, layers: Layers | None) -> Layers:
+    """Return the layers of the merged tensors, from their names where no layers are given.
+
+    Raises:
+        ValueError: The layers have another granularity than the recipe, or miss a merged tensor.
+    """
+    if layers is None:
+        return layers_from_names(vectors.names, granularity=recipe.granularity)
+    if layers.granularity != recipe.granularity:
+        raise ValueError(f"layers are of granularity {layers.granularity!r}, the recipe's is {recipe.granularity!r}.")
+    return merged_layers(vectors, layers)
+
+
+def merge(
+    vectors: TaskVectors,
+    recipe: MergeRecipe,
+    layers: Layers | None = None,
+    device: torch.device | str | None = None,
+    *,
+    mask: LayerMask | None = None,
+    statistics: DataStatistics | None = None,
+    task: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """Merge task vectors into one model.
+
+    Args:
+        vectors: The task vectors.
+        recipe: Rule, scale and pruning.
+        layers: From `trace_layers`; needed only where layers are pruned, and made from the tensors' names when not
+            given.
+        device: Where to compute, and where the result is; the CPU by default.
+        mask: A mask to use instead of the one that the recipe asks for.
+        statistics: What was collected on data, task to tensor name to tensor, for the rules that need it.
+        task: The task whose own model is wanted, for rules that make one for each task.
+        dtype: What to compute in, ``torch.float32`` or ``torch.float64``.
+
+    Returns:
+        Every tensor of the base by name, in the base's dtype: merged where it is to be merged, else a copy of the
+        base's. Where every task is pruned the tensor equals the base's bit for bit, whatever the rule.
+
+    Raises:
+        ValueError: Layers and task vectors do not fit, the dtype is neither of the two, the rule needs statistics
+            and there are none, or it makes no model for each task.
+        CheckpointError: A weight is NaN or infinite.
+
+    Example:
+        >>> vectors = TaskVectors.open({"w": torch.zeros(2)}, {"a": {"w": torch.tensor([1.0, 2.0])}})
+        >>> merge(vectors, MergeRecipe(scale=0.5))
+        {'w': tensor([0.5000, 1.0000])}
+    """
+    merged = dict(
+        iter_merged(vectors, recipe, layers, device, mask=mask, statistics=statistics, task=task, dtype=dtype)
+    )
+    return {name: merged[name] for name in vectors.headers}
+
+
+def iter_merged(
+    vectors: TaskVectors,
+    recipe: MergeRecipe,
+    layers: Layers | None = None,
+    device: torch.device | str | None = None,
+    *,
+    mask: LayerMask | None = None,
+    statistics: DataStatistics | None = None,
+    task: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield what `merge` returns one tensor at a time, merged tensors first, in layer order.
+
+    Args, Raises: See `merge`.
+
+    Yields:
+        Name and tensor.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}.")
+    _check_request(vectors, recipe, statistics, task)
+    if mask is None and recipe.prunes_layers:
+        mask = plan_pruning(vectors, recipe, layers, device).mask
+    pruned = _prune(vectors, recipe, layers, mask, device, dtype)
+    on_parts = recipe.prune_on == "parts"
+    seen_by_rule = PrunedTaskVectors(vectors, pruned.names, device, dtype) if on_parts else pruned
+    survey = recipe.rule.survey(seen_by_rule, statistics)
+    for name in pruned.names:
+        base, kept = vectors.base(name), pruned.kept(name)
+        if not kept.any():
+            yield name, base.to(device, copy=True)
+            continue
+        context = MergeContext(name, vectors.tasks, survey, _stacked(statistics, vectors, name), task)
+        tau = seen_by_rule.stack(name)
+        if on_parts:
+            parts = recipe.rule.parts(tau, context)
+            merged = torch.where(per_row(kept, parts).bool(), parts, 0).sum(0)
+        else:
+            merged = recipe.rule.combine(tau, context)
+        total = base.to(device, dtype, copy=True).add_(merged, alpha=recipe.effective_scale)
+        yield name, total.to(base.dtype)
+    for name in vectors.headers.keys() - set(pruned.names):
+        yield name, vectors.base(name).to(device, copy=True)
+
+
+def _check_request(
+    vectors: TaskVectors, recipe: MergeRecipe, statistics: DataStatistics | None, task: str | None
+) -> None:
+    rule = recipe.rule
+    if rule.needs and statistics is None:
+        raise ValueError(f"rule {rule.name!r} needs statistics=..., its {rule.needs} collected on each task's data.")
+    if statistics is not None and (absent := [name for name in vectors.tasks if name not in statistics]):
+        raise ValueError(f"statistics has no entry for task {absent[0]!r}; it has {', '.join(statistics) or 'none'}.")
+    if task is not None:
+        require_known("task", task, vectors.tasks)
+        if not rule.per_task:
+            raise ValueError(f"rule {rule.name!r} merges all tasks into one model, so task={task!r} has no meaning.")
+
+
+def _stacked(statistics: DataStatistics | None, vectors: TaskVectors, name: str) -> Tensor | None:
+    """Return a tensor's statistics of all tasks, ``(T, ...)``, or None where a task has none."""
+    if statistics is None or any(name not in statistics[task] for task in vectors.tasks):
+        return None
+    return torch.stack([statistics[task][name] for task in vectors.tasks])
+
+
+def _prune(
+    vectors: TaskVectors,
+    recipe: MergeRecipe,
+    layers: Layers | None,
+    mask: LayerMask | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+) -> PrunedTaskVectors:
+    if recipe.elements is not None:
+        return ElementPrunedTaskVectors(vectors, layers_for(vectors, recipe, layers), recipe.elements, device, dtype)
+    if mask is not None:
+        return LayerPrunedTaskVectors(vectors, layers_for(vectors, recipe, layers), mask, device, dtype)
+    names = None if layers is None else merged_layers(vectors, layers).tensors
+    return PrunedTaskVectors(vectors, names, device, dtype)

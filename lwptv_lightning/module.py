@@ -1,0 +1,290 @@
+"""`MergeModule`: a LightningModule that is the merged model, validated over ID and OOD loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from lwptv_lightning.checkpoints import some_of
+from lwptv_lightning.datamodule import require_loaders, sample_positions
+from lwptv_lightning.installing import install_
+from lwptv_lightning.layers import Layers, trace_layers
+from lwptv_lightning.merging import PruningPlan, merge, plan_pruning
+from lwptv_lightning.metrics import LoaderMetrics, averages, split_name
+from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.registry import UnknownNameError, nearest
+from lwptv_lightning.task_vectors import TaskVectors
+from lwptv_lightning.writing import metadata_of, require_safetensors_path, write_safetensors
+
+
+class MergeModule(LightningModule):
+    """The model that a recipe makes of a base and its task vectors.
+
+    ``trainer.validate(module, loaders)`` merges on the trainer's device, installs the result and validates it over
+    loaders named ``id/<task>`` and ``ood/<name>``. Entry i of what it returns holds loader i's figures under the
+    loader's name, and ``id/avg``, ``ood/avg`` and, where expert accuracies are given, ``id/normalized``. ``test``
+    and ``predict`` work likewise; ``predict`` returns logits.
+
+    The task weights are held outside parameters and buffers: they are not moved to the device as a whole and not in
+    ``state_dict()``, which is the merged model and its heads.
+
+    Args:
+        model: The architecture of the checkpoints. The module's own weights are overwritten.
+        vectors: The task vectors.
+        recipe: Rule, scale and pruning.
+        heads: Set name (the part of a loader's name after ``id/`` or ``ood/``) to a head that maps what ``model``
+            returns to that set's logits. Without heads the model's own output is the logits. Where the task vectors
+            leave out the tasks' classifiers because their shapes differ, these are the heads by default, on the
+            model's features.
+        metric: A torchmetrics metric or collection of logits and targets; top-1 accuracy by default.
+        expert_accuracy: Set name to the accuracy of its expert, for the normalised accuracy.
+
+    Raises:
+        ValueError: Model and task vectors do not fit.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> vectors = TaskVectors.open(model, {"a": {"weight": torch.eye(2), "bias": torch.zeros(2)}})
+        >>> module = MergeModule(model, vectors, MergeRecipe(scale=1.0)).merge_()
+        >>> module(torch.tensor([[3.0, 4.0]])).tolist()
+        [[3.0, 4.0]]
+    """
+
+    vectors: TaskVectors
+    recipe: MergeRecipe
+    plan: PruningPlan | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        vectors: TaskVectors,
+        recipe: MergeRecipe | None = None,
+        *,
+        heads: Mapping[str, nn.Module] | None = None,
+        metric: Metric | MetricCollection | None = None,
+        expert_accuracy: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.recipe = MergeRecipe() if recipe is None else recipe
+        _check_fit(model, vectors)
+        self.model = model
+        self.vectors = vectors
+        self.plan = None
+        heads = _classifier_heads(model, vectors) | dict(heads or {})
+        self.heads = nn.ModuleDict({_key(name): head for name, head in heads.items()})
+        self.metrics = LoaderMetrics((), metric)
+        self.expert_accuracy = dict(expert_accuracy or {})
+        self._metric = metric
+        self._loaders: dict[str, Any] = {}
+        self._layers: dict[str, Layers] = {}
+        self.save_hyperparameters({"recipe": self.recipe.to_dict(), "tasks": list(vectors.tasks)})
+
+    def layers(self, granularity: str | None = None) -> Layers:
+        """Return the model's layers in execution order, by default at the recipe's granularity."""
+        granularity = granularity or self.recipe.granularity
+        if granularity not in self._layers:
+            self._layers[granularity] = trace_layers(self.model, granularity)
+        return self._layers[granularity]
+
+    def merge_(
+        self,
+        device: torch.device | str | None = None,
+        *,
+        vectors: TaskVectors | None = None,
+        recipe: MergeRecipe | None = None,
+    ) -> MergeModule:
+        """Merge, install the result into `model` and return the module.
+
+        Args:
+            device: Where to merge; by default where the module is.
+            vectors: Other task vectors than the module's.
+            recipe: Another recipe than the module's.
+        """
+        device = self.device if device is None else device
+        vectors, recipe = vectors or self.vectors, recipe or self.recipe
+        layers = self.layers(recipe.granularity) if recipe.needs_layers else None
+        self.plan = plan_pruning(vectors, recipe, layers, device) if recipe.prunes_layers else None
+        merged = merge(vectors, recipe, layers, device, mask=self.plan.mask if self.plan else None)
+        shapes = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
+        # The model is the base where nothing is merged; a classifier of another shape than the base's is its own.
+        fitting = {name: tensor for name, tensor in merged.items() if shapes.get(name) == tensor.shape}
+        install_(self.model, {name: merged[name] for name in vectors.shared_names} | fitting)
+        return self
+
+    def save_merged(self, path: str | Path) -> Path:
+        """Merge and write the merged model (without heads) to a ``.safetensors`` file.
+
+        Returns:
+            The path.
+        """
+        require_safetensors_path(path)
+        self.merge_()
+        return write_safetensors(self.model.state_dict(), path, metadata_of(self.vectors, self.recipe))
+
+    def forward(self, inputs: Tensor, head: str | None = None) -> Tensor:
+        """Return logits, or what the model returns.
+
+        Args:
+            inputs: What the model takes, such as images ``(B, C, H, W)``.
+            head: Name of the head to apply; none by default.
+
+        Returns:
+            ``(B, classes)`` with a head, else the model's own output.
+
+        Raises:
+            UnknownNameError: No such head.
+        """
+        if head is None:
+            output: Tensor = self.model(inputs)
+            return output
+        if _key(head) not in self.heads:
+            raise UnknownNameError("head", head, self.head_names)
+        if self.vectors.classifiers:
+            features = self.model.forward_head(self.model.forward_features(inputs), pre_logits=True)
+        else:
+            features = self.model(inputs)
+        logits: Tensor = self.heads[_key(head)](features)
+        return logits
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        """The names of the heads."""
+        return tuple(name.replace(_DOT, ".") for name in self.heads)
+
+    def setup(self, stage: str) -> None:
+        """Refuse a checkpoint, which Lightning would load after this hook.
+
+        Raises:
+            ValueError: The trainer was given ``ckpt_path``.
+        """
+        if self.trainer.ckpt_path is not None:
+            raise ValueError(
+                f"ckpt_path={self.trainer.ckpt_path!r} cannot be used with a MergeModule, whose weights come from its "
+                "task vectors; leave it out."
+            )
+
+    def prepare(self, loaders: object) -> None:
+        """Check the loaders against the heads and make a metric for each, before anything is merged.
+
+        Args:
+            loaders: Name to loader, as the trainer holds them.
+
+        Raises:
+            ValueError: A loader is not named ``id/...`` or ``ood/...``, is empty or drops samples.
+            UnknownNameError: A loader has no head, where there are heads.
+        """
+        self._loaders = require_loaders(loaders)
+        for loader in self._loaders:
+            name = split_name(loader)[1]
+            if self.heads and _key(name) not in self.heads:
+                raise UnknownNameError(f"head for loader {loader!r}:", name, self.head_names)
+        self.metrics = LoaderMetrics(tuple(self._loaders), self._metric).to(self.device)
+
+    def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of a batch; override it for batches that are no ``(inputs, targets)``."""
+        if isinstance(batch, list | tuple) and len(batch) >= 2:
+            return batch[0], batch[1]
+        raise TypeError(
+            f"a batch must be (inputs, targets), not {type(batch).__name__}; override MergeModule.unpack for others."
+        )
+
+    def logits(self, inputs: Tensor, loader: str) -> Tensor:
+        """Return the logits for a loader's set, ``(B, classes)``."""
+        return self(inputs, split_name(loader)[1] if self.heads else None)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Update the loader's metric with the samples that count."""
+        loader = tuple(self._loaders)[dataloader_idx]
+        inputs, targets = self.unpack(batch)
+        logits = self.logits(inputs, loader)
+        counted = len(sample_positions(self._loaders[loader], batch_idx, len(targets)))
+        if counted:
+            self.metrics[loader].update(logits[:counted], targets[:counted])
+        for name, metric in self.metrics.logged(loader).items():
+            self.log(
+                name,
+                metric,
+                on_step=False,
+                on_epoch=True,
+                add_dataloader_idx=False,
+                batch_size=max(counted, 1),
+                metric_attribute=f"metrics.{name}",  # Lightning remembers the metrics of an earlier run otherwise
+            )
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Do what `validation_step` does."""
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the logits of a batch, which may be inputs alone."""
+        inputs = batch if isinstance(batch, Tensor) else self.unpack(batch)[0]
+        return self.logits(inputs, tuple(self._loaders)[dataloader_idx])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the averages over the loaders."""
+        # The figures are reduced over the processes already.
+        self.log_dict(averages(self.metrics.compute(), self.expert_accuracy), rank_zero_only=False)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the averages over the loaders."""
+        self.on_validation_epoch_end()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Bring the callback that merges, unless the trainer has one."""
+        from lwptv_lightning.callbacks.prune_and_merge import MergeOwnModule, PruneAndMerge
+
+        has_one = any(isinstance(callback, PruneAndMerge) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if has_one else [MergeOwnModule()]
+
+
+_DOT = "%2E"
+
+
+def _key(name: str) -> str:
+    """Return a name under which a ModuleDict can hold a head: attributes may not contain dots."""
+    return name.replace(".", _DOT)
+
+
+def _check_fit(model: nn.Module, vectors: TaskVectors) -> None:
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    label = type(model).__name__
+    absent = [name for name in vectors.shared_names if name not in own]
+    if absent:
+        raise ValueError(
+            f"{label} has no tensor {some_of(absent)}{nearest(absent[0], own)} Expected the architecture that the "
+            "checkpoints are of; tensors that are not to be merged go into exclude=(...)."
+        )
+    for name in vectors.shared_names:
+        if own[name] != vectors.headers[name].shape:
+            raise ValueError(f"{label}: {name!r} has shape {own[name]}, the base {vectors.headers[name].shape}.")
+    classifiers = tuple(f"{path}." for path in vectors.classifiers)
+    unset = [name for name in own if name not in vectors.headers and not (classifiers and name.startswith(classifiers))]
+    if unset:
+        raise ValueError(
+            f"{label} has tensors that the base has not and that would stay random: {some_of(unset)} Build it without "
+            "them (timm: num_classes=0), or add them to the base checkpoint."
+        )
+
+
+def _classifier_heads(model: nn.Module, vectors: TaskVectors) -> dict[str, nn.Module]:
+    """Make a head of each task's own classifier, where the task vectors leave these out."""
+    heads: dict[str, nn.Module] = {}
+    for task in vectors.tasks if vectors.classifiers else ():
+        if len(vectors.classifiers) > 1:
+            raise ValueError(f"{type(model).__name__} has several classifiers; give heads={{task: module}}.")
+        path = vectors.classifiers[0]
+        state = {name.removeprefix(f"{path}."): tensor for name, tensor in vectors.classifier_state(task).items()}
+        pattern = model.get_submodule(path)
+        if not isinstance(pattern, nn.Linear) or "weight" not in state:
+            raise ValueError(f"the classifier {path!r} of {task!r} is no linear layer; give heads={{task: module}}.")
+        classes, features = state["weight"].shape
+        head = nn.Linear(features, classes, bias="bias" in state)
+        head.load_state_dict(state)
+        heads[task] = head
+    return heads

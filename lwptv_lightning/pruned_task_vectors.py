@@ -1,0 +1,137 @@
+"""Task vectors as a merging rule sees them: what is pruned is exactly zero."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.layers import Layers
+from lwptv_lightning.pruning import ElementPruning, LayerMask
+from lwptv_lightning.task_vectors import TaskVectors
+
+
+class PrunedTaskVectors:
+    """Task vectors on one device in one dtype; this base class prunes nothing.
+
+    Args:
+        vectors: The task vectors.
+        names: The tensors in the order in which they are merged; by default that of the base checkpoint.
+        device: Where stacks are made; the CPU by default.
+        dtype: The dtype of stacks.
+    """
+
+    def __init__(
+        self,
+        vectors: TaskVectors,
+        names: tuple[str, ...] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.vectors = vectors
+        self.names = vectors.names if names is None else names
+        self.device = device
+        self.dtype = dtype
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The T task names; the first dimension of every stack."""
+        return self.vectors.tasks
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        return self.vectors.headers[name].shape
+
+    def numel(self, name: str) -> int:
+        """Return the number of elements of a tensor."""
+        return math.prod(self.shape(name))
+
+    def kept(self, name: str) -> Tensor:
+        """Return which tasks keep a tensor, at least in part, ``(T,)`` bool."""
+        return torch.ones(len(self.tasks), dtype=torch.bool)
+
+    def stack(self, name: str) -> Tensor:
+        """Return the T task vectors of one tensor, ``(T, *shape)``, for the caller to write to."""
+        return self.vectors.stack(name, self.device, self.dtype)
+
+
+class LayerPrunedTaskVectors(PrunedTaskVectors):
+    """Task vectors whose pruned layers are zero; what every task prunes is not read at all.
+
+    Args:
+        vectors: The task vectors.
+        layers: The layers that ``mask`` speaks of.
+        mask: What to prune.
+        device: Where stacks are made.
+        dtype: The dtype of stacks.
+
+    Raises:
+        ValueError: The mask is for other tasks or other layers.
+    """
+
+    def __init__(
+        self,
+        vectors: TaskVectors,
+        layers: Layers,
+        mask: LayerMask,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(vectors, layers.tensors, device, dtype)
+        if mask.tasks != vectors.tasks:
+            raise ValueError(f"the mask is for tasks {list(mask.tasks)}, the task vectors hold {list(vectors.tasks)}.")
+        if mask.layers != layers.names:
+            raise ValueError("the mask was made for other layers than these: names or their order differ.")
+        self._kept = {name: mask.kept[:, index] for index, layer in enumerate(layers) for name in layer.tensors}
+
+    def kept(self, name: str) -> Tensor:  # noqa: D102 (inherited)
+        return self._kept[name]
+
+    def stack(self, name: str) -> Tensor:  # noqa: D102 (inherited)
+        kept = self.kept(name)
+        if not kept.any():
+            return torch.zeros((len(self.tasks), *self.shape(name)), device=self.device, dtype=self.dtype)
+        tau = super().stack(name)
+        tau[~kept.to(tau.device)] = 0
+        return tau
+
+
+class ElementPrunedTaskVectors(PrunedTaskVectors):
+    """Task vectors with the smallest elements of each layer zero.
+
+    A layer's tensors are pruned together. The layer made last is remembered, since its tensors are asked for in turn.
+
+    Args:
+        vectors: The task vectors.
+        layers: Which tensors form a layer.
+        pruning: How much to drop.
+        device: Where stacks are made.
+        dtype: The dtype of stacks.
+    """
+
+    def __init__(
+        self,
+        vectors: TaskVectors,
+        layers: Layers,
+        pruning: ElementPruning,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(vectors, layers.tensors, device, dtype)
+        self._layers = layers
+        self._pruning = pruning
+        self._last_layer: dict[str, Tensor] = {}
+
+    def kept(self, name: str) -> Tensor:  # noqa: D102 (inherited)
+        return torch.full((len(self.tasks),), self._pruning.ratio < 1)
+
+    def stack(self, name: str) -> Tensor:  # noqa: D102 (inherited)
+        if name not in self._last_layer:
+            tensors = self._layers[self._layers.index_of(name)].tensors
+            rows = [
+                super(ElementPrunedTaskVectors, self).stack(tensor).reshape(len(self.tasks), -1) for tensor in tensors
+            ]
+            pruned = self._pruning.drop_smallest_(torch.cat(rows, dim=1)).split([row.shape[1] for row in rows], dim=1)
+            self._last_layer = dict(zip(tensors, pruned, strict=True))
+        return self._last_layer[name].reshape(len(self.tasks), *self.shape(name)).clone()

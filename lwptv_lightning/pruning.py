@@ -1,0 +1,153 @@
+"""Masks: which layer of which task vector is kept.
+
+`keep_most_salient` makes a `LayerMask` from saliency scores, whole layers at a time. `ElementPruning` is the other
+reading of "layer-wise pruning": inside each layer it drops the smallest elements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.registry import UnknownNameError, require_known
+from lwptv_lightning.saliency import LayerTable
+
+RANKINGS = ("task", "all")
+COUNTS = ("layers", "parameters")
+
+
+@dataclass(frozen=True)
+class LayerMask:
+    """Which layers each task keeps.
+
+    Attributes:
+        tasks: The T task names.
+        layers: The L layer names, in execution order.
+        kept: ``(T, L)`` bool; ``False`` is pruned, so that this task leaves the base as it is there.
+    """
+
+    tasks: tuple[str, ...]
+    layers: tuple[str, ...]
+    kept: Tensor
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, bool]]]:
+        for task, row in zip(self.tasks, self.kept.tolist(), strict=True):
+            yield task, dict(zip(self.layers, row, strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LayerMask):
+            return NotImplemented
+        return (self.tasks, self.layers) == (other.tasks, other.layers) and torch.equal(self.kept, other.kept)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def require_ratio(ratio: float, name: str = "ratio") -> None:
+    """Raise unless ``ratio`` is a number in [0, 1]."""
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float):
+        raise TypeError(f"{name} must be a number in [0, 1], not {ratio!r}.")
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], not {ratio}; it is a fraction, not percent.")
+
+
+def keep_most_salient(
+    scores: LayerTable,
+    ratio: float,
+    *,
+    ranking: str = "task",
+    count: str = "layers",
+    keep: Sequence[str] = (),
+    prune: Sequence[str] = (),
+) -> LayerMask:
+    """Prune the least salient layers.
+
+    Of equal scores the layer that is executed first goes first. Masks of growing ratio are nested.
+
+    Args:
+        scores: ``(T, L)``, higher is kept.
+        ratio: The fraction to prune, in [0, 1].
+        ranking: ``"task"``: each task loses ``floor(ratio * L)`` layers. ``"all"``: ``floor(ratio * T * L)`` go in
+            all, whichever task they are of.
+        count: ``"layers"``, or ``"parameters"``: then as many layers go, least salient first, as hold no more than
+            the fraction ``ratio`` of the elements.
+        keep: Glob patterns of layers that are never pruned.
+        prune: Glob patterns of layers that every task loses, whatever their score; they count towards ``ratio``.
+
+    Returns:
+        The mask, ``(T, L)``.
+
+    Raises:
+        ValueError: ``ratio`` is outside [0, 1], or a layer is both kept and pruned.
+        UnknownNameError: No such ranking or count, or a pattern that matches no layer.
+
+    Example:
+        >>> scores = LayerTable(("a",), ("stem", "head"), torch.tensor([9, 9]), torch.tensor([[0.2, 0.1]]))
+        >>> keep_most_salient(scores, 0.5).kept
+        tensor([[ True, False]])
+    """
+    require_ratio(ratio)
+    require_known("ranking", ranking, RANKINGS)
+    require_known("count", count, COUNTS)
+    always_kept, always_pruned = (_matching(scores.layers, patterns) for patterns in (keep, prune))
+    if both := [name for name, k, p in zip(scores.layers, always_kept, always_pruned, strict=True) if k and p]:
+        raise ValueError(f"layer {both[0]!r} matches both keep={tuple(keep)} and prune={tuple(prune)}.")
+    values = scores.values.clone()
+    values[:, always_pruned] = -torch.inf
+    weights = torch.ones_like(scores.numel) if count == "layers" else scores.numel
+    groups = values if ranking == "task" else values.T.reshape(1, -1)
+    group_weights = weights if ranking == "task" else weights.repeat_interleave(len(scores.tasks))
+    kept = torch.stack([~_least(row, group_weights, ratio) for row in groups])
+    if ranking == "all":
+        kept = kept.reshape(values.shape[1], values.shape[0]).T.contiguous()
+    kept[:, always_pruned] = False
+    kept[:, always_kept] = True
+    return LayerMask(scores.tasks, scores.layers, kept)
+
+
+def _matching(layers: Sequence[str], patterns: Sequence[str]) -> Tensor:
+    for pattern in patterns:
+        if not any(fnmatchcase(layer, pattern) for layer in layers):
+            raise UnknownNameError("layer pattern", pattern, layers)
+    return torch.tensor([any(fnmatchcase(layer, pattern) for pattern in patterns) for layer in layers])
+
+
+def _least(values: Tensor, weights: Tensor, ratio: float) -> Tensor:
+    """Mark the longest run of ascending values whose weights sum to no more than ``ratio`` of all."""
+    ascending = values.argsort(stable=True)
+    # The small term undoes the rounding of products such as 0.29 * 100 = 28.999999999999996.
+    budget = math.floor(ratio * float(weights.sum()) + 1e-9)
+    marked = torch.zeros(len(values), dtype=torch.bool)
+    marked[ascending[weights[ascending].cumsum(0) <= budget]] = True
+    return marked
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElementPruning:
+    """Drop the smallest elements inside each layer of each task vector.
+
+    Of the n elements of a layer the ``floor(ratio * n)`` with the smallest ``|tau|`` become zero; of equal ones the
+    first in order. ``ratio=0`` drops nothing and ``ratio=1`` everything.
+
+    Args:
+        ratio: The fraction to drop, in [0, 1].
+
+    Example:
+        >>> ElementPruning(ratio=0.5).drop_smallest_(torch.tensor([[1.0, -3.0, 2.0, 0.5]]))
+        tensor([[ 0., -3.,  2.,  0.]])
+    """
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        require_ratio(self.ratio)
+
+    def drop_smallest_(self, tau: Tensor) -> Tensor:
+        """Zero the smallest elements of each row, in place, and return the rows, ``(T, n)``."""
+        dropped = math.floor(self.ratio * tau.shape[1] + 1e-9)
+        order = tau.abs().argsort(dim=1, stable=True)
+        return tau.scatter_(1, order[:, :dropped], 0.0)

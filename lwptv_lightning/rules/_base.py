@@ -1,0 +1,159 @@
+"""What a merging rule is: two pure functions over a stack of task vectors, and a name in the registry."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias, TypeVar
+
+from torch import Tensor
+
+from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
+from lwptv_lightning.registry import Registry, UnknownNameError
+from lwptv_lightning.rules._parameters import check_parameters
+
+RULES: Registry[type[MergeRule]] = Registry("merging rule")
+
+DataStatistics: TypeAlias = Mapping[str, Mapping[str, Tensor]]
+"""What was collected on data: task to tensor name to a tensor, such as a diagonal Fisher information."""
+
+RuleType = TypeVar("RuleType", bound="type[MergeRule]")
+
+
+@dataclass(frozen=True)
+class MergeContext:
+    """What a rule may know of the stack it combines besides its values.
+
+    Attributes:
+        name: The tensor's name.
+        tasks: The T task names, in the order of the stack.
+        survey: What the rule's own `MergeRule.survey` returned.
+        statistics: What was collected on data for this tensor, one for each task, ``(T, ...)``; ``None`` where
+            nothing was.
+        task: The task whose own model is wanted, for rules that make one for each; ``None`` is the model of all.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    survey: Any = None
+    statistics: Tensor | None = None
+    task: str | None = None
+
+
+class MergeRule(ABC):
+    """Combines the T task vectors of one tensor into one.
+
+    A rule never sees the base: ``merge`` adds ``scale * combine(...)`` to it, once. Pruned rows are zeros. A rule is
+    a frozen dataclass of plain hyper-parameters, decorated with `merge_rule`, and implements either `combine`, or
+    `parts` where the result is a sum over the tasks.
+
+    Attributes:
+        name: The registered name.
+        paper: Where the rule is from.
+        published_scale: The scaling coefficient that its source uses.
+        needs: The kind of data statistics without which it cannot merge, such as ``"fisher"``; empty for none.
+        per_task: Whether it can make a model for each task besides the merged one.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    published_scale: ClassVar[float]
+    needs: ClassVar[str] = ""
+    per_task: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_parameters(self)
+
+    @property
+    def default_scale(self) -> float:
+        """The scaling coefficient where the recipe gives none."""
+        return self.published_scale
+
+    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> Any:
+        """Gather what `combine` needs to know of the whole model, in one or more streams over the stacks."""
+        return None
+
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return each task's part of the sum, ``(T, *shape) -> (T, *shape)``; it may write to ``tau``."""
+        raise NotImplementedError(f"{self.name} is no sum over tasks, so it has no parts.")
+
+    def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return the merged task vector, ``(T, *shape) -> (*shape)``; it may write to ``tau``."""
+        return self.parts(tau, context).sum(0)
+
+    @classmethod
+    def surveys_model(cls) -> bool:
+        """Tell whether the rule looks at the whole model before it combines a single tensor."""
+        return cls.survey is not MergeRule.survey
+
+    @classmethod
+    def has_parts(cls) -> bool:
+        """Tell whether the rule is a sum over tasks."""
+        return cls.parts is not MergeRule.parts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the registered name and the hyper-parameters, ready for JSON."""
+        return {"name": self.name, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+
+
+def merge_rule(name: str, *, paper: str, scale: float = 1.0) -> Callable[[RuleType], RuleType]:
+    """Register a rule under a name.
+
+    Args:
+        name: What ``MergeRecipe(rule=...)`` and the command line call it.
+        paper: Address of the paper.
+        scale: The published scaling coefficient.
+
+    Returns:
+        The class decorator.
+    """
+
+    def register(rule: RuleType) -> RuleType:
+        rule.name = name
+        rule.paper = paper
+        rule.published_scale = scale
+        RULES.register(name, rule)
+        return rule
+
+    return register
+
+
+def get_rule(name: str) -> type[MergeRule]:
+    """Return the class of a registered rule.
+
+    Raises:
+        UnknownNameError: No such rule; the message suggests the nearest.
+
+    Example:
+        >>> get_rule("ties")(density=0.1)
+        TIES(density=0.1, reduce='mean', scope='model')
+    """
+    return RULES[name]
+
+
+def make_rule(description: str | Mapping[str, Any] | MergeRule) -> MergeRule:
+    """Return a rule from a name, from a mapping with a name and hyper-parameters, or as it is.
+
+    Raises:
+        UnknownNameError: No such rule or hyper-parameter.
+        TypeError: ``description`` is none of these.
+
+    Example:
+        >>> make_rule({"name": "dare", "density": 0.9})
+        DARE(density=0.9, seed=0)
+    """
+    if isinstance(description, MergeRule):
+        return description
+    if isinstance(description, str):
+        return get_rule(description)()
+    if isinstance(description, Mapping) and "name" in description:
+        arguments = dict(description)
+        rule = get_rule(arguments.pop("name"))
+        known = [field.name for field in dataclasses.fields(rule)]  # type: ignore[arg-type]
+        for argument in arguments:
+            if argument not in known:
+                raise UnknownNameError(f"hyper-parameter of {rule.name}", argument, known)
+        return rule(**arguments)
+    raise TypeError(f"rule must be a name, a mapping with a 'name', or a MergeRule, not {description!r}.")

@@ -1,0 +1,40 @@
+"""DARE: drop and rescale."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._ops import random_keep, rescale_kept
+from lwptv_lightning.rules._parameters import number, whole
+
+
+@merge_rule("dare", paper="https://arxiv.org/abs/2311.03099", scale=0.3)
+@dataclass(frozen=True, kw_only=True)
+class DARE(MergeRule):
+    """Drop elements at random, rescale the rest, then add: ``sum_t m_t tau_t / density``, ``m_t ~ Bernoulli``.
+
+    Args:
+        density: The probability that an element is kept, in (0, 1]; the paper's drop rate is ``1 - density``.
+        seed: Seeds the draw, together with the names of task and tensor. So the result depends neither on the order
+            of tensors nor on the device or the number of processes.
+
+    Example:
+        >>> from lwptv_lightning.rules import MergeContext
+        >>> DARE(density=0.5).combine(torch.ones(1, 4), MergeContext("w", ("a",))).unique()
+        tensor([0., 2.])
+
+    Reference:
+        Yu et al., Language models are super Mario, arXiv 2311.03099. Deviation: the random stream is our own; one
+        draw of the authors' code depends on the order in which tensors are visited.
+    """
+
+    density: float = number(0.5, "(0, 1]")
+    seed: int = whole(0)
+
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return ``m_t tau_t / density``, ``(T, *shape)``."""
+        shape = tuple(tau.shape[1:])
+        keep = torch.stack([random_keep(shape, self.density, self.seed, task, context.name) for task in context.tasks])
+        return rescale_kept(tau, keep.to(tau.device), self.density)

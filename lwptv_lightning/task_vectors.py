@@ -1,0 +1,266 @@
+"""Task vectors: one base and T fine-tuned checkpoints, aligned by name and stacked one tensor at a time."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from lwptv_lightning.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointSource,
+    TensorHeader,
+    align_prefix,
+    open_checkpoint,
+    some_of,
+)
+from lwptv_lightning.registry import UnknownNameError, nearest
+
+
+class TaskVectors:
+    """The differences between T fine-tuned models and the base they were tuned from.
+
+    ``tau_t = theta_t - theta_0``. No difference is kept: each `stack` is computed from the mapped files when asked
+    for, so that the task vectors of a model never stand in memory as a whole.
+
+    Use `TaskVectors.open`, which opens and checks the checkpoints.
+
+    Args:
+        base: The pre-trained weights ``theta_0``.
+        experts: Task name to fine-tuned weights, with the tensors of the base.
+        names: The tensors to merge.
+        copied: The tensors that all checkpoints share but that cannot be merged, such as integer counters.
+        classifiers: Module paths of task-specific classifiers, which are not merged; see `classifier_state`.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        experts: Mapping[str, Checkpoint],
+        names: Sequence[str],
+        copied: Sequence[str] = (),
+        classifiers: Sequence[str] = (),
+    ) -> None:
+        self._base = base
+        self._experts = dict(experts)
+        self.names = tuple(names)
+        self.copied = tuple(copied)
+        self.classifiers = tuple(classifiers)
+
+    @classmethod
+    def open(
+        cls,
+        base: CheckpointSource,
+        tasks: Mapping[str, CheckpointSource],
+        *,
+        exclude: Sequence[str] = (),
+        model: nn.Module | None = None,
+        prefix: str | None = None,
+    ) -> TaskVectors:
+        """Open the checkpoints, check that they belong together, and read no more than headers.
+
+        Every floating tensor that no ``exclude`` pattern matches is merged. All others, integer counters among
+        them, stay what they are in the base.
+
+        Args:
+            base: The pre-trained weights; see `lwptv_lightning.checkpoints.open_checkpoint` for the formats.
+            tasks: Task name to fine-tuned weights.
+            exclude: Glob patterns of tensor names that are not merged and may differ, such as ``("head.*",)``.
+            model: The module that the weights belong to. Its timm classifier is excluded where its shape differs
+                between the checkpoints, and kept as each task's head (`classifier_state`). Its names are also what a
+                prefix in the checkpoints is found by.
+            prefix: What the wanted names start with in Lightning checkpoints, such as ``"model."``; found by
+                comparing names when not given.
+
+        Returns:
+            The aligned task vectors.
+
+        Raises:
+            ValueError: ``tasks`` is empty or an ``exclude`` pattern matches no tensor.
+            CheckpointError: A checkpoint misses a tensor, has one more, or one of another shape or kind.
+
+        Warns:
+            UserWarning: A task's weights equal the base's.
+
+        Example:
+            >>> base = {"w": torch.zeros(2), "steps": torch.tensor(7)}
+            >>> vectors = TaskVectors.open(base, {"a": {"w": torch.ones(2), "steps": torch.tensor(9)}})
+            >>> vectors.tasks, vectors.names, vectors.stack("w")
+            (('a',), ('w',), tensor([[1., 1.]]))
+        """
+        if not isinstance(tasks, Mapping):
+            raise TypeError(f"tasks must map task names to checkpoints, not be a {type(tasks).__name__}.")
+        if not tasks:
+            raise ValueError("tasks is empty: expected at least one fine-tuned checkpoint.")
+        opened_base = _open_unprefixed(base, prefix)
+        if model is not None:
+            opened_base = align_prefix(opened_base, model.state_dict().keys())
+        experts = {}
+        for task, source in tasks.items():
+            experts[str(task)] = align_prefix(_open_unprefixed(source, prefix), opened_base.names)
+        every_name = dict.fromkeys(name for checkpoint in (opened_base, *experts.values()) for name in checkpoint.names)
+        for pattern in exclude:
+            if not any(fnmatchcase(name, pattern) for name in every_name):
+                raise UnknownNameError("exclude pattern", pattern, list(every_name))
+        classifiers = _differing_classifiers(model, opened_base, experts)
+        ignored = (*exclude, *(f"{path}.*" for path in classifiers))
+        for task, expert in experts.items():
+            _check_alignment(task, expert, opened_base, ignored)
+        shared = [name for name in opened_base.names if not _matches(name, ignored)]
+        names = [name for name in shared if opened_base.headers[name].dtype.is_floating_point]
+        if not names:
+            raise CheckpointError(f"{opened_base.source}: no floating tensor is left to merge.")
+        copied = [name for name in shared if name not in set(names)]
+        vectors = cls(opened_base, experts, names, copied, classifiers)
+        for task in vectors._unchanged_tasks():
+            warnings.warn(f"task {task!r} equals the base: its task vector is zero.", stacklevel=2)
+        return vectors
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The task names, in the order given; the first dimension of every stack."""
+        return tuple(self._experts)
+
+    @property
+    def shared_names(self) -> tuple[str, ...]:
+        """The tensors that base and tasks have in common: all but the excluded ones."""
+        return self.names + self.copied
+
+    @property
+    def headers(self) -> Mapping[str, TensorHeader]:
+        """Shape and dtype of every tensor of the base, merged or not."""
+        return self._base.headers
+
+    def base(self, name: str) -> Tensor:
+        """Return a tensor of the base on the CPU, in its own dtype; it must not be written to."""
+        return self._base.read(name)
+
+    def expert(self, task: str, name: str) -> Tensor:
+        """Return a tensor of a task's fine-tuned model on the CPU; it must not be written to."""
+        return self._expert(task).read(name)
+
+    def stack(self, name: str, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the T task vectors of one tensor.
+
+        Args:
+            name: One of `names`.
+            device: Where to subtract; the CPU by default.
+            dtype: The dtype to subtract in.
+
+        Returns:
+            Fine-tuned minus base, shape ``(T, *shape)``, freshly allocated.
+
+        Raises:
+            CheckpointError: A weight is NaN or infinite.
+        """
+        if name not in self._base.headers:
+            raise UnknownNameError("tensor", name, self.names)
+        base = self._base.read(name).to(device, dtype)
+        tau = torch.empty((len(self._experts), *base.shape), device=base.device, dtype=dtype)
+        for row, expert in zip(tau, self._experts.values(), strict=True):
+            torch.sub(expert.read(name).to(device, dtype), base, out=row)
+        # NaN and infinity survive a sum, so that one number tells; overflow of a finite sum is told apart below.
+        if not torch.isfinite(tau.sum()):
+            self._raise_unless_finite(name)
+        return tau
+
+    def select(self, tasks: Iterable[str]) -> TaskVectors:
+        """Return the task vectors of some tasks, in the order given."""
+        experts = {task: self._expert(task) for task in tasks}
+        return TaskVectors(self._base, experts, self.names, self.copied, self.classifiers)
+
+    def classifier_state(self, task: str) -> dict[str, Tensor]:
+        """Return a task's own classifier where it is not merged, by the tensors' full names."""
+        expert = self._expert(task)
+        paths = tuple(f"{path}." for path in self.classifiers)
+        return {name: expert.read(name) for name in expert.names if paths and name.startswith(paths)}
+
+    def _expert(self, task: str) -> Checkpoint:
+        if task not in self._experts:
+            raise UnknownNameError("task", task, self._experts)
+        return self._experts[task]
+
+    def _unchanged_tasks(self) -> list[str]:
+        smallest_first = sorted(self.names, key=lambda name: math.prod(self.headers[name].shape))
+        return [
+            task
+            for task, expert in self._experts.items()
+            if all(torch.equal(expert.read(name), self._base.read(name)) for name in smallest_first)
+        ]
+
+    def _raise_unless_finite(self, name: str) -> None:
+        for checkpoint in (self._base, *self._experts.values()):
+            broken = int((~torch.isfinite(checkpoint.read(name))).sum())
+            if broken:
+                raise CheckpointError(
+                    f"{checkpoint.source}: {broken} NaN or infinite values in {name!r}; expected finite weights."
+                )
+
+    def __len__(self) -> int:
+        return len(self._experts)
+
+    def __repr__(self) -> str:
+        return f"TaskVectors({self._base.source!r}, tasks={list(self.tasks)}, {len(self.names)} tensors)"
+
+
+def classifier_paths(model: nn.Module | None) -> tuple[str, ...]:
+    """Return the module paths of a timm model's classifier, from its ``pretrained_cfg``.
+
+    Example:
+        >>> import timm
+        >>> classifier_paths(timm.create_model("resnet10t", pretrained=False))
+        ('fc',)
+    """
+    paths = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (paths,) if isinstance(paths, str) else tuple(paths)
+
+
+def _differing_classifiers(
+    model: nn.Module | None, base: Checkpoint, experts: Mapping[str, Checkpoint]
+) -> tuple[str, ...]:
+    def shapes(checkpoint: Checkpoint, path: str) -> dict[str, tuple[int, ...]]:
+        return {name: head.shape for name, head in checkpoint.headers.items() if name.startswith(f"{path}.")}
+
+    return tuple(
+        path
+        for path in classifier_paths(model)
+        if any(shapes(expert, path) != shapes(base, path) for expert in experts.values())
+    )
+
+
+def _check_alignment(task: str, expert: Checkpoint, base: Checkpoint, ignored: Sequence[str]) -> None:
+    wanted = {name for name in base.names if not _matches(name, ignored)}
+    given = {name for name in expert.names if not _matches(name, ignored)}
+    label = f"task {task!r} ({expert.source})"
+    hint = " Tensors that are not to be merged go into exclude=(...)."
+    if missing := sorted(wanted - given):
+        near = nearest(missing[0], given - wanted)
+        raise CheckpointError(f"{label} misses tensors that the base has: {some_of(missing)}{near}{hint}")
+    if extra := sorted(given - wanted):
+        raise CheckpointError(f"{label} has tensors that the base has not: {some_of(extra)}{hint}")
+    for name in sorted(wanted):
+        ours, theirs = base.headers[name], expert.headers[name]
+        if ours.shape != theirs.shape:
+            raise CheckpointError(
+                f"{label}: {name!r} has shape {theirs.shape}, expected {ours.shape} as in the base.{hint}"
+            )
+        if ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
+            raise CheckpointError(f"{label}: {name!r} is {theirs.dtype}, expected {ours.dtype} as in the base.")
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _open_unprefixed(source: CheckpointSource, prefix: str | None) -> Checkpoint:
+    """Open a checkpoint and strip ``prefix`` where it carries one: plain files may stand beside Lightning's."""
+    if prefix is None:
+        return open_checkpoint(source)
+    checkpoint = open_checkpoint(source, prefix="")
+    carries_prefix = any(name.startswith(prefix) for name in checkpoint.names)
+    return checkpoint.without_prefix(prefix) if carries_prefix else checkpoint
