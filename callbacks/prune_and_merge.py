@@ -91,13 +91,12 @@ class PruneAndMerge(Callback):
         if stage not in self.stages:
             return
         if isinstance(pl_module, MergeModule):
-            self._merge_own(trainer, pl_module, loaders)
+            # Predictions need no names, but to choose a head by.
+            if stage != "predict" or pl_module.heads:
+                pl_module.prepare(loaders)
+            pl_module.merge_(trainer.strategy.root_device, vectors=self.vectors, recipe=self.recipe)
         else:
             self._merge_foreign(trainer, pl_module)
-
-    def _merge_own(self, trainer: Trainer, module: MergeModule, loaders: object) -> None:
-        module.prepare(loaders)
-        module.merge_(trainer.strategy.root_device, vectors=self.vectors, recipe=self.recipe)
 
     def _merge_foreign(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.vectors is None:
@@ -114,8 +113,10 @@ class PruneAndMerge(Callback):
 
     def _find_backbone(self, pl_module: LightningModule, vectors: TaskVectors) -> nn.Module:
         if self.backbone is not None:
-            return pl_module.get_submodule(self.backbone)
-        for _, submodule in pl_module.named_modules():
+            backbone: nn.Module = pl_module.get_submodule(self.backbone)
+            return backbone
+        submodule: nn.Module
+        for submodule in pl_module.modules():
             if submodule.state_dict().keys() >= set(vectors.shared_names):
                 return submodule
         raise ValueError(

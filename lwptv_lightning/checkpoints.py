@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -37,6 +38,8 @@ _SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
 }
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+_FOREIGN_CLASS = re.compile(r"GLOBAL \S|must be imported")
+"""What torch says of a pickle that names a class or function outside its list of harmless ones."""
 
 
 class CheckpointError(ValueError):
@@ -327,14 +330,17 @@ def _load(path: Path) -> Mapping[str, Any]:
     try:
         # Files in the format from before torch 1.6 are no zip archives and cannot be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # a damaged file makes the unpickler fail in any way whatever
+        if isinstance(error, pickle.UnpicklingError) and _FOREIGN_CLASS.search(str(error)):
+            raise CheckpointError(
+                f"{path}: holds pickled Python objects, which are never unpickled here because that can run code. "
+                "Where you trust the file, load it yourself and store the weights alone: "
+                "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')."
+            ) from error
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
         raise CheckpointError(
-            f"{path}: holds pickled Python objects, which are never unpickled here because that can run code. "
-            "Where you trust the file, load it yourself and store the weights alone: "
-            "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')."
+            f"{path}: not a readable checkpoint of torch.save ({type(error).__name__}: {reason})."
         ) from error
-    except (RuntimeError, EOFError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint of torch.save ({error}).") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a state dict.")
     return content
@@ -358,6 +364,6 @@ def _headers(tensors: Mapping[str, Tensor]) -> dict[str, TensorHeader]:
 
 def some_of(names: Iterable[object], most: int = 8) -> str:
     """List the first names, and say how many more there are."""
-    names = [str(name) for name in names]
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more + "."
+    listed = [str(name) for name in names]
+    more = f", and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more + "."

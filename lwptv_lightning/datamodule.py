@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from lwptv_lightning.metrics import split_name
+from lwptv_lightning.metrics import DOMAINS, split_name
 
 
 class EvaluationSuite(LightningDataModule):
@@ -48,6 +48,15 @@ class EvaluationSuite(LightningDataModule):
         }
         self.loaders = {name: _as_loader(name, data, batch_size, num_workers) for name, data in named.items()}
         require_loaders(self.loaders)
+
+    @classmethod
+    def of(cls, loaders: Mapping[str, DataLoader[Any]]) -> EvaluationSuite:
+        """Return the suite of loaders that are named ``id/...`` and ``ood/...`` already."""
+        groups: dict[str, dict[str, DataLoader[Any]]] = {domain: {} for domain in DOMAINS}
+        for loader, data in loaders.items():
+            domain, name = split_name(loader)
+            groups[domain][name] = data
+        return cls(id=groups["id"], ood=groups["ood"])
 
     def val_dataloader(self) -> dict[str, DataLoader[Any]]:
         """Return the loaders by name."""

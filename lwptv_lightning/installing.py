@@ -46,6 +46,15 @@ def install_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
+    _drop_caches(module)
+
+
+def _drop_caches(module: nn.Module) -> None:
+    """Make a module forget what it computed from its old weights: timm's LeViT and its kin do so in ``train()``."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    module.train()
+    for submodule, training in modes:
+        submodule.training = training
 
 
 def snapshot(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:

@@ -228,11 +228,10 @@ def layers_from_names(names: Iterable[str], granularity: str = "module") -> Laye
 def _used_names(traced: fx.GraphModule) -> Iterator[str]:
     """Yield the names of tensors in the order in which the graph uses them; some more than once."""
     for node in traced.graph.nodes:
-        target = str(node.target)
-        if node.op == "get_attr" and node.users:  # without users the code has looked at the attribute only
-            yield target
-        elif node.op == "call_module":
-            yield from traced.get_submodule(target).state_dict(prefix=f"{target}.")
+        # An attribute is fetched when the code first looks at it, and used when a computation takes it.
+        yield from (str(source.target) for source in node.all_input_nodes if source.op == "get_attr")
+        if node.op == "call_module":
+            yield from traced.get_submodule(str(node.target)).state_dict(prefix=f"{node.target}.")
 
 
 def _blocks_of(model: nn.Module) -> set[str]:

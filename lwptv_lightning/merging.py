@@ -146,6 +146,8 @@ def iter_merged(
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}.")
     _check_request(vectors, recipe, statistics, task)
+    if mask is not None and recipe.elements is not None:
+        raise ValueError("mask=... prunes whole layers; it cannot stand beside the recipe's elements.")
     if mask is None and recipe.prunes_layers:
         mask = plan_pruning(vectors, recipe, layers, device).mask
     pruned = _prune(vectors, recipe, layers, mask, device, dtype)
@@ -166,8 +168,10 @@ def iter_merged(
             merged = recipe.rule.combine(tau, context)
         total = base.to(device, dtype, copy=True).add_(merged, alpha=recipe.effective_scale)
         yield name, total.to(base.dtype)
-    for name in vectors.headers.keys() - set(pruned.names):
-        yield name, vectors.base(name).to(device, copy=True)
+    merged_names = set(pruned.names)
+    for name in vectors.headers:
+        if name not in merged_names:
+            yield name, vectors.base(name).to(device, copy=True)
 
 
 def _check_request(

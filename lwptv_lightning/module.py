@@ -58,7 +58,10 @@ class MergeModule(LightningModule):
 
     vectors: TaskVectors
     recipe: MergeRecipe
+    installed: MergeRecipe | None
+    """The recipe whose result `model` holds."""
     plan: PruningPlan | None
+    """What that recipe pruned."""
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class MergeModule(LightningModule):
         _check_fit(model, vectors)
         self.model = model
         self.vectors = vectors
+        self.installed = None
         self.plan = None
         heads = _classifier_heads(model, vectors) | dict(heads or {})
         self.heads = nn.ModuleDict({_key(name): head for name, head in heads.items()})
@@ -115,6 +119,7 @@ class MergeModule(LightningModule):
         # The model is the base where nothing is merged; a classifier of another shape than the base's is its own.
         fitting = {name: tensor for name, tensor in merged.items() if shapes.get(name) == tensor.shape}
         install_(self.model, {name: merged[name] for name in vectors.shared_names} | fitting)
+        self.installed = recipe
         return self
 
     def save_merged(self, path: str | Path) -> Path:
@@ -145,10 +150,11 @@ class MergeModule(LightningModule):
             return output
         if _key(head) not in self.heads:
             raise UnknownNameError("head", head, self.head_names)
+        model: Any = self.model
         if self.vectors.classifiers:
-            features = self.model.forward_head(self.model.forward_features(inputs), pre_logits=True)
+            features = model.forward_head(model.forward_features(inputs), pre_logits=True)
         else:
-            features = self.model(inputs)
+            features = model(inputs)
         logits: Tensor = self.heads[_key(head)](features)
         return logits
 
@@ -157,17 +163,29 @@ class MergeModule(LightningModule):
         """The names of the heads."""
         return tuple(name.replace(_DOT, ".") for name in self.heads)
 
-    def setup(self, stage: str) -> None:
-        """Refuse a checkpoint, which Lightning would load after this hook.
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of the trainer's, whose weights the merged ones would overwrite.
 
         Raises:
             ValueError: The trainer was given ``ckpt_path``.
         """
-        if self.trainer.ckpt_path is not None:
+        # The trainer knows of the path only from here on; in `setup` it is None still.
+        ckpt_path = None if self._trainer is None else self._trainer.ckpt_path
+        if ckpt_path is not None:
             raise ValueError(
-                f"ckpt_path={self.trainer.ckpt_path!r} cannot be used with a MergeModule, whose weights come from its "
-                "task vectors; leave it out."
+                f"ckpt_path={str(ckpt_path)!r} cannot be used with a MergeModule, whose weights come from its task "
+                "vectors; leave it out."
             )
+
+    def teardown(self, stage: str) -> None:
+        """Refuse loaders without a single batch, on which Lightning skips the run and returns nothing.
+
+        Raises:
+            ValueError: As in `prepare`.
+        """
+        loaders = {"validate": self.trainer.val_dataloaders, "test": self.trainer.test_dataloaders}.get(stage)
+        if loaders is not None:
+            require_loaders(loaders)
 
     def prepare(self, loaders: object) -> None:
         """Check the loaders against the heads and make a metric for each, before anything is merged.
@@ -194,15 +212,15 @@ class MergeModule(LightningModule):
             f"a batch must be (inputs, targets), not {type(batch).__name__}; override MergeModule.unpack for others."
         )
 
-    def logits(self, inputs: Tensor, loader: str) -> Tensor:
-        """Return the logits for a loader's set, ``(B, classes)``."""
-        return self(inputs, split_name(loader)[1] if self.heads else None)
+    def head_of(self, loader: str) -> str | None:
+        """Return the name of the head for a loader; ``None`` where the model itself gives the logits."""
+        return split_name(loader)[1] if self.heads else None
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update the loader's metric with the samples that count."""
         loader = tuple(self._loaders)[dataloader_idx]
         inputs, targets = self.unpack(batch)
-        logits = self.logits(inputs, loader)
+        logits = self(inputs, self.head_of(loader))
         counted = len(sample_positions(self._loaders[loader], batch_idx, len(targets)))
         if counted:
             self.metrics[loader].update(logits[:counted], targets[:counted])
@@ -224,7 +242,8 @@ class MergeModule(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the logits of a batch, which may be inputs alone."""
         inputs = batch if isinstance(batch, Tensor) else self.unpack(batch)[0]
-        return self.logits(inputs, tuple(self._loaders)[dataloader_idx])
+        logits: Tensor = self(inputs, self.head_of(tuple(self._loaders)[dataloader_idx]) if self.heads else None)
+        return logits
 
     def on_validation_epoch_end(self) -> None:
         """Log the averages over the loaders."""

@@ -132,6 +132,8 @@ class ElementPrunedTaskVectors(PrunedTaskVectors):
             rows = [
                 super(ElementPrunedTaskVectors, self).stack(tensor).reshape(len(self.tasks), -1) for tensor in tensors
             ]
-            pruned = self._pruning.drop_smallest_(torch.cat(rows, dim=1)).split([row.shape[1] for row in rows], dim=1)
-            self._last_layer = dict(zip(tensors, pruned, strict=True))
+            pruned = self._pruning.drop_smallest_(torch.cat(rows, dim=1))
+            self._last_layer = dict(
+                zip(tensors, torch.split(pruned, [row.shape[1] for row in rows], dim=1), strict=True)
+            )
         return self._last_layer[name].reshape(len(self.tasks), *self.shape(name)).clone()

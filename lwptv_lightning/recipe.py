@@ -102,6 +102,8 @@ class MergeRecipe:
         require_known("ranking", self.ranking, RANKINGS)
         require_known("count", self.count, COUNTS)
         require_known("prune_on", self.prune_on, PRUNE_ON)
+        if not isinstance(self.elements, ElementPruning | None):
+            raise TypeError(f"elements must be an ElementPruning or a mapping with its ratio, not {self.elements!r}.")
         if self.elements is not None and (self.ratio or self.keep or self.prune):
             raise ValueError("elements prunes inside layers; it takes the place of ratio, keep and prune.")
         if self.prune_on == "parts" and not self.rule.has_parts():

@@ -107,7 +107,7 @@ def _sum_up(tau: Tensor, base: Tensor) -> Mapping[str, Tensor]:
     tau = tau.reshape(len(tau), -1)
     gram = torch.zeros(len(tau), len(tau), dtype=torch.float64, device=tau.device)
     l1, agreeing, opposing = (torch.zeros(len(tau), dtype=torch.float64, device=tau.device) for _ in range(3))
-    for block in tau.split(_BLOCK, dim=1):
+    for block in torch.split(tau, _BLOCK, dim=1):
         # A block's sums are taken in the dtype of tau, and added up in float64.
         gram += block @ block.T
         l1 += block.abs().sum(1)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
@@ -20,9 +19,10 @@ class TracingError(ValueError):
 def trace(model: nn.Module) -> fx.GraphModule:
     """Trace a model into a graph that computes the model's output in eval mode.
 
-    Arguments of ``forward`` that have a default are fixed to it. The graph module shares the model's parameters and
-    buffers but none of its module objects, so that neither side's ``train()`` or ``eval()`` reaches the other, and
-    nothing that a forward pass stores in a module (caches, constants) ends up in the model.
+    Arguments of ``forward`` that have a default are fixed to it, and what it computes from integer or non-persistent
+    buffers alone is a constant of the graph. The graph module shares the model's parameters and buffers but none of
+    its module objects, so that neither side's ``train()`` or ``eval()`` reaches the other, and nothing that tracing
+    stores in a module (caches, constants) ends up in the model.
 
     Args:
         model: Any module. It may be in train or eval mode, and is not changed.

@@ -6,7 +6,9 @@ Shapes: T tasks; ``tau`` is a stack of task vectors ``(T, *shape)``.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +16,10 @@ from torch import Tensor
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 
 _DIGIT_BITS = 16
+_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+Transform: TypeAlias = Callable[[Tensor, str], Tensor]
+"""Maps a stack and its tensor's name to other values, on which a search over the whole model works instead."""
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
@@ -24,6 +30,16 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
         torch.Size([2, 1, 1])
     """
     return values.to(like.device, like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+
+
+def as_rows(tau: Tensor) -> Tensor:
+    """Flatten all but the first dimension: ``(T, *shape) -> (T, n)``, also where shape is ``()`` or n is 0.
+
+    Example:
+        >>> as_rows(torch.zeros(2, 3, 4)).shape, as_rows(torch.zeros(2)).shape
+        (torch.Size([2, 12]), torch.Size([2, 1]))
+    """
+    return tau.reshape(len(tau), math.prod(tau.shape[1:]))
 
 
 def smallest_kept(elements: int, density: float) -> int:
@@ -40,11 +56,11 @@ def smallest_kept(elements: int, density: float) -> int:
     return max(elements - int(elements * density), 1)
 
 
-def trim_thresholds(vectors: PrunedTaskVectors, density: float) -> Tensor:
+def trim_thresholds(vectors: PrunedTaskVectors, density: float, transform: Transform | None = None) -> Tensor:
     """Return the magnitude that an element needs to stay, for each task over the whole model, ``(T,)``."""
     if density == 1:
         return torch.zeros(len(vectors.tasks), dtype=vectors.dtype)
-    return kth_smallest_magnitude(vectors, smallest_kept(sum(map(vectors.numel, vectors.names)), density))
+    return kth_smallest_magnitude(vectors, smallest_kept(count_elements(vectors), density), transform)
 
 
 def trim_(tau: Tensor, thresholds: Tensor) -> Tensor:
@@ -58,51 +74,83 @@ def trim_(tau: Tensor, thresholds: Tensor) -> Tensor:
     return tau.masked_fill_(tau.abs() < per_row(thresholds, tau), 0)
 
 
-def kth_smallest_magnitude(
-    vectors: PrunedTaskVectors, k: int, transform: Callable[[Tensor, str], Tensor] | None = None
-) -> Tensor:
-    """Return each task's k-th smallest ``|tau|`` over the whole model, exactly and without holding the model.
+def count_elements(vectors: PrunedTaskVectors) -> int:
+    """Return the number of elements of one task vector over the whole model."""
+    return sum(map(vectors.numel, vectors.names))
 
-    The bits of non-negative floats order like the floats. So digits of 16 bits are fixed one after the other, from
-    the highest: a pass over the stacks counts how often each value of the digit occurs among the elements that match
-    the digits fixed so far. Float32 takes two passes.
+
+def kth_smallest_magnitude(vectors: PrunedTaskVectors, k: int, transform: Transform | None = None) -> Tensor:
+    """Return each task's k-th smallest ``|tau|`` over the whole model; see `kth_smallest`.
 
     Args:
         vectors: What to stream over.
         k: The rank, counted from 1.
-        transform: Maps a stack and its tensor's name to other values whose magnitudes are ranked instead.
+        transform: Gives the values whose magnitudes are ranked instead.
 
     Returns:
         ``(T,)``, on the CPU, in the dtype of the stacks.
+    """
+
+    def magnitudes(tau: Tensor, name: str) -> Tensor:
+        return (tau if transform is None else transform(tau, name)).abs()
+
+    return kth_smallest(vectors, k, magnitudes)
+
+
+def kth_smallest(vectors: PrunedTaskVectors, k: int, transform: Transform) -> Tensor:
+    """Return the k-th smallest value of each row over the whole model, exactly and without holding the model.
+
+    The bits of floats, read as integers, order like the floats once those of negative ones are flipped. So digits of
+    16 bits are fixed one after the other, from the highest: a pass over the stacks counts how often each value of
+    the digit occurs among the elements that match the digits fixed so far. Float32 takes two passes.
+
+    Args:
+        vectors: What to stream over.
+        k: The rank, counted from 1.
+        transform: Gives the values, ``(T, *shape) -> (R, *shape)``; R is the same for all tensors.
+
+    Returns:
+        ``(R,)``, on the CPU, in the dtype of the stacks.
 
     Raises:
         ValueError: ``k`` is not in 1 ... number of elements.
     """
-    total = sum(map(vectors.numel, vectors.names))
+    total = count_elements(vectors)
     if not 1 <= k <= total:
         raise ValueError(f"k must lie in 1 ... {total}, not {k}.")
-    tasks = len(vectors.tasks)
     bits = torch.finfo(vectors.dtype).bits
-    integers = {32: torch.int32, 64: torch.int64}[bits]
-    prefix = [0] * tasks
-    remaining = [k] * tasks
-    for shift in range(bits - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        counts = torch.zeros(tasks, 1 << _DIGIT_BITS, dtype=torch.int64)
+    digit_values = 1 << _DIGIT_BITS
+    top = bits - _DIGIT_BITS
+    found: list[int] = []
+    remaining: list[int] = []
+    for shift in range(top, -1, -_DIGIT_BITS):
+        counts = torch.zeros(0, digit_values, dtype=torch.int64)
         for name in vectors.names:
-            stack = vectors.stack(name)
-            values = stack if transform is None else transform(stack, name)
-            for task, row in enumerate(values.reshape(tasks, -1).abs().view(integers)):
-                digits = row >> shift
-                if shift < bits - _DIGIT_BITS:
-                    matching = digits >> _DIGIT_BITS == prefix[task]
-                    digits = digits[matching] & ((1 << _DIGIT_BITS) - 1)
-                counts[task] += torch.bincount(digits, minlength=1 << _DIGIT_BITS).cpu()
+            keys = _order_as_integers(as_rows(transform(vectors.stack(name), name)))
+            if not len(counts):
+                counts = counts.new_zeros(len(keys), digit_values)
+            for row, key in enumerate(keys):
+                # The highest digit holds the sign, so that it counts from the middle.
+                if shift == top:
+                    digits = (key >> shift) + digit_values // 2
+                else:
+                    digits = key[key >> (shift + _DIGIT_BITS) == found[row]] >> shift & (digit_values - 1)
+                counts[row] += torch.bincount(digits, minlength=digit_values).cpu()
+        if shift == top:
+            found, remaining = [0] * len(counts), [k] * len(counts)
         reached = counts.cumsum(1)
-        for task in range(tasks):
-            digit = int(torch.searchsorted(reached[task], remaining[task]))
-            remaining[task] -= int(reached[task, digit] - counts[task, digit])
-            prefix[task] = prefix[task] << _DIGIT_BITS | digit
-    return torch.tensor(prefix, dtype=integers).view(vectors.dtype)
+        for row in range(len(counts)):
+            digit = int(torch.searchsorted(reached[row], remaining[row]))
+            remaining[row] -= int(reached[row, digit] - counts[row, digit])
+            found[row] = digit - digit_values // 2 if shift == top else found[row] << _DIGIT_BITS | digit
+    values = torch.tensor(found, dtype=_INTEGERS[vectors.dtype])
+    return _order_as_integers(values.view(vectors.dtype)).view(vectors.dtype)
+
+
+def _order_as_integers(values: Tensor) -> Tensor:
+    """Map floats to integers of the same order, by an operation that is its own inverse on the bits."""
+    integers = values.view(_INTEGERS[values.dtype])
+    return torch.where(integers < 0, integers ^ torch.iinfo(integers.dtype).max, integers)
 
 
 def elect_signs(tau: Tensor, tie: float) -> Tensor:
@@ -179,6 +227,34 @@ def rescale_kept(tau: Tensor, keep: Tensor, probability: float | Tensor) -> Tens
     return torch.where(keep, tau / probability, 0)
 
 
+def magnitude_probabilities(tau: Tensor, density: float, epsilon: float) -> Tensor:
+    """Return keep probabilities that grow with the rank of ``|tau|`` inside each row of each task's tensor.
+
+    A tensor is seen as a matrix ``(shape[0], rest)``, a vector or a scalar as one row. The m elements of a row get
+    ``density - epsilon`` to ``density + epsilon`` in m equal steps from the smallest to the largest magnitude; of
+    equal ones the first ranks lower. A row of one element gets ``density``.
+
+    Args:
+        tau: ``(T, *shape)``.
+        density: The mean probability.
+        epsilon: Half the window.
+
+    Returns:
+        ``(T, *shape)``.
+
+    Example:
+        >>> magnitude_probabilities(torch.tensor([[1.0, -3.0, 2.0]]), 0.5, 0.25)
+        tensor([[0.2500, 0.7500, 0.5000]])
+    """
+    rows = tau.flatten(2) if tau.dim() > 2 else as_rows(tau)
+    length = rows.shape[-1]
+    if length == 1:
+        return torch.full_like(tau, density)
+    ranks = rows.abs().argsort(dim=-1, stable=True).argsort(dim=-1)
+    probabilities = density - epsilon + ranks.to(tau.dtype) / (length - 1) * (2 * epsilon)
+    return probabilities.reshape(tau.shape)
+
+
 def keep_largest_(tau: Tensor, count: int) -> Tensor:
     """Zero all but the ``count`` largest magnitudes of each row, in place; of equal ones the first stay.
 
@@ -186,10 +262,9 @@ def keep_largest_(tau: Tensor, count: int) -> Tensor:
         >>> keep_largest_(torch.tensor([[1.0, -3.0, 3.0]]), 1)
         tensor([[ 0., -3.,  0.]])
     """
-    rows = tau.view(len(tau), -1)
-    dropped = rows.abs().argsort(dim=1, descending=True, stable=True)[:, count:]
-    rows.scatter_(1, dropped, 0)
-    return tau
+    rows = as_rows(tau)
+    rows.scatter_(1, rows.abs().argsort(dim=1, descending=True, stable=True)[:, count:], 0)
+    return rows.view(tau.shape)
 
 
 def tall_masks(tau: Tensor, merged: Tensor, tall_lambda: float) -> Tensor:

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._ops import tall_masks
 from lwptv_lightning.rules._parameters import number, whole
+from lwptv_lightning.rules._selection import keep_consensus
 
 
 @merge_rule("consensus_ta", paper="https://arxiv.org/abs/2405.07813", scale=0.3)
@@ -23,6 +22,7 @@ class ConsensusTA(MergeRule):
         min_tasks: How many tasks a weight must matter to, at least 1; more than T keeps nothing.
 
     Example:
+        >>> import torch
         >>> from lwptv_lightning.rules import MergeContext
         >>> tau = torch.tensor([[1.0, 1.0], [1.0, 0.1]])
         >>> ConsensusTA().combine(tau, MergeContext("w", ("a", "b")))
@@ -38,6 +38,4 @@ class ConsensusTA(MergeRule):
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Sum and mask one stack, ``(T, *shape) -> (*shape)``."""
-        merged = tau.sum(0)
-        mattering = tall_masks(tau, merged, self.tall_lambda).sum(0)
-        return torch.where(mattering >= self.min_tasks, merged, 0)
+        return keep_consensus(tau, tau.sum(0), self.tall_lambda, self.min_tasks)

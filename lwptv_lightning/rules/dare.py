@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._ops import random_keep, rescale_kept
 from lwptv_lightning.rules._parameters import number, whole
+from lwptv_lightning.rules._selection import drop_at_random
 
 
 @merge_rule("dare", paper="https://arxiv.org/abs/2311.03099", scale=0.3)
@@ -21,6 +20,7 @@ class DARE(MergeRule):
             of tensors nor on the device or the number of processes.
 
     Example:
+        >>> import torch
         >>> from lwptv_lightning.rules import MergeContext
         >>> DARE(density=0.5).combine(torch.ones(1, 4), MergeContext("w", ("a",))).unique()
         tensor([0., 2.])
@@ -35,6 +35,4 @@ class DARE(MergeRule):
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return ``m_t tau_t / density``, ``(T, *shape)``."""
-        shape = tuple(tau.shape[1:])
-        keep = torch.stack([random_keep(shape, self.density, self.seed, task, context.name) for task in context.tasks])
-        return rescale_kept(tau, keep.to(tau.device), self.density)
+        return drop_at_random(tau, self.density, self.seed, context.tasks, context.name)

@@ -1,27 +1,14 @@
 """TIES-merging."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._ops import combine_agreeing, elect_signs, keep_largest_, trim_, trim_thresholds
+from lwptv_lightning.rules._ops import combine_agreeing, elect_signs
 from lwptv_lightning.rules._parameters import choice, number
-
-
-@dataclass(frozen=True)
-class TrimSurvey:
-    """What TIES knows of the whole model.
-
-    Attributes:
-        thresholds: The magnitude an element needs to stay, for each task, ``(T,)``.
-        tie: The sign elected where the trimmed task vectors cancel: that of most elected signs, and -1 where these
-            cancel too.
-    """
-
-    thresholds: Tensor
-    tie: float = 1.0
+from lwptv_lightning.rules._selection import TrimSurvey, survey_trim, trim_elect_merge_, trim_to_density_
 
 
 @merge_rule("ties", paper="https://arxiv.org/abs/2306.01708")
@@ -59,16 +46,11 @@ class TIES(MergeRule):
 
     def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> TrimSurvey | None:
         """Find each task's threshold over the whole model, then the majority of the elected signs."""
-        if self.scope == "tensor":
-            return None
-        survey = TrimSurvey(trim_thresholds(vectors, self.density))
-        votes = sum(trim_(vectors.stack(name), survey.thresholds).sum(0).sign().sum().item() for name in vectors.names)
-        return replace(survey, tie=1.0 if votes > 0 else -1.0)
+        return None if self.scope == "tensor" else survey_trim(vectors, self.density)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Trim, elect and merge one stack, ``(T, *shape) -> (*shape)``."""
-        if self.scope == "tensor":
-            trimmed, tie = keep_largest_(tau, int(tau[0].numel() * self.density)), 1.0
-        else:
-            trimmed, tie = trim_(tau, context.survey.thresholds), context.survey.tie
-        return combine_agreeing(trimmed, elect_signs(trimmed, tie), self.reduce)
+        if context.survey is not None:
+            return trim_elect_merge_(tau, context.survey, self.reduce)
+        trimmed = trim_to_density_(tau, self.density, None)
+        return combine_agreeing(trimmed, elect_signs(trimmed, 1.0), self.reduce)

@@ -1,0 +1,68 @@
+"""`MergeReport`: write what a validation of merged models found to a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from lwptv_lightning.metrics import DOMAINS
+from lwptv_lightning.module import MergeModule
+from lwptv_lightning.report import ResultRow, ResultTable, plot_id_ood, plot_saliency
+
+
+class MergeReport(Callback):
+    """Print a table after each validation, with the loaders' names, and write it to files.
+
+    Every validation (or test) by the trainer adds a row. The folder holds ``report.md``, ``results.csv``,
+    ``recipe.json`` (of the last merge), ``saliency.png`` where layers were pruned, and ``id_ood.png`` where
+    there are ID and OOD loaders.
+
+    Args:
+        folder: Where to write; made where it does not exist.
+        console: Where to print; standard output by default.
+
+    Example:
+        >>> MergeReport("out").table.rows
+        []
+    """
+
+    def __init__(self, folder: str | Path, console: Console | None = None) -> None:
+        self.folder = Path(folder)
+        self.table = ResultTable()
+        self._console = console
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add a row and write the files."""
+        if not trainer.sanity_checking:
+            self._add(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add a row and write the files."""
+        self._add(trainer, pl_module)
+
+    @rank_zero_only
+    def _add(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        figures = {
+            name: float(value) for name, value in trainer.callback_metrics.items() if name.split("/")[0] in DOMAINS
+        }
+        if not figures:
+            return
+        merged = pl_module if isinstance(pl_module, MergeModule) else None
+        recipe = (merged.installed or merged.recipe) if merged is not None else None
+        name = recipe.describe() if recipe is not None else type(pl_module).__name__
+        self.table.rows.append(ResultRow(name, figures))
+        console = self._console or Console()
+        console.print(self.table.rich())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "report.md").write_text(f"# Merged models over ID and OOD loaders\n\n{self.table.markdown()}\n")
+        (self.folder / "results.csv").write_text(self.table.csv())
+        if merged is not None and recipe is not None:
+            (self.folder / "recipe.json").write_text(recipe.to_json() + "\n")
+            if merged.plan is not None:
+                plot_saliency(merged.plan, self.folder / "saliency.png")
+        if all({"id/avg", "ood/avg"} <= row.figures.keys() for row in self.table.rows):
+            plot_id_ood(self.table.rows, self.folder / "id_ood.png")
+        console.print(f"Report written to {self.folder}")

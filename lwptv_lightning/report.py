@@ -1,0 +1,190 @@
+"""Tables, pictures and files from figures that are there already."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from lwptv_lightning.merging import PruningPlan
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """The figures of one model.
+
+    Attributes:
+        name: What the model is.
+        figures: Loader name, ``id/avg`` and ``ood/avg`` to a fraction in [0, 1].
+        seconds: How long the merge took; ``None`` where nothing was merged.
+        note: What stands beside the averages, such as a range.
+    """
+
+    name: str
+    figures: Mapping[str, float]
+    seconds: float | None = None
+    note: str = ""
+
+
+@dataclass
+class ResultTable:
+    """Rows of figures that share their columns; the same table on screen, in Markdown and in CSV.
+
+    Args:
+        rows: One for each model.
+
+    Example:
+        >>> table = ResultTable([ResultRow("base", {"id/a": 0.5, "id/avg": 0.5})])
+        >>> print(table.markdown())
+        | model | id a | ID avg | seconds | note |
+        |---|---|---|---|---|
+        | base | 50.0 | 50.0 |  |  |
+    """
+
+    rows: list[ResultRow] = field(default_factory=list)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The figures' names in order of appearance, averages last."""
+        names = dict.fromkeys(name for row in self.rows for name in row.figures)
+        return tuple(sorted(names, key=_is_summary))
+
+    def cells(self, row: ResultRow) -> list[str]:
+        """Return a row as text: name, percentages with one decimal, seconds and note."""
+        figures = [f"{100 * row.figures[name]:.1f}" if name in row.figures else "" for name in self.columns]
+        return [row.name, *figures, "" if row.seconds is None else f"{row.seconds:.2f}", row.note]
+
+    @property
+    def headings(self) -> list[str]:
+        """The columns' headings."""
+        return ["model", *map(_heading, self.columns), "seconds", "note"]
+
+    def rich(self, title: str | None = None) -> Table:
+        """Return the table for a terminal."""
+        table = Table(title=title, header_style="bold", pad_edge=False)
+        for index, heading in enumerate(self.headings):
+            text = index in (0, len(self.headings) - 1)
+            table.add_column(heading.replace(" ", "\n"), justify="left" if text else "right", no_wrap=text)
+        for row in self.rows:
+            table.add_row(*self.cells(row))
+        return table
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+        return markdown_table(self.headings, map(self.cells, self.rows))
+
+    def csv(self) -> str:
+        """Return the table as CSV, with fractions in full precision."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["model", *self.columns, "seconds", "note"])
+        for row in self.rows:
+            writer.writerow([row.name, *(row.figures.get(name, "") for name in self.columns), row.seconds, row.note])
+        return text.getvalue()
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("|" + "|".join("---" if cell == "---" else f" {cell} " for cell in line) + "|" for line in lines)
+
+
+def plot_saliency(plan: PruningPlan, path: Path) -> Path:
+    """Draw scores as a heat map of layers by tasks, with a cross in each pruned cell.
+
+    Colours are ranks within a task, since scores of one task differ by orders of magnitude.
+
+    Args:
+        plan: Scores and mask.
+        path: The PNG to write.
+
+    Returns:
+        The path.
+    """
+    ranks = plan.scores.values.argsort(dim=1).argsort(dim=1).double()
+    ranks /= max(ranks.shape[1] - 1, 1)
+    tasks, layers = plan.mask.tasks, plan.mask.layers
+    figure = Figure(figsize=(2.5 + 0.9 * len(tasks), 1.6 + 0.17 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(ranks.T, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    pruned = [
+        (task, layer) for task in range(len(tasks)) for layer in range(len(layers)) if not plan.mask.kept[task, layer]
+    ]
+    if pruned:
+        columns, rows = zip(*pruned, strict=True)
+        axes.scatter(columns, rows, marker="x", color="white", s=14, linewidths=1)
+    axes.set_xticks(range(len(tasks)), tasks, rotation=35, ha="right")
+    axes.set_yticks(range(len(layers)), layers, fontsize=6)
+    axes.set_title("Saliency of each layer of each task vector\n(cross: pruned)", fontsize=10)
+    figure.colorbar(image, label="rank within the task (1 = most salient)")
+    return _save(figure, path)
+
+
+def plot_id_ood(
+    rows: Sequence[ResultRow], path: Path, curve: Sequence[ResultRow] = (), cloud: Sequence[ResultRow] = ()
+) -> Path:
+    """Draw OOD over ID accuracy, a point for each model.
+
+    Args:
+        rows: Named points; a row named ``"X pruned"`` is joined to ``"X"`` by an arrow.
+        path: The PNG to write.
+        curve: Points joined by a line, such as the same rule at several scaling coefficients.
+        cloud: Unnamed points, such as random masks.
+
+    Returns:
+        The path.
+    """
+    figure = Figure(figsize=(8.5, 6), layout="constrained")
+    axes = figure.subplots()
+    if curve:
+        axes.plot(
+            *_coordinates(curve),
+            "-o",
+            color="0.6",
+            markersize=4,
+            label="task arithmetic, coefficient 0.1 … 1.0",
+            zorder=1,
+        )
+    if cloud:
+        axes.scatter(*_coordinates(cloud), color="tab:orange", alpha=0.5, s=18, label="random masks", zorder=1)
+    by_name = {row.name: row for row in rows}
+    for index, row in enumerate(rows):
+        (x,), (y,) = _coordinates([row])
+        pruned = row.name.removesuffix(PRUNED_SUFFIX) if row.name.endswith(PRUNED_SUFFIX) else None
+        if pruned in by_name:
+            (x0,), (y0,) = _coordinates([by_name[pruned]])
+            axes.annotate("", (x, y), (x0, y0), arrowprops={"arrowstyle": "->", "color": "tab:red", "alpha": 0.7})
+        axes.scatter(x, y, color=f"C{index % 10}", marker="D" if pruned else "o", s=45, label=row.name, zorder=2)
+    axes.set_xlabel("ID average (%)")
+    axes.set_ylabel("OOD average (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return _save(figure, path)
+
+
+PRUNED_SUFFIX = " pruned"
+"""What a pruned model's row is called beyond the name of its unpruned twin."""
+
+
+def _coordinates(rows: Sequence[ResultRow]) -> tuple[list[float], list[float]]:
+    return [100 * row.figures["id/avg"] for row in rows], [100 * row.figures["ood/avg"] for row in rows]
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def _is_summary(name: str) -> bool:
+    return name.split("/")[1] in ("avg", "normalized")
+
+
+def _heading(name: str) -> str:
+    domain, _, rest = name.partition("/")
+    return f"{domain.upper()} {rest}" if _is_summary(name) else f"{domain} {rest.replace('_', ' ')}"

@@ -1,0 +1,86 @@
+"""Linear algebra that several merging rules share: directions, singular triplets, polar factors.
+
+Shapes: T tasks; ``tau`` is a stack of task vectors ``(T, *shape)``. Singular value decompositions run in float64: they
+do not exist in half precision, and float32 would blur which directions a matrix has at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+NEGLIGIBLE = 1e-6
+"""What is this much smaller than the rest is rounding of float32 weights, not a direction."""
+
+
+def is_matrix(shape: Sequence[int], name: str, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> bool:
+    """Tell whether a tensor is 2-D and its name is among ``include`` and not among ``exclude``, which are globs.
+
+    Example:
+        >>> is_matrix((4, 4), "head.weight"), is_matrix((4, 4), "head.weight", exclude=("head.*",))
+        (True, False)
+    """
+
+    def matches(globs: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, glob) for glob in globs)
+
+    return len(shape) == 2 and matches(include) and not matches(exclude)
+
+
+def directions(tau: Tensor) -> tuple[Tensor, Tensor]:
+    """Split each row of a stack into direction and length; a zero row has the direction zero.
+
+    Returns:
+        Rows of norm 1, ``(T, *shape)``, and their norms, ``(T,)``.
+
+    Example:
+        >>> units, norms = directions(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        >>> units, norms
+        (tensor([[0.6000, 0.8000], [0.0000, 0.0000]]), tensor([5., 0.]))
+    """
+    rows = tau.reshape(len(tau), -1)
+    norms = rows.norm(dim=1)
+    units = torch.where(norms[:, None] > 0, rows / norms[:, None], 0)
+    return units.reshape(tau.shape), norms
+
+
+def leading_triplets(
+    matrix: Tensor, count: int | None = None, largest: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the leading singular triplets of one or more matrices, in float64.
+
+    Triplets without weight are zero, vectors too: their vectors are arbitrary, and a rule that weighs all directions
+    alike would take them for real.
+
+    Args:
+        matrix: ``(..., m, n)``.
+        count: How many triplets k, at most ``min(m, n)``; all by default.
+        largest: The singular value beside which others count as zero, ``(...)``; by default the matrix's own largest.
+
+    Returns:
+        Left vectors ``(..., m, k)``, singular values ``(..., k)`` and right vectors ``(..., k, n)``.
+
+    Example:
+        >>> leading_triplets(torch.ones(2, 2))[1].round()
+        tensor([2., 0.], dtype=torch.float64)
+    """
+    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    reference = values[..., :1] if largest is None else largest.double()[..., None]
+    real = values > NEGLIGIBLE * reference
+    left, values, right = left * real[..., None, :], values * real, right * real[..., None]
+    return left[..., :count], values[..., :count], right[..., :count, :]
+
+
+def polar_factor(matrix: Tensor) -> Tensor:
+    """Return the nearest matrix whose non-zero singular values are all 1, in float64; zero stays zero.
+
+    Example:
+        >>> polar_factor(torch.tensor([[2.0, 0.0], [0.0, 0.0]]))
+        tensor([[1., 0.],
+                [0., 0.]], dtype=torch.float64)
+    """
+    left, _, right = leading_triplets(matrix)
+    return left @ right

@@ -1,0 +1,61 @@
+"""Iso-CTS: isotropic merging in common and task-specific subspaces."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._matrices import is_matrix, leading_triplets, polar_factor
+from lwptv_lightning.rules._parameters import number, patterns
+
+
+@merge_rule("iso_cts", paper="https://arxiv.org/abs/2502.04959")
+@dataclass(frozen=True, kw_only=True)
+class IsoCTS(MergeRule):
+    """Like Iso-C, with the weakest directions of the sum replaced by what each task has beyond the strong ones.
+
+    Of a matrix's ``m = min(shape)`` singular triplets, the sum of the task vectors gives the c strongest,
+    ``U_c diag(s_c) V_c``, and each task the ``(m - c) / T`` strongest of ``tau_t - U_c U_c^T tau_t``. With all of them
+    side by side as ``U diag(s) V``, the result is ``mean(s)`` times the polar factors of U and V. Other tensors are
+    averaged.
+
+    Args:
+        common_fraction: The fraction c / m, in [0, 1]; c is rounded so that T divides ``m - c``. 1 is Iso-C.
+        exclude: Globs of tensor names that are averaged although they are 2-D.
+
+    Example:
+        >>> from lwptv_lightning.rules import MergeContext
+        >>> tau = torch.tensor([[[4.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]]])
+        >>> IsoCTS(common_fraction=0).combine(tau, MergeContext("w", ("a", "b")))
+        tensor([[3., 0.],
+                [0., 3.]])
+
+    Reference:
+        Marczak et al., No task left behind, arXiv 2502.04959. The authors' code averages names that hold
+        ``text_projection``: ``exclude=("*text_projection*",)``. As there, ``(m - c) / T`` is rounded half to even, and
+        the common space is taken away on the left only. Deviations: c is never below 0, where rounding up would ask
+        for more than m; directions without weight stay zero instead of arbitrary.
+    """
+
+    common_fraction: float = number(0.8, "[0, 1]")
+    exclude: tuple[str, ...] = patterns(())
+
+    def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Merge one stack, ``(T, *shape) -> (*shape)``."""
+        if not is_matrix(tau.shape[1:], context.name, exclude=self.exclude):
+            return tau.mean(0)
+        exact = tau.double()
+        common, own = self._sizes(min(tau.shape[1:]), len(tau))
+        left, values, right = leading_triplets(exact.sum(0), common)
+        beyond = exact - left @ (left.T @ exact)
+        lefts, spectra, rights = leading_triplets(beyond, own, largest=exact.flatten(1).norm(dim=1))
+        mean = torch.cat([spectra.flatten(), values]).mean()
+        merged = polar_factor(torch.cat([*lefts, left], dim=1)) @ polar_factor(torch.cat([*rights, right], dim=0))
+        return (mean * merged).to(tau.dtype)
+
+    def _sizes(self, total: int, tasks: int) -> tuple[int, int]:
+        """Return how many triplets the sum gives and how many each task does."""
+        own = round((total - int(total * self.common_fraction)) / tasks)
+        own = min(own, total // tasks)
+        return total - own * tasks, own

@@ -1,0 +1,89 @@
+"""KnOTS-TIES."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._matrices import is_matrix
+from lwptv_lightning.rules._parameters import choice, number, patterns
+from lwptv_lightning.rules.ties import TIES, TrimSurvey
+
+_LEAST_SINGULAR_VALUE = 1e-5
+
+
+@merge_rule("knots_ties", paper="https://arxiv.org/abs/2410.19735", scale=0.6)
+@dataclass(frozen=True, kw_only=True)
+class KnOTSTIES(MergeRule):
+    """Express the task vectors of a matrix in a basis that they share, and merge them there with TIES.
+
+    With the T task vectors side by side, ``[tau_1 ... tau_T] = U diag(s) [V_1 ... V_T]``, of which singular values
+    above 1e-5 stay, task t becomes ``diag(s) V_t = U^T tau_t``. TIES merges these, trimming over all matrices of the
+    model together, and U maps the result back. Every other tensor stays as it is in the base.
+
+    The decompositions are made anew in each of five passes over the model, so that no basis is kept.
+
+    Args:
+        density: The fraction to keep, in (0, 1]; 1 trims nothing.
+        reduce: ``"mean"`` over the entries that agree, their ``"sum"``, or the ``"max"``.
+        include: Globs of tensor names; the 2-D ones among them are merged.
+
+    Example:
+        >>> from lwptv_lightning import MergeRecipe, TaskVectors, merge
+        >>> tasks = {"a": {"fc.weight": torch.tensor([[4.0, 0.0]])}, "b": {"fc.weight": torch.tensor([[2.0, -1.0]])}}
+        >>> vectors = TaskVectors.open({"fc.weight": torch.zeros(1, 2)}, tasks)
+        >>> merge(vectors, MergeRecipe(rule=KnOTSTIES(density=1), scale=1.0))["fc.weight"]
+        tensor([[ 3., -1.]])
+
+    Reference:
+        Stoica et al., Model merging with SVD to tie the knots, arXiv 2410.19735, with the trim and the vote of TIES.
+        Deviations: full weights, where the authors merge LoRA updates; ``U^T tau_t`` in place of ``diag(s) V_t``, the
+        same but for rounding, so that zeros of a task vector stay zeros.
+    """
+
+    density: float = number(0.2, "(0, 1]")
+    reduce: str = choice("mean", ("mean", "sum", "max"))
+    include: tuple[str, ...] = patterns(("*.weight",))
+
+    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> TrimSurvey | None:
+        """Survey the aligned task vectors as TIES does; None where there are none."""
+        aligned = AlignedTaskVectors(vectors, self.include)
+        return self._ties.survey(aligned) if aligned.names else None
+
+    def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Align, merge and map back one stack, ``(T, *shape) -> (*shape)``."""
+        if context.survey is None or not is_matrix(tau.shape[1:], context.name, self.include):
+            return torch.zeros_like(tau[0])
+        basis, aligned = align(tau)
+        return basis @ self._ties.combine(aligned, context)
+
+    @property
+    def _ties(self) -> TIES:
+        return TIES(density=self.density, reduce=self.reduce)
+
+
+class AlignedTaskVectors(PrunedTaskVectors):
+    """The matrices among the task vectors, each in the basis that its tasks share."""
+
+    def __init__(self, source: PrunedTaskVectors, include: tuple[str, ...]) -> None:
+        self._source = source
+        matrices = [name for name in source.names if is_matrix(source.shape(name), name, include)]
+        shapes = {name: tuple(align(source.stack(name))[1].shape[1:]) for name in matrices}
+        self._shapes = {name: shape for name, shape in shapes.items() if shape[0]}
+        super().__init__(source.vectors, tuple(self._shapes), source.device, source.dtype)
+
+    def shape(self, name: str) -> tuple[int, ...]:  # noqa: D102 (inherited)
+        return self._shapes[name]
+
+    def stack(self, name: str) -> Tensor:  # noqa: D102 (inherited)
+        return align(self._source.stack(name))[1]
+
+
+def align(tau: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the basis of the tasks' joint column space, ``(m, r)``, and tau in it, ``(T, m, n) -> (T, r, n)``."""
+    exact = tau.double()
+    left, values, _ = torch.linalg.svd(torch.cat([*exact], dim=1), full_matrices=False)
+    basis = left[:, values > _LEAST_SINGULAR_VALUE]
+    return basis.to(tau.dtype), (basis.T @ exact).to(tau.dtype)

@@ -1,0 +1,199 @@
+"""Evaluate many merged models in one pass over the data, sample by sample, so that they can be compared in pairs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.func import functional_call
+
+from lwptv_lightning.datamodule import sample_positions
+from lwptv_lightning.merging import merge, plan_pruning
+from lwptv_lightning.metrics import SampleOutcomes, averages
+from lwptv_lightning.module import MergeModule
+from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.registry import require_known
+from lwptv_lightning.statistics import LayerStatistics, collect_statistics
+
+Candidate: TypeAlias = "MergeRecipe | Mapping[str, Tensor]"
+"""A model to evaluate: a recipe, or weights by the names of the base's tensors."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What each candidate got right.
+
+    Attributes:
+        names: The R candidates.
+        outcomes: Loader name to whether each of its N samples was classified correctly, ``(R, N)`` bool.
+        seconds: How long each candidate's merge took, saliency and pruning included.
+    """
+
+    names: tuple[str, ...]
+    outcomes: Mapping[str, Tensor]
+    seconds: Mapping[str, float]
+
+    def correct(self, name: str) -> dict[str, Tensor]:
+        """Return a candidate's outcomes, loader name to ``(N,)`` bool."""
+        require_known("candidate", name, self.names)
+        return {loader: outcomes[self.names.index(name)] for loader, outcomes in self.outcomes.items()}
+
+    def figures(self, name: str) -> dict[str, float]:
+        """Return a candidate's accuracy for each loader, then ``id/avg`` and ``ood/avg``, as fractions."""
+        accuracy = {loader: float(outcomes.double().mean()) for loader, outcomes in self.correct(name).items()}
+        return accuracy | averages(accuracy)
+
+    def difference(
+        self, name: str, other: str, domain: str, *, draws: int = 2000, confidence: float = 0.95, seed: int = 0
+    ) -> Difference:
+        """Compare two candidates by a paired bootstrap over the samples.
+
+        Each draw takes as many samples from every set of the domain as there are, with replacement, the same for both
+        candidates, and averages the difference in accuracy over the sets.
+
+        Args:
+            name: One candidate.
+            other: The candidate to subtract.
+            domain: ``"id"`` or ``"ood"``.
+            draws: How many bootstrap draws.
+            confidence: Coverage of the interval, in (0, 1).
+            seed: For the draws.
+
+        Returns:
+            The difference of the domain's average accuracy and its interval, as fractions.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        first, second = self.correct(name), self.correct(other)
+        exact, drawn = [], []
+        for loader in self.outcomes:
+            if loader.startswith(f"{domain}/"):
+                change = first[loader].double() - second[loader].double()
+                samples = torch.randint(len(change), (draws, len(change)), generator=generator)
+                exact.append(change.mean())
+                drawn.append(change[samples].mean(1))
+        low, high = torch.stack(drawn).mean(0).quantile(_ends(confidence)).tolist()
+        return Difference(float(torch.stack(exact).mean()), low, high)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two average accuracies with its confidence interval, as fractions."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
+
+def sweep(
+    trainer: Trainer,
+    module: MergeModule,
+    candidates: Mapping[str, Candidate],
+    dataloaders: Mapping[str, Any],
+    *,
+    at_once: int = 16,
+) -> SweepResult:
+    """Evaluate many merged models, several of them in one pass over the data.
+
+    Saliency statistics are collected once for all recipes that prune.
+
+    Args:
+        trainer: Validates; with several devices each evaluates its share of the samples.
+        module: Model, task vectors and heads; its own recipe and weights are left alone.
+        candidates: Name to recipe or weights.
+        dataloaders: Name to loader, ``id/...`` and ``ood/...``.
+        at_once: How many models to hold in memory and evaluate in one pass.
+
+    Returns:
+        What each candidate got right, for all samples, on every process.
+
+    Raises:
+        ValueError: The loaders are not named as they should be, or no candidate is given.
+    """
+    if not candidates:
+        raise ValueError("candidates is empty: expected at least one recipe.")
+    module.prepare(dataloaders)
+    weights = _Weights(module, trainer.strategy.root_device)
+    names = tuple(candidates)
+    outcomes: dict[str, list[Tensor]] = {}
+    seconds: dict[str, float] = {}
+    for start in range(0, len(names), at_once):
+        made = []
+        for name in names[start : start + at_once]:
+            began = time.perf_counter()
+            made.append(weights.of(candidates[name]))
+            seconds[name] = time.perf_counter() - began
+        step = _SweepModule(module, made)
+        trainer.validate(step, dataloaders, verbose=False)
+        for loader, correct in step.outcomes.items():
+            outcomes.setdefault(loader, []).append(correct)
+    return SweepResult(names, {loader: torch.cat(parts) for loader, parts in outcomes.items()}, seconds)
+
+
+class _Weights:
+    """Makes the weights of candidates, with statistics shared between recipes of one granularity."""
+
+    def __init__(self, module: MergeModule, device: torch.device) -> None:
+        self._module = module
+        self._device = device
+        self._statistics: dict[str, LayerStatistics] = {}
+
+    def of(self, candidate: Candidate) -> dict[str, Tensor]:
+        if not isinstance(candidate, MergeRecipe):
+            return {name: tensor.to(self._device) for name, tensor in candidate.items()}
+        vectors, recipe = self._module.vectors, candidate
+        layers = self._module.layers(recipe.granularity) if recipe.needs_layers else None
+        mask = None
+        if recipe.prunes_layers and layers is not None:
+            if recipe.granularity not in self._statistics:
+                self._statistics[recipe.granularity] = collect_statistics(vectors, layers, self._device)
+            statistics = self._statistics[recipe.granularity]
+            mask = plan_pruning(vectors, recipe, layers, statistics=statistics).mask
+        return merge(vectors, recipe, layers, self._device, mask=mask)
+
+
+class _SweepModule(LightningModule):
+    """Runs each batch through one architecture with several sets of weights."""
+
+    def __init__(self, module: MergeModule, weights: Sequence[Mapping[str, Tensor]]) -> None:
+        super().__init__()
+        self.module = module
+        self._weights = [{f"model.{name}": tensor for name, tensor in tensors.items()} for tensors in weights]
+        self._outcomes: list[SampleOutcomes] = []
+        self._loaders: dict[str, Any] = {}
+        self.outcomes: dict[str, Tensor] = {}
+
+    def on_validation_start(self) -> None:
+        self._loaders = dict(self.trainer.val_dataloaders)  # type: ignore[arg-type]
+        self._outcomes = [SampleOutcomes(len(self._weights)).to(self.device) for _ in self._loaders]
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        loader = tuple(self._loaders)[dataloader_idx]
+        inputs, targets = self.module.unpack(batch)
+        positions = sample_positions(self._loaders[loader], batch_idx, len(targets))
+        logits = list(self._logits(inputs, loader))
+        correct = torch.stack([(each.argmax(1) == targets)[: len(positions)] for each in logits])
+        self._outcomes[dataloader_idx].update(positions.to(self.device), correct)
+
+    def _logits(self, inputs: Tensor, loader: str) -> Iterator[Tensor]:
+        head = self.module.head_of(loader)
+        for weights in self._weights:
+            yield functional_call(self.module, weights, (inputs, head))
+
+    def on_validation_epoch_end(self) -> None:
+        # Computed here, where all processes meet, since it synchronises them.
+        self.outcomes = {
+            loader: outcomes.compute().cpu() for loader, outcomes in zip(self._loaders, self._outcomes, strict=True)
+        }
+
+
+def _ends(confidence: float) -> Tensor:
+    """Return the quantiles between which lies the middle ``confidence`` of a distribution."""
+    return torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)

@@ -1,0 +1,128 @@
+"""Small models, checkpoints and trainers that many tests share."""
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+
+from lwptv_lightning import TaskVectors
+from lwptv_lightning.checkpoints import Checkpoint, TensorHeader
+
+SHAPES = {"stem.weight": (3, 4), "stem.bias": (3,), "fc.weight": (5, 3), "head.weight": (2, 5), "gain": ()}
+
+
+def noise(state, seed, scale=0.05):
+    """Add noise to the floating tensors of a state dict."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: tensor + scale * torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
+
+
+class CountingReader:
+    """Holds tensors and counts how often each is read."""
+
+    def __init__(self, tensors):
+        self.tensors = tensors
+        self.reads = Counter()
+
+    def read(self, name):
+        self.reads[name] += 1
+        return self.tensors[name]
+
+
+@pytest.fixture
+def fine_tuned():
+    """``fine_tuned(state, seed)``: a state dict with noise added."""
+    return noise
+
+
+@pytest.fixture
+def base_state():
+    """A base model of five tensors, one of them 0-d."""
+    return noise({name: torch.zeros(shape) for name, shape in SHAPES.items()}, seed=0, scale=1.0)
+
+
+@pytest.fixture
+def task_states(base_state):
+    """Three fine-tuned models."""
+    return {task: noise(base_state, seed) for seed, task in enumerate("abc", start=1)}
+
+
+@pytest.fixture
+def vectors(base_state, task_states):
+    """The task vectors of these."""
+    return TaskVectors.open(base_state, task_states)
+
+
+@pytest.fixture
+def counting_checkpoint():
+    """``counting_checkpoint(tensors)``: a checkpoint and the counter of its reads."""
+
+    def make(tensors):
+        reader = CountingReader(tensors)
+        headers = {name: TensorHeader.of(tensor) for name, tensor in tensors.items()}
+        return Checkpoint("counted", headers, reader), reader.reads
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_vit():
+    """``make_vit(num_classes)``: a ViT of two blocks with seeded weights, in evaluation mode."""
+    import timm
+
+    def make(num_classes=0, seed=0):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = timm.create_model(
+                "vit_tiny_patch16_224",
+                img_size=32,
+                depth=2,
+                embed_dim=48,
+                num_heads=3,
+                num_classes=num_classes,
+                pretrained=False,
+            )
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _vit(make_vit):
+    return make_vit()
+
+
+@pytest.fixture
+def vit(_vit):
+    """A ViT of two blocks without a classifier."""
+    return copy.deepcopy(_vit)
+
+
+@pytest.fixture
+def vit_vectors(vit):
+    """The task vectors of two ViTs."""
+    return TaskVectors.open(vit, {task: noise(vit.state_dict(), seed) for seed, task in enumerate("ab", start=1)})
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """``make_trainer(**options)``: a quiet trainer on the CPU."""
+    from lightning.pytorch import Trainer
+
+    def make(**options):
+        quiet = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": tmp_path,
+        }
+        return Trainer(**(quiet | options))
+
+    return make

@@ -1,0 +1,46 @@
+"""Reads the stored results of reference implementations; ``tests/data/golden/index.json`` says what each one is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lwptv_lightning import TaskVectors
+
+FOLDER = Path(__file__).parents[1] / "data" / "golden"
+INDEX = json.loads((FOLDER / "index.json").read_text())
+
+
+def golden_item(name: str) -> dict[str, Any]:
+    """Return an item of the index: method, parameters, inputs and notes."""
+    return next(item for item in INDEX["items"] if item["name"] == name)
+
+
+def golden_output(name: str) -> dict[str, Tensor]:
+    """Return the tensors that the reference made."""
+    return load_file(FOLDER / golden_item(name)["output"])
+
+
+def golden_base(inputs: str) -> dict[str, Tensor]:
+    """Return the base weights in the order of the reference's tensors; the files are sorted by name."""
+    return _load(inputs, INDEX["inputs"][inputs]["base"])
+
+
+def golden_vectors(inputs: str, tasks: list[int] | None = None) -> TaskVectors:
+    """Return the task vectors of a set of inputs; the tasks are called task0, task1, ..."""
+    files = INDEX["inputs"][inputs]["tasks"]
+    chosen = range(len(files)) if tasks is None else tasks
+    return TaskVectors.open(golden_base(inputs), {f"task{index}": _load(inputs, files[index]) for index in chosen})
+
+
+def largest_error(merged: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Return the largest absolute difference between two models with the same tensors."""
+    assert merged.keys() == expected.keys()
+    return max(float((merged[name] - expected[name]).abs().max()) for name in expected)
+
+
+def _load(inputs: str, file: str) -> dict[str, Tensor]:
+    tensors = load_file(FOLDER / file)
+    return {name: tensors[name] for name in INDEX["key_order"][inputs]}
