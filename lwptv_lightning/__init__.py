@@ -18,6 +18,7 @@ _MODULE_OF = {
     "LayerStatistics": "statistics",
     "LayerTable": "saliency",
     "Layers": "layers",
+    "LiNeS": "layer_scaling",
     "MergeContext": "rules",
     "MergeModule": "module",
     "MergeRecipe": "recipe",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lwptv_lightning.layer_scaling import tensor_factors
 from lwptv_lightning.layers import Layers, layers_from_names
 from lwptv_lightning.pruned_task_vectors import ElementPrunedTaskVectors, LayerPrunedTaskVectors, PrunedTaskVectors
 from lwptv_lightning.pruning import LayerMask, keep_most_salient
@@ -151,27 +152,60 @@ def iter_merged(
     if mask is None and recipe.prunes_layers:
         mask = plan_pruning(vectors, recipe, layers, device).mask
     pruned = _prune(vectors, recipe, layers, mask, device, dtype)
-    on_parts = recipe.prune_on == "parts"
-    seen_by_rule = PrunedTaskVectors(vectors, pruned.names, device, dtype) if on_parts else pruned
-    survey = recipe.rule.survey(seen_by_rule, statistics)
+    combiner = _Combiner(recipe, pruned, statistics, task)
+    scaled_layers = layers_for(vectors, recipe, layers) if recipe.needs_layers else None
+    factors = tensor_factors(recipe.layer_scaling, pruned.names, scaled_layers, combiner.published_alpha)
     for name in pruned.names:
-        base, kept = vectors.base(name), pruned.kept(name)
-        if not kept.any():
+        base, merged = vectors.base(name), combiner.combine(name)
+        if merged is None:
             yield name, base.to(device, copy=True)
-            continue
-        context = MergeContext(name, vectors.tasks, survey, _stacked(statistics, vectors, name), task)
-        tau = seen_by_rule.stack(name)
-        if on_parts:
-            parts = recipe.rule.parts(tau, context)
-            merged = torch.where(per_row(kept, parts).bool(), parts, 0).sum(0)
         else:
-            merged = recipe.rule.combine(tau, context)
-        total = base.to(device, dtype, copy=True).add_(merged, alpha=recipe.effective_scale)
-        yield name, total.to(base.dtype)
+            total = base.to(device, dtype, copy=True).add_(merged, alpha=recipe.effective_scale * factors[name])
+            yield name, total.to(base.dtype)
     merged_names = set(pruned.names)
     for name in vectors.headers:
         if name not in merged_names:
             yield name, vectors.base(name).to(device, copy=True)
+
+
+class _Combiner:
+    """Applies a recipe's rule to one tensor after the other, after the rule's survey of all of them."""
+
+    def __init__(
+        self, recipe: MergeRecipe, pruned: PrunedTaskVectors, statistics: DataStatistics | None, task: str | None
+    ) -> None:
+        self._rule = recipe.rule
+        self._pruned = pruned
+        self._on_parts = recipe.prune_on == "parts"
+        # The rule makes its parts of the whole task vectors; the mask acts on the parts.
+        self._seen = (
+            PrunedTaskVectors(pruned.vectors, pruned.names, pruned.device, pruned.dtype) if self._on_parts else pruned
+        )
+        self._statistics = statistics
+        self._task = task
+        self._survey = recipe.rule.survey(self._seen, statistics)
+
+    def combine(self, name: str) -> Tensor | None:
+        """Return the merged task vector of one tensor, or None where every task is pruned."""
+        kept = self._pruned.kept(name)
+        if not kept.any():
+            return None
+        tasks = self._pruned.tasks
+        context = MergeContext(name, tasks, self._survey, _stacked(self._statistics, tasks, name), self._task)
+        tau = self._seen.stack(name)
+        if not self._on_parts:
+            return self._rule.combine(tau, context)
+        parts = self._rule.parts(tau, context)
+        return torch.where(per_row(kept, parts).bool(), parts, 0).sum(0)
+
+    def published_alpha(self) -> float:
+        """Return LiNeS' coefficient of the first block, ``(|sum_t tau_t|_1 / |merged|_1) / T``; 1 for a zero model."""
+        summed = combined = 0.0
+        for name in self._pruned.names:
+            if (merged := self.combine(name)) is not None:
+                summed += float(self._pruned.stack(name).sum(0).abs().sum(dtype=torch.float64))
+                combined += float(merged.abs().sum(dtype=torch.float64))
+        return summed / combined / len(self._pruned.tasks) if combined else 1.0
 
 
 def _check_request(
@@ -188,11 +222,11 @@ def _check_request(
             raise ValueError(f"rule {rule.name!r} merges all tasks into one model, so task={task!r} has no meaning.")
 
 
-def _stacked(statistics: DataStatistics | None, vectors: TaskVectors, name: str) -> Tensor | None:
+def _stacked(statistics: DataStatistics | None, tasks: tuple[str, ...], name: str) -> Tensor | None:
     """Return a tensor's statistics of all tasks, ``(T, ...)``, or None where a task has none."""
-    if statistics is None or any(name not in statistics[task] for task in vectors.tasks):
+    if statistics is None or any(name not in statistics[task] for task in tasks):
         return None
-    return torch.stack([statistics[task][name] for task in vectors.tasks])
+    return torch.stack([statistics[task][name] for task in tasks])
 
 
 def _prune(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lwptv_lightning.layer_scaling import LiNeS, read_layer_scaling, write_layer_scaling
 from lwptv_lightning.layers import GRANULARITIES
 from lwptv_lightning.pruning import COUNTS, RANKINGS, ElementPruning, require_ratio
 from lwptv_lightning.registry import require_known
@@ -37,6 +38,7 @@ class MergeRecipe:
         elements: Prune the smallest elements inside each layer instead of whole layers.
         prune_on: ``"task_vectors"``: the mask acts before the rule. ``"parts"``: it acts on what the rule made of
             each task, for rules that are sums over tasks.
+        layer_scaling: `LiNeS`, or a coefficient for each layer, on top of ``scale``.
 
     Raises:
         UnknownNameError: No such rule, score, granularity, ranking or count.
@@ -60,6 +62,7 @@ class MergeRecipe:
     seed: int
     elements: ElementPruning | None
     prune_on: str
+    layer_scaling: LiNeS | dict[str, float] | None
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class MergeRecipe:
         seed: int = 0,
         elements: ElementPruning | Mapping[str, float] | None = None,
         prune_on: str = "task_vectors",
+        layer_scaling: LiNeS | Mapping[str, Any] | None = None,
     ) -> None:
         # Written out, because the constructor takes names and lists where the attributes are objects and tuples.
         values = {
@@ -90,6 +94,7 @@ class MergeRecipe:
             "seed": seed,
             "elements": ElementPruning(**elements) if isinstance(elements, Mapping) else elements,
             "prune_on": prune_on,
+            "layer_scaling": read_layer_scaling(layer_scaling),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -124,7 +129,7 @@ class MergeRecipe:
     @property
     def needs_layers(self) -> bool:
         """Whether it matters which tensors form a layer."""
-        return self.prunes_layers or self.elements is not None
+        return self.prunes_layers or self.elements is not None or isinstance(self.layer_scaling, dict)
 
     def replace(self, **changes: Any) -> MergeRecipe:
         """Return a recipe that differs in the given fields."""
@@ -136,6 +141,7 @@ class MergeRecipe:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["rule"] = self.rule.to_dict()
         values["elements"] = None if self.elements is None else dataclasses.asdict(self.elements)
+        values["layer_scaling"] = write_layer_scaling(self.layer_scaling)
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
@@ -165,7 +171,8 @@ class MergeRecipe:
         """Return the recipe in a few words, for tables."""
         pruned = f", {self.score} {self.ratio:g}" if self.prunes_layers else ""
         inside = f", elements {self.elements.ratio:g}" if self.elements else ""
-        return f"{self.rule.name} x {self.effective_scale:g}{pruned}{inside}"
+        scaled = f", {type(self.layer_scaling).__name__}" if isinstance(self.layer_scaling, LiNeS) else ""
+        return f"{self.rule.name} x {self.effective_scale:g}{scaled}{pruned}{inside}"
 
 
 def _finite(name: str, value: float) -> float:
