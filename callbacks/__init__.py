@@ -3,7 +3,12 @@
 from importlib import import_module
 from typing import Any
 
-_MODULE_OF = {"MergeReport": "merge_report", "PruneAndMerge": "prune_and_merge"}
+_MODULE_OF = {
+    "AdaMergingModule": "adamerging",
+    "CollectStatistics": "collect_statistics",
+    "MergeReport": "merge_report",
+    "PruneAndMerge": "prune_and_merge",
+}
 
 __all__ = list(_MODULE_OF)
 

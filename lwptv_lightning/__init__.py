@@ -10,7 +10,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "AdaMergingModule": "callbacks",
     "CheckpointError": "checkpoints",
+    "CollectStatistics": "callbacks",
     "ElementPruning": "pruning",
     "EvaluationSuite": "datamodule",
     "Layer": "layers",

@@ -223,10 +223,14 @@ def _check_request(
 
 
 def _stacked(statistics: DataStatistics | None, tasks: tuple[str, ...], name: str) -> Tensor | None:
-    """Return a tensor's statistics of all tasks, ``(T, ...)``, or None where a task has none."""
-    if statistics is None or any(name not in statistics[task] for task in tasks):
-        return None
-    return torch.stack([statistics[task][name] for task in tasks])
+    """Return a tensor's statistics of all tasks, ``(T, ...)``, or None where a task has none.
+
+    Statistics of a layer's inputs may stand under the name of its module or of its weight.
+    """
+    for key in (name, name.removesuffix(".weight")):
+        if statistics is not None and all(key in statistics[task] for task in tasks):
+            return torch.stack([statistics[task][key] for task in tasks])
+    return None
 
 
 def _prune(

@@ -19,6 +19,7 @@ from lwptv_lightning.merging import PruningPlan, merge, plan_pruning
 from lwptv_lightning.metrics import LoaderMetrics, averages, split_name
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import UnknownNameError, nearest
+from lwptv_lightning.rules import DataStatistics
 from lwptv_lightning.task_vectors import TaskVectors
 from lwptv_lightning.writing import metadata_of, require_safetensors_path, write_safetensors
 
@@ -42,6 +43,8 @@ class MergeModule(LightningModule):
             returns to that set's logits. Without heads the model's own output is the logits. Where the task vectors
             leave out the tasks' classifiers because their shapes differ, these are the heads by default, on the
             model's features.
+        statistics: What was collected on data for rules that need it; see
+            `lwptv_lightning.callbacks.CollectStatistics`.
         metric: A torchmetrics metric or collection of logits and targets; top-1 accuracy by default.
         expert_accuracy: Set name to the accuracy of its expert, for the normalised accuracy.
 
@@ -70,6 +73,7 @@ class MergeModule(LightningModule):
         recipe: MergeRecipe | None = None,
         *,
         heads: Mapping[str, nn.Module] | None = None,
+        statistics: DataStatistics | None = None,
         metric: Metric | MetricCollection | None = None,
         expert_accuracy: Mapping[str, float] | None = None,
     ) -> None:
@@ -78,6 +82,7 @@ class MergeModule(LightningModule):
         _check_fit(model, vectors)
         self.model = model
         self.vectors = vectors
+        self.statistics = statistics
         self.installed = None
         self.plan = None
         heads = _classifier_heads(model, vectors) | dict(heads or {})
@@ -114,7 +119,8 @@ class MergeModule(LightningModule):
         vectors, recipe = vectors or self.vectors, recipe or self.recipe
         layers = self.layers(recipe.granularity) if recipe.needs_layers else None
         self.plan = plan_pruning(vectors, recipe, layers, device) if recipe.prunes_layers else None
-        merged = merge(vectors, recipe, layers, device, mask=self.plan.mask if self.plan else None)
+        mask = self.plan.mask if self.plan else None
+        merged = merge(vectors, recipe, layers, device, mask=mask, statistics=self.statistics)
         shapes = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
         # The model is the base where nothing is merged; a classifier of another shape than the base's is its own.
         fitting = {name: tensor for name, tensor in merged.items() if shapes.get(name) == tensor.shape}

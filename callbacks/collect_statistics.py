@@ -1,0 +1,135 @@
+"""`CollectStatistics`: what Fisher merging and RegMean need, collected in an ordinary ``trainer.validate``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.func import functional_call
+
+from lwptv_lightning.callbacks.prune_and_merge import PruneAndMerge
+from lwptv_lightning.data_statistics import fisher_diagonal, input_grams
+from lwptv_lightning.datamodule import sample_positions
+from lwptv_lightning.installing import install_, snapshot
+from lwptv_lightning.metrics import split_name
+from lwptv_lightning.module import MergeModule
+from lwptv_lightning.registry import require_known
+
+KINDS = ("fisher", "gram")
+
+
+class CollectStatistics(PruneAndMerge):
+    """Run each task's own model over its own data and collect what a merging rule asks for.
+
+    In the trainer of a `MergeModule` it takes the place of `PruneAndMerge`: while the loader ``id/<task>`` is
+    validated the module holds that task's fine-tuned weights, so the figures are the experts' own; over every other
+    loader it holds the base. Afterwards `statistics` is ready for ``merge(..., statistics=...)`` or
+    ``MergeModule(..., statistics=...)``, and the module's weights are what they were.
+
+    Args:
+        kind: ``"fisher"``: the exact diagonal Fisher information, for the rule ``fisher``; it takes a backward pass
+            for each class of each example. ``"gram"``: the Gram matrices of the linear layers' inputs, for the rule
+            ``regmean``.
+        samples: How many examples of each task to use, at least 1.
+
+    Attributes:
+        statistics: Task to tensor name to a mean over the examples (``"fisher"``) or rows (``"gram"``).
+
+    Raises:
+        UnknownNameError: No such kind.
+        ValueError: ``samples`` is below 1.
+
+    Example:
+        >>> CollectStatistics("gram", samples=64).statistics
+        {}
+    """
+
+    def __init__(self, kind: str, *, samples: int = 256) -> None:
+        super().__init__(stages=("validate",))
+        require_known("kind of statistics", kind, KINDS)
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, not {samples}.")
+        self.kind = kind
+        self.samples = samples
+        self.statistics: dict[str, dict[str, Tensor]] = {}
+        self._sums: dict[str, dict[str, Tensor]] = {}
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that every task has its loader, and remember the module's weights."""
+        module = _require_merge_module(pl_module)
+        loaders: Any = trainer.val_dataloaders
+        module.prepare(loaders)
+        absent = [task for task in module.vectors.tasks if f"id/{task}" not in loaders]
+        if absent:
+            raise ValueError(f"task {absent[0]!r} has no loader 'id/{absent[0]}'; each task needs its own data.")
+        self._sums = {task: {} for task in module.vectors.tasks}
+        self._replaced = (module.model, snapshot(module.model, module.vectors.shared_names))
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Install the weights that belong to a loader at its first batch, then add the batch's share."""
+        module = _require_merge_module(pl_module)
+        loaders: Any = trainer.val_dataloaders
+        loader = tuple(loaders)[dataloader_idx]
+        domain, task = split_name(loader)
+        own_task = task if domain == "id" and task in self._sums else None
+        if batch_idx == 0:
+            vectors = module.vectors
+            weights = {
+                name: vectors.base(name) if own_task is None else vectors.expert(own_task, name)
+                for name in vectors.shared_names
+            }
+            install_(module.model, weights)
+        if own_task is None:
+            return
+        inputs = module.unpack(batch)[0]
+        positions = sample_positions(loaders[loader], batch_idx, len(inputs))
+        wanted = inputs[: len(positions)][positions.to(inputs.device) < self.samples]
+        if len(wanted) or batch_idx == 0:
+            # A process without an example of its own adds zeros, so that all processes sum up the same names.
+            measured = self._measure(module, wanted if len(wanted) else inputs[:1], module.head_of(loader))
+            share = measured if len(wanted) else {name: value * 0 for name, value in measured.items()}
+            self._add(self._sums[own_task], share)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Average over all examples, of all processes, and give the module its weights back."""
+        self.statistics = {}
+        for task, sums in self._sums.items():
+            total = {name: trainer.strategy.reduce(sums[name], reduce_op="sum") for name in sorted(sums)}
+            counts = {name: value for name, value in total.items() if name.endswith(".rows")}
+            self.statistics[task] = {
+                name: (value / counts[f"{name}.rows" if self.kind == "gram" else ".rows"]).float().cpu()
+                for name, value in total.items()
+                if name not in counts
+            }
+        self._sums = {}
+        self._restore()
+
+    def _measure(self, module: MergeModule, inputs: Tensor, head: str | None) -> dict[str, Tensor]:
+        if self.kind == "gram":
+            with torch.no_grad(), input_grams(module.model) as grams:
+                module(inputs, head)
+            return grams
+        parameters = {f"model.{name}": value for name, value in module.model.named_parameters()}
+
+        def logits(values: Any, example: Tensor) -> Tensor:
+            output: Tensor = functional_call(module, values, (example, head))
+            return output
+
+        sums = fisher_diagonal(logits, parameters, inputs)
+        count = torch.tensor(float(len(inputs)), device=inputs.device)
+        return {name.removeprefix("model."): value for name, value in sums.items()} | {".rows": count}
+
+    @staticmethod
+    def _add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
+        for name, value in more.items():
+            sums[name] = sums[name] + value if name in sums else value
+
+
+def _require_merge_module(pl_module: LightningModule) -> MergeModule:
+    if not isinstance(pl_module, MergeModule):
+        raise TypeError(f"CollectStatistics works on a MergeModule, not on a {type(pl_module).__name__}.")
+    return pl_module

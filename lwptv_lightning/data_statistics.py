@@ -1,0 +1,90 @@
+"""What Fisher merging and RegMean need to know of a model on its own data, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+
+def fisher_diagonal(
+    logits: Callable[[Mapping[str, Tensor], Tensor], Tensor], parameters: Mapping[str, Tensor], inputs: Tensor
+) -> dict[str, Tensor]:
+    """Sum up the exact diagonal Fisher information over the examples of a batch.
+
+    For each example x: ``sum_y p(y|x) (d log p(y|x) / d theta)^2``, with the expectation over the model's own
+    prediction, not over labels. It works inside ``torch.inference_mode`` too, as Lightning validates.
+
+    Args:
+        logits: Maps parameters and inputs ``(1, ...)`` to logits ``(1, C)``.
+        parameters: Name to value; not changed.
+        inputs: ``(B, ...)``.
+
+    Returns:
+        Name to the sum over the B examples, in the parameter's shape; divide by the number of examples for the mean.
+
+    Example:
+        >>> weight = {"w": torch.zeros(1)}
+        >>> two_classes = lambda p, x: torch.cat([x * p["w"], -x * p["w"]], dim=1)
+        >>> fisher_diagonal(two_classes, weight, torch.tensor([[1.0], [2.0]]))["w"]  # p = 1/2: x^2 each
+        tensor([5.])
+
+    Reference:
+        Matena and Raffel, arXiv 2111.09832. Later libraries square the gradient of a batch's sum, which is another
+        quantity and depends on the size of the batch.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        # Clones, since tensors made in inference mode cannot take part in a backward pass.
+        own = {name: parameter.detach().clone().requires_grad_() for name, parameter in parameters.items()}
+        total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        for example in torch.split(inputs.clone(), 1):
+            log_probabilities = logits(own, example).log_softmax(1)[0]
+            classes = torch.eye(len(log_probabilities), device=log_probabilities.device, dtype=log_probabilities.dtype)
+            gradients = torch.autograd.grad(
+                log_probabilities, list(own.values()), classes, is_grads_batched=True, materialize_grads=True
+            )
+            probabilities = log_probabilities.detach().exp()
+            for name, gradient in zip(own, gradients, strict=True):
+                total[name] += torch.tensordot(probabilities, gradient.square(), dims=1)
+    return total
+
+
+@contextmanager
+def input_grams(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Sum up ``X^T X`` over the rows of the inputs of every linear layer that runs inside the ``with`` block.
+
+    Args:
+        module: The model.
+
+    Yields:
+        Name of a linear layer's weight to ``(in, in)``, filled as the layers run, and ``"<weight>.rows"`` to the
+        number of rows, both float64.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 1))
+        >>> with torch.no_grad(), input_grams(model) as grams:
+        ...     _ = model(torch.tensor([[1.0, 2.0]]))
+        >>> grams["0.weight"].tolist(), grams["0.weight.rows"].item()
+        ([[1.0, 2.0], [2.0, 4.0]], 1.0)
+    """
+    grams: dict[str, Tensor] = {}
+
+    def hook(name: str, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        inputs = arguments[0].detach()
+        rows = inputs.reshape(-1, inputs.shape[-1]).double()
+        for key, value in ((name, rows.T @ rows), (f"{name}.rows", rows.new_tensor(float(len(rows))))):
+            grams[key] = grams[key] + value if key in grams else value
+
+    handles = [
+        layer.register_forward_pre_hook(partial(hook, f"{path}.weight".lstrip(".")))
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    try:
+        yield grams
+    finally:
+        for handle in handles:
+            handle.remove()

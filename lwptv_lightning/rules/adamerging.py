@@ -1,0 +1,67 @@
+"""AdaMerging: task arithmetic with learnt coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._ops import elect_signs, per_row, trim_
+from lwptv_lightning.rules._parameters import flag, number, per_task_by_tensor, require_per_task
+from lwptv_lightning.rules._selection import TrimSurvey, survey_trim
+
+
+@merge_rule("adamerging", paper="https://arxiv.org/abs/2310.02575")
+@dataclass(frozen=True, kw_only=True)
+class AdaMerging(MergeRule):
+    """Add the task vectors with a coefficient for each task and tensor: ``sum_t lambda_{t,tensor} tau_t``.
+
+    `lwptv_lightning.callbacks.AdaMergingModule` learns the coefficients on unlabelled data, by minimising the entropy
+    of the merged model's predictions.
+
+    Args:
+        coefficients: Glob of tensor names to one coefficient for each task; the first that matches counts, and tensors
+            that none matches stay at the base. By default 0.3 for all, where learning starts.
+        plus_plus: First trim each task vector and drop the entries against the elected sign, as TIES does
+            (AdaMerging++).
+        density: What the trim of AdaMerging++ keeps, in (0, 1].
+
+    Example:
+        >>> rule = AdaMerging(coefficients={"blocks.*": [1.0, 0.0], "*": [0.5, 0.5]})
+        >>> rule.combine(torch.tensor([[2.0], [4.0]]), MergeContext("head.weight", ("a", "b")))
+        tensor([3.])
+
+    Reference:
+        Yang et al., AdaMerging, arXiv 2310.02575; its "layer-wise" coefficients are one for each tensor.
+    """
+
+    coefficients: Mapping[str, tuple[float, ...]] | None = per_task_by_tensor()
+    plus_plus: bool = flag(False)
+    density: float = number(0.2, "(0, 1]")
+
+    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> TrimSurvey | None:
+        """Find the thresholds and the majority sign, for AdaMerging++."""
+        return survey_trim(vectors, self.density) if self.plus_plus else None
+
+    def split(self, tau: Tensor, survey: TrimSurvey | None) -> Tensor:
+        """Return what the coefficients act on: the task vectors, or what the TIES split leaves of them."""
+        if survey is None:
+            return tau
+        trimmed = trim_(tau, survey.thresholds)
+        return torch.where(trimmed * elect_signs(trimmed, survey.tie) > 0, trimmed, 0)
+
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return ``lambda_t tau_t``, ``(T, *shape)``."""
+        tau = self.split(tau, context.survey)
+        if self.coefficients is None:
+            return 0.3 * tau
+        for pattern, coefficients in self.coefficients.items():
+            if fnmatchcase(context.name, pattern):
+                require_per_task(f"coefficients[{pattern!r}]", coefficients, context.tasks)
+                return tau * per_row(torch.tensor(coefficients), tau)
+        return torch.zeros_like(tau)

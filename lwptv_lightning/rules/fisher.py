@@ -1,0 +1,64 @@
+"""Fisher merging."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._ops import per_row
+from lwptv_lightning.rules._parameters import flag, number
+
+
+@merge_rule("fisher", paper="https://arxiv.org/abs/2111.09832")
+@dataclass(frozen=True, kw_only=True)
+class Fisher(MergeRule):
+    """Average weighted by Fisher information: ``sum_t c_t (F_t + floor) tau_t / sum_t c_t (F_t + floor)``.
+
+    ``F_t`` is the diagonal Fisher information of task t's own model on its own data, one number per weight, as
+    `lwptv_lightning.callbacks.CollectStatistics` collects it. Tensors without one are averaged.
+
+    Args:
+        normalize: ``c_t = 1 / |F_t|_2`` over the whole model, so that no task outweighs the others by its scale;
+            else ``c_t = 1``. A task whose Fisher information is zero gets ``c_t = 1``.
+        floor: Added to every Fisher information, above 0.
+
+    Example:
+        >>> from lwptv_lightning import MergeRecipe, TaskVectors, merge
+        >>> vectors = TaskVectors.open({"w": torch.zeros(1)}, {"a": {"w": torch.ones(1)}, "b": {"w": -torch.ones(1)}})
+        >>> fisher = {"a": {"w": torch.tensor([3.0])}, "b": {"w": torch.tensor([1.0])}}
+        >>> merge(vectors, MergeRecipe(rule=Fisher(normalize=False)), statistics=fisher)["w"]
+        tensor([0.5000])
+
+    Reference:
+        Matena and Raffel, Merging models with Fisher-weighted averaging, arXiv 2111.09832. Deviation: the floor is
+        added for every task, as in later libraries; the authors' code takes a maximum, for the first model alone.
+    """
+
+    needs: ClassVar[str] = "fisher"
+
+    normalize: bool = flag(True)
+    floor: float = number(1e-6, "(0, inf)")
+
+    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> Tensor:
+        """Return ``c_t``, ``(T,)``."""
+        if not self.normalize or statistics is None:
+            return torch.ones(len(vectors.tasks))
+        squares = [
+            sum(
+                float(fisher.double().square().sum())
+                for name, fisher in statistics[task].items()
+                if name in vectors.names
+            )
+            for task in vectors.tasks
+        ]
+        return torch.tensor([square**-0.5 if square > 0 else 1.0 for square in squares])
+
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return each task's weighted part, ``(T, *shape)``."""
+        if context.statistics is None:
+            return tau / len(tau)
+        weights = (context.statistics.to(tau) + self.floor) * per_row(context.survey, tau)
+        return tau * (weights / weights.sum(0))
