@@ -42,7 +42,8 @@ def directions(tau: Tensor) -> tuple[Tensor, Tensor]:
         (tensor([[0.6000, 0.8000], [0.0000, 0.0000]]), tensor([5., 0.]))
     """
     rows = tau.reshape(len(tau), -1)
-    norms = rows.norm(dim=1)
+    # In float64, since squares of small float32 numbers vanish.
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).to(rows.dtype)
     units = torch.where(norms[:, None] > 0, rows / norms[:, None], 0)
     return units.reshape(tau.shape), norms
 

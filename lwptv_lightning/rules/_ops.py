@@ -255,16 +255,16 @@ def magnitude_probabilities(tau: Tensor, density: float, epsilon: float) -> Tens
     return probabilities.reshape(tau.shape)
 
 
-def keep_largest_(tau: Tensor, count: int) -> Tensor:
-    """Zero all but the ``count`` largest magnitudes of each row, in place; of equal ones the first stay.
+def keep_largest_(tau: Tensor, density: float) -> Tensor:
+    """Zero all but the ``int(n * density)`` largest magnitudes of each row, in place; of equal ones the first stay.
 
     Example:
-        >>> keep_largest_(torch.tensor([[1.0, -3.0, 3.0]]), 1)
+        >>> keep_largest_(torch.tensor([[1.0, -3.0, 3.0]]), 0.5)
         tensor([[ 0., -3.,  0.]])
     """
     rows = as_rows(tau)
-    rows.scatter_(1, rows.abs().argsort(dim=1, descending=True, stable=True)[:, count:], 0)
-    return rows.view(tau.shape)
+    dropped = rows.abs().argsort(dim=1, descending=True, stable=True)[:, int(rows.shape[1] * density) :]
+    return rows.scatter_(1, dropped, 0).view(tau.shape)
 
 
 def tall_masks(tau: Tensor, merged: Tensor, tall_lambda: float) -> Tensor:

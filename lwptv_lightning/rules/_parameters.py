@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lwptv_lightning.registry import require_known
@@ -75,6 +75,22 @@ def per_task(default: None = None) -> Any:
         return None if value is None else tuple(_real(name, item) for item in _items(name, value))
 
     return _field(default, "one number per task", check)
+
+
+def per_task_by_tensor(default: None = None) -> Any:
+    """Declare an optional mapping of globs of tensor names to a finite number for each task."""
+
+    def check(name: str, value: Any) -> dict[str, tuple[float, ...]] | None:
+        if value is None:
+            return None
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{name} must map globs of tensor names to numbers, not be a {type(value).__name__}.")
+        return {
+            str(key): tuple(_real(f"{name}[{key!r}]", item) for item in _items(name, items))
+            for key, items in value.items()
+        }
+
+    return _field(default, "one number per task for each glob", check)
 
 
 def patterns(default: tuple[str, ...] | None) -> Any:

@@ -18,7 +18,6 @@ from lwptv_lightning.rules._ops import (
     as_rows,
     combine_agreeing,
     elect_signs,
-    keep_largest_,
     random_keep,
     rescale_kept,
     tall_masks,
@@ -58,13 +57,6 @@ def survey_trim(vectors: PrunedTaskVectors, density: float, transform: Transform
     return TrimSurvey(thresholds, 1.0 if votes > 0 else -1.0)
 
 
-def trim_to_density_(tau: Tensor, density: float, thresholds: Tensor | None) -> Tensor:
-    """Trim to thresholds found over the whole model, or, without any, to ``int(n * density)`` of each tensor."""
-    if thresholds is None:
-        return keep_largest_(tau, int(tau[0].numel() * density))
-    return trim_(tau, thresholds)
-
-
 def trim_elect_merge_(tau: Tensor, survey: TrimSurvey, reduce: str) -> Tensor:
     """Apply the three steps of TIES to one stack, ``(T, *shape) -> (*shape)``; ``tau`` is written to.
 
@@ -92,10 +84,12 @@ def drop_at_random(tau: Tensor, probability: float | Tensor, seed: int, tasks: S
     Returns:
         ``(T, *shape)``.
     """
-    rows = [probability] * len(tasks) if isinstance(probability, float) else probability.cpu().unbind()
     shape = tuple(tau.shape[1:])
-    keep = torch.stack([random_keep(shape, row, seed, task, name) for row, task in zip(rows, tasks, strict=True)])
-    return rescale_kept(tau, keep.to(tau.device), probability)
+    keep = [
+        random_keep(shape, probability if isinstance(probability, float) else probability[row].cpu(), seed, task, name)
+        for row, task in enumerate(tasks)
+    ]
+    return rescale_kept(tau, torch.stack(keep).to(tau.device), probability)
 
 
 def keep_middle_(tau: Tensor, density: float, outliers: float) -> Tensor:

@@ -44,7 +44,7 @@ class Karcher(MergeRule):
         if len(tau) == 1:
             return tau[0]
         units, norms = directions(tau.double())
-        units = units[norms > self.tol].flatten(1)
+        units = units.reshape(len(tau), -1)[norms > self.tol]
         if not len(units):
             return torch.zeros_like(tau[0])
         mean = units.mean(0)

@@ -9,7 +9,7 @@ from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
 from lwptv_lightning.rules._matrices import is_matrix
 from lwptv_lightning.rules._parameters import choice, number, patterns
-from lwptv_lightning.rules.ties import TIES, TrimSurvey
+from lwptv_lightning.rules._selection import TrimSurvey, survey_trim, trim_elect_merge_
 
 _LEAST_SINGULAR_VALUE = 1e-5
 
@@ -23,7 +23,8 @@ class KnOTSTIES(MergeRule):
     above 1e-5 stay, task t becomes ``diag(s) V_t = U^T tau_t``. TIES merges these, trimming over all matrices of the
     model together, and U maps the result back. Every other tensor stays as it is in the base.
 
-    The decompositions are made anew in each of five passes over the model, so that no basis is kept.
+    The decompositions are made anew in each pass over the model, of which there are five in float32, so that no basis
+    is kept.
 
     Args:
         density: The fraction to keep, in (0, 1]; 1 trims nothing.
@@ -50,18 +51,14 @@ class KnOTSTIES(MergeRule):
     def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> TrimSurvey | None:
         """Survey the aligned task vectors as TIES does; None where there are none."""
         aligned = AlignedTaskVectors(vectors, self.include)
-        return self._ties.survey(aligned) if aligned.names else None
+        return survey_trim(aligned, self.density) if aligned.names else None
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Align, merge and map back one stack, ``(T, *shape) -> (*shape)``."""
         if context.survey is None or not is_matrix(tau.shape[1:], context.name, self.include):
             return torch.zeros_like(tau[0])
         basis, aligned = align(tau)
-        return basis @ self._ties.combine(aligned, context)
-
-    @property
-    def _ties(self) -> TIES:
-        return TIES(density=self.density, reduce=self.reduce)
+        return basis @ trim_elect_merge_(aligned, context.survey, self.reduce)
 
 
 class AlignedTaskVectors(PrunedTaskVectors):

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 from lwptv_lightning.rules._matrices import NEGLIGIBLE, directions
-from lwptv_lightning.rules._ops import per_row
-from lwptv_lightning.rules._parameters import per_task, require_per_task
+from lwptv_lightning.rules._parameters import per_task
+from lwptv_lightning.rules.weighted_average import WeightedAverage
 
 
 @merge_rule("multislerp", paper="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea")
@@ -26,6 +25,7 @@ class MultiSLERP(MergeRule):
         ValueError: The weights sum to 0, or there is not one for each task.
 
     Example:
+        >>> import torch
         >>> from lwptv_lightning.rules import MergeContext
         >>> MultiSLERP().combine(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), MergeContext("w", ("a", "b")))
         tensor([1.4142, 1.4142])
@@ -40,20 +40,20 @@ class MultiSLERP(MergeRule):
 
     weights: tuple[float, ...] | None = per_task()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        WeightedAverage(weights=self.weights)  # Raises where they sum to 0.
+
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return ``R w_t tau_t / (|tau_t| |m|)``, ``(T, *shape)``."""
-        weights = self._weights(tau, context)
         units, norms = directions(tau)
-        steps = units * per_row(weights, units)
+        steps = self._average.parts(units, context)
         length = steps.sum(0).norm()
         if length <= NEGLIGIBLE:
-            return tau * per_row(weights, tau)
-        return steps * ((weights * norms).sum() / length)
+            return self._average.parts(tau, context)
+        radius: Tensor = self._average.combine(norms, context) / length
+        return steps * radius
 
-    def _weights(self, tau: Tensor, context: MergeContext) -> Tensor:
-        if self.weights is None:
-            return tau.new_full((len(tau),), 1 / len(tau))
-        require_per_task("weights", self.weights, context.tasks)
-        if not sum(self.weights):
-            raise ValueError(f"weights must not sum to 0: {self.weights}.")
-        return tau.new_tensor(self.weights) / sum(self.weights)
+    @property
+    def _average(self) -> WeightedAverage:
+        return WeightedAverage(weights=self.weights)

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
@@ -27,6 +26,7 @@ class NuSLERP(MergeRule):
         ValueError: There are not exactly two tasks.
 
     Example:
+        >>> import torch
         >>> from lwptv_lightning.rules import MergeContext
         >>> NuSLERP(t=0.5).combine(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), MergeContext("w", ("a", "b")))
         tensor([0.7071, 0.7071])
@@ -47,7 +47,10 @@ class NuSLERP(MergeRule):
         first, second = directions(tau)[0]
         angle = 2 * math.atan2(float((first - second).norm()), float((first + second).norm()))
         if math.sin(angle) > NEGLIGIBLE:
-            coefficients = [math.sin((1 - self.t) * angle) / math.sin(angle), math.sin(self.t * angle) / math.sin(angle)]
+            coefficients = [
+                math.sin((1 - self.t) * angle) / math.sin(angle),
+                math.sin(self.t * angle) / math.sin(angle),
+            ]
         else:
             coefficients = [1 - self.t, self.t]
-        return tau * per_row(torch.tensor(coefficients), tau)
+        return tau * per_row(tau.new_tensor(coefficients), tau)

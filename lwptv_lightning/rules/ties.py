@@ -6,9 +6,9 @@ from torch import Tensor
 
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._ops import combine_agreeing, elect_signs
+from lwptv_lightning.rules._ops import combine_agreeing, elect_signs, keep_largest_
 from lwptv_lightning.rules._parameters import choice, number
-from lwptv_lightning.rules._selection import TrimSurvey, survey_trim, trim_elect_merge_, trim_to_density_
+from lwptv_lightning.rules._selection import TrimSurvey, survey_trim, trim_elect_merge_
 
 
 @merge_rule("ties", paper="https://arxiv.org/abs/2306.01708")
@@ -50,7 +50,7 @@ class TIES(MergeRule):
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Trim, elect and merge one stack, ``(T, *shape) -> (*shape)``."""
-        if context.survey is not None:
+        if self.scope == "model":
             return trim_elect_merge_(tau, context.survey, self.reduce)
-        trimmed = trim_to_density_(tau, self.density, None)
+        trimmed = keep_largest_(tau, self.density)
         return combine_agreeing(trimmed, elect_signs(trimmed, 1.0), self.reduce)

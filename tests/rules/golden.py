@@ -44,3 +44,17 @@ def largest_error(merged: dict[str, Tensor], expected: dict[str, Tensor]) -> flo
 def _load(inputs: str, file: str) -> dict[str, Tensor]:
     tensors = load_file(FOLDER / file)
     return {name: tensors[name] for name in INDEX["key_order"][inputs]}
+
+
+def golden_file(name: str) -> dict[str, Tensor]:
+    """Return the tensors of one of the files, such as ``"inputs_fisher"``."""
+    return load_file(FOLDER / f"{name}.safetensors")
+
+
+def golden_statistics(name: str) -> dict[str, dict[str, Tensor]]:
+    """Return a file of tensors called ``task::name`` as task to name to tensor."""
+    statistics: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in golden_file(name).items():
+        task, _, tensor_name = key.partition("::")
+        statistics.setdefault(task, {})[tensor_name] = tensor
+    return statistics

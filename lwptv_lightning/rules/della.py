@@ -1,0 +1,56 @@
+"""DELLA: drop elements with a probability that falls with their magnitude."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._ops import combine_agreeing, elect_signs, magnitude_probabilities
+from lwptv_lightning.rules._parameters import number, whole
+from lwptv_lightning.rules._selection import drop_at_random
+
+
+@merge_rule("della", paper="https://arxiv.org/abs/2406.11617")
+@dataclass(frozen=True, kw_only=True)
+class DELLA(MergeRule):
+    """Keep elements at random, large ones more often, rescale, elect one sign per weight, average what agrees.
+
+    In each row of m elements, ``(shape[0], rest)``, the element of rank r = 1 ... m by ``|tau|`` is kept with
+    ``p = density - epsilon + (r - 1) / (m - 1) 2 epsilon`` and divided by its own p. Elect: the sign of the sum over
+    tasks, + where it is 0. Merge: the mean of the entries with that sign.
+
+    Args:
+        density: The mean probability that an element is kept.
+        epsilon: Half the window of probabilities, at least 0; ``density - epsilon`` and ``density + epsilon`` must
+            lie in (0, 1).
+        seed: Seeds the draw, together with the names of task and tensor, as for ``dare``.
+
+    Example:
+        >>> import torch
+        >>> from lwptv_lightning.rules import MergeContext
+        >>> DELLA(density=0.5, epsilon=0).combine(torch.ones(1, 8), MergeContext("w", ("a",))).unique()
+        tensor([0., 2.])
+
+    Reference:
+        Deep et al., DELLA-Merging, arXiv 2406.11617, with the authors' ``1 / p``. Deviations: the random stream is our
+        own. The authors' code ranks along dimension 1 and fails on scalars and where that dimension is 1; here rows
+        of convolutions are flattened, a vector or a scalar is one row, and a row of one element has p = density.
+    """
+
+    density: float = number(0.5, "(0, 1)")
+    epsilon: float = number(0.15, "[0, 0.5)")
+    seed: int = whole(0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.density - self.epsilon > 0 and self.density + self.epsilon < 1):
+            raise ValueError(
+                f"epsilon must leave density - epsilon and density + epsilon in (0, 1), "
+                f"but is {self.epsilon} with density {self.density}."
+            )
+
+    def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Drop, rescale, elect and merge one stack, ``(T, *shape) -> (*shape)``."""
+        probability = magnitude_probabilities(tau, self.density, self.epsilon)
+        kept = drop_at_random(tau, probability, self.seed, context.tasks, context.name)
+        return combine_agreeing(kept, elect_signs(kept, 1.0), "mean")

@@ -1,0 +1,65 @@
+"""EMR-merging: elect, mask and rescale."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._ops import as_rows, combine_agreeing, elect_signs
+
+
+@merge_rule("emr", paper="https://arxiv.org/abs/2405.17461")
+@dataclass(frozen=True, kw_only=True)
+class EMR(MergeRule):
+    """Elect a unified task vector; a mask and a number make each task's own model of it.
+
+    Elect: ``sign = sign(sum_t tau_t)``, - where the sum is 0, and ``unified = sign max |tau_t|`` over the tasks with
+    that sign. Mask: ``m_t = (tau_t sign > 0)``. Rescale: ``r_t = sum mean |tau_t| / sum mean |unified m_t|``, means
+    over each tensor, sums over tensors. The model of all tasks is ``unified``, that of task t ``r_t m_t unified``.
+
+    Example:
+        >>> from lwptv_lightning import MergeRecipe, TaskVectors, merge
+        >>> tasks = {"a": {"w": torch.tensor([4.0, -1.0])}, "b": {"w": torch.tensor([2.0, 3.0])}}
+        >>> vectors = TaskVectors.open({"w": torch.zeros(2)}, tasks)
+        >>> merge(vectors, MergeRecipe(rule="emr"))["w"], merge(vectors, MergeRecipe(rule="emr"), task="a")["w"]
+        (tensor([4., 3.]), tensor([5., 0.]))
+
+    Reference:
+        Huang et al., EMR-merging, arXiv 2405.17461. Deviation: the rescaler of a task whose masked vector is zero is
+        1, where the authors' code divides by 0.
+    """
+
+    per_task: ClassVar[bool] = True
+
+    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> Tensor:
+        """Find the rescalers, ``(T,)``."""
+        own = torch.zeros(len(vectors.tasks), dtype=torch.float64)
+        masked = own.clone()
+        for name in vectors.names:
+            if vectors.numel(name):
+                tau = vectors.stack(name)
+                unified, mask = _elect(tau)
+                own += _mean_magnitudes(tau)
+                masked += _mean_magnitudes(unified * mask)
+        return torch.where(masked > 0, own / masked, 1.0)
+
+    def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return the unified task vector, or the wanted task's own, ``(T, *shape) -> (*shape)``."""
+        unified, mask = _elect(tau)
+        if context.task is None:
+            return unified
+        task = context.tasks.index(context.task)
+        return unified * mask[task] * float(context.survey[task])
+
+
+def _elect(tau: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the unified task vector, ``(*shape)``, and each task's mask, ``(T, *shape)``."""
+    signs = elect_signs(tau, -1.0)
+    return combine_agreeing(tau, signs, "max"), tau * signs > 0
+
+
+def _mean_magnitudes(tau: Tensor) -> Tensor:
+    return as_rows(tau).abs().mean(1).cpu().double()

@@ -1,0 +1,46 @@
+"""Magnitude pruning."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._ops import keep_largest_, trim_, trim_thresholds
+from lwptv_lightning.rules._parameters import choice, number
+
+
+@merge_rule("magnitude", paper="https://arxiv.org/abs/2405.07813", scale=0.3)
+@dataclass(frozen=True, kw_only=True)
+class Magnitude(MergeRule):
+    """Keep the largest elements of each task vector, then add: ``sum_t m_t tau_t``.
+
+    Args:
+        density: The fraction to keep, in (0, 1]; 1 keeps everything.
+        scope: ``"model"`` ranks all weights of a task together and keeps the ``int(d * density) + 1`` largest
+            ``|tau|`` and whatever ties with the least of them, as TIES does. ``"tensor"`` keeps exactly
+            ``int(n * density)`` of each tensor, of equal ones the first.
+
+    Example:
+        >>> import torch
+        >>> from lwptv_lightning.rules import MergeContext
+        >>> tau = torch.tensor([[4.0, -1.0, 0.1, 2.0], [2.0, 3.0, 0.1, 1.0]])
+        >>> Magnitude(density=0.5, scope="tensor").combine(tau, MergeContext("w", ("a", "b")))
+        tensor([6., 3., 0., 2.])
+
+    Reference:
+        The magnitude baseline of Wang et al., Localizing task information, arXiv 2405.07813, whose code is the model
+        scope; mergekit's magnitude sparsification is the tensor scope. Deviation: density is a fraction, never
+        percent, and what is kept is not rescaled.
+    """
+
+    density: float = number(0.2, "(0, 1]")
+    scope: str = choice("model", ("model", "tensor"))
+
+    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> Tensor | None:
+        """Find each task's threshold over the whole model, ``(T,)``."""
+        return None if self.scope == "tensor" else trim_thresholds(vectors, self.density)
+
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return what is kept of each task vector, ``(T, *shape)``."""
+        return keep_largest_(tau, self.density) if self.scope == "tensor" else trim_(tau, context.survey)

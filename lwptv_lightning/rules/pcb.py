@@ -1,0 +1,84 @@
+"""PCB-merging: parameter competition balancing."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._ops import count_elements, kth_smallest, kth_smallest_magnitude, per_row
+from lwptv_lightning.rules._parameters import number
+
+
+@dataclass(frozen=True)
+class PCBSurvey:
+    """Order statistics over the whole model, for each task, ``(T,)``: what magnitudes and scores are clamped to."""
+
+    low: Tensor
+    high: Tensor
+    least: Tensor
+    most: Tensor
+
+
+@merge_rule("pcb", paper="https://arxiv.org/abs/2410.02396")
+@dataclass(frozen=True, kw_only=True)
+class PCB(MergeRule):
+    """Average the task vectors with weights for which parameters compete within and between tasks.
+
+    With a = ``|tau_t|`` clamped to its own quantiles, ``score_t = exp(T minmax(a)^2) tanh(tau_t sum_s tau_s)``. A
+    task's weights are its scores above the ``1 - density`` quantile, scaled to [0, 1]; the result is
+    ``sum_t w_t sign(tau_t) a_t / sum_t w_t``. Extremes and quantiles are those of the whole model.
+
+    Args:
+        density: The fraction of each task's scores that get a weight, in (0, 1].
+        clip: The quantile of ``|tau_t|`` that is clamped at both ends, in [0, 0.5).
+
+    Example:
+        >>> from lwptv_lightning import MergeRecipe, TaskVectors, merge
+        >>> tasks = {"a": {"w": torch.tensor([4.0, -1.0, 1.0])}, "b": {"w": torch.tensor([1.0, -4.0, 1.0])}}
+        >>> vectors = TaskVectors.open({"w": torch.zeros(3)}, tasks)
+        >>> merge(vectors, MergeRecipe(rule=PCB(density=0.5, clip=0)))["w"]
+        tensor([ 4., -4.,  0.])
+
+    Reference:
+        Du et al., Parameter competition balancing for model merging, arXiv 2410.02396, in the form of the authors'
+        main file. Deviations: a task that is zero has weight 0, and where all scores that count are equal and
+        positive their weight is 1; the authors' code divides 0 by 0 in both cases.
+    """
+
+    density: float = number(0.1, "(0, 1]")
+    clip: float = number(1e-4, "[0, 0.5)")
+
+    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> PCBSurvey:
+        """Find the quantiles of magnitudes, then those of scores."""
+        count = count_elements(vectors)
+        low = kth_smallest_magnitude(vectors, int(count * self.clip) + 1)
+        high = kth_smallest_magnitude(vectors, int(count * (1 - self.clip) - 1) + 1)
+
+        def scores(tau: Tensor, name: str) -> Tensor:
+            return _scores(tau, low, high)
+
+        # For a density next to 0, 1 - density rounds to 1.
+        least = kth_smallest(vectors, min(int(count * (1 - self.density)), count - 1) + 1, scores)
+        return PCBSurvey(low, high, least, kth_smallest(vectors, count, scores))
+
+    def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Weigh and average one stack, ``(T, *shape) -> (*shape)``."""
+        found: PCBSurvey = context.survey
+        scores = _scores(tau, found.low, found.high)
+        least, most = per_row(found.least, tau), per_row(found.most, tau)
+        reaching_most = ((scores >= most) & (most > 0)).to(tau.dtype)
+        weights = torch.where(most > least, (scores.clamp_min(least) - least) / (most - least), reaching_most)
+        return (tau.sign() * _clamp(tau, found.low, found.high) * weights).sum(0) / weights.sum(0).clamp_min(1e-12)
+
+
+def _clamp(tau: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return tau.abs().clamp(per_row(low, tau), per_row(high, tau))
+
+
+def _scores(tau: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    span = per_row(high - low, tau)
+    relative = torch.where(span > 0, (_clamp(tau, low, high) - per_row(low, tau)) / span, 0)
+    # The weights do not depend on a common factor of the scores; exp(-T) keeps the exponential from overflowing.
+    return (len(tau) * (relative.square() - 1)).exp() * (tau * tau.sum(0)).tanh()

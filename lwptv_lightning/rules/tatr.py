@@ -1,0 +1,59 @@
+"""TATR: task arithmetic in the trust region."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._ops import count_elements, kth_smallest
+from lwptv_lightning.rules._parameters import number
+
+
+@merge_rule("tatr", paper="https://arxiv.org/abs/2501.15065", scale=0.3)
+@dataclass(frozen=True, kw_only=True)
+class TATR(MergeRule):
+    """Add the task vectors where they conflict little: ``sum_t tau_t`` where ``Omega < threshold``, else 0.
+
+    ``Omega = sum_{i != j} |tau_i| |tau_j|`` is the zero-shot form, in which a task vector stands in for its gradient.
+    The threshold is the order statistic ``int(N * quantile)``, counted from 0, of Omega over the N weights of the
+    model. A single task conflicts with none, so that Omega is 0 everywhere and nothing is below the threshold.
+
+    Args:
+        quantile: The fraction of weights in the trust region, in [0, 1]; 0 keeps nothing, and 1 drops the largest
+            Omega.
+
+    Example:
+        >>> from lwptv_lightning import MergeRecipe, TaskVectors, merge
+        >>> tasks = {"a": {"w": torch.tensor([4.0, -1.0, 0.0])}, "b": {"w": torch.tensor([2.0, 3.0, 1.0])}}
+        >>> vectors = TaskVectors.open({"w": torch.zeros(3)}, tasks)
+        >>> merge(vectors, MergeRecipe(rule="tatr", scale=1.0))["w"]
+        tensor([0., 2., 1.])
+
+    Reference:
+        Sun et al., Task arithmetic in trust region, arXiv 2501.15065, as FusionBench computes its zero-shot form.
+        Deviation: the form with gradients is not offered.
+    """
+
+    quantile: float = number(0.99, "[0, 1]")
+
+    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> Tensor:
+        """Find the threshold, ``(1,)``."""
+        count = count_elements(vectors)
+        rank = min(int(count * self.quantile), count - 1)
+        return kth_smallest(vectors, rank + 1, lambda tau, name: _conflict(tau).unsqueeze(0))
+
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return each task vector inside the trust region, ``(T, *shape)``."""
+        return torch.where(_conflict(tau) < context.survey.to(tau.device), tau, 0)
+
+
+def _conflict(tau: Tensor) -> Tensor:
+    """Return ``sum_{i != j} |tau_i| |tau_j|``, ``(T, *shape) -> (*shape)``; each pair counts twice."""
+    conflict = torch.zeros_like(tau[0])
+    before = torch.zeros_like(tau[0])
+    for magnitude in tau.abs():
+        conflict += magnitude * before
+        before += magnitude
+    return 2 * conflict
