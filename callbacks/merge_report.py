@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lwptv_lightning.metrics import DOMAINS
 from lwptv_lightning.module import MergeModule
-from lwptv_lightning.report import ResultRow, ResultTable, plot_id_ood, plot_saliency
+from lwptv_lightning.report import ResultRow, ResultTable, plot_id_ood, plot_saliency, print_table
 
 
 class MergeReport(Callback):
@@ -55,7 +55,7 @@ class MergeReport(Callback):
         name = recipe.describe() if recipe is not None else type(pl_module).__name__
         self.table.rows.append(ResultRow(name, figures))
         console = self._console or Console()
-        console.print(self.table.rich())
+        print_table(self.table.rich(), console)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "report.md").write_text(f"# Merged models over ID and OOD loaders\n\n{self.table.markdown()}\n")
         (self.folder / "results.csv").write_text(self.table.csv())

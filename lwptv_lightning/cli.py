@@ -104,7 +104,9 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
         help="a hyper-parameter of the rule, such as density=0.1",
     )
     parser.add_argument("--scale", type=float, help="scaling coefficient (default: the rule's published one)")
-    parser.add_argument("--score", metavar="NAME", help=f"saliency: one of {', '.join(SCORES)}, reversed with --score=-NAME")
+    parser.add_argument(
+        "--score", metavar="NAME", help=f"saliency: one of {', '.join(SCORES)}, reversed with --score=-NAME"
+    )
     parser.add_argument("--ratio", type=float, help="fraction of layers to prune of each task vector, in [0, 1]")
     parser.add_argument("--granularity", choices=GRANULARITIES)
     parser.add_argument("--ranking", choices=RANKINGS)
@@ -183,6 +185,24 @@ def _scores(options: argparse.Namespace) -> None:
         print(f"{name:12} {line}")
 
 
+def _rules_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--markdown", action="store_true", help="as the page docs/rules.md")
+
+
+def _rules(options: argparse.Namespace) -> None:
+    from lwptv_lightning.catalogue import rule_entries, rules_markdown
+
+    if options.markdown:
+        print(rules_markdown(), end="")
+        return
+    for entry in rule_entries():
+        needs = f"needs {entry.needs} statistics" if entry.needs else "needs no data"
+        print(f"{entry.name}: {entry.summary}")
+        print(f"    {entry.paper}; {needs}; scope: {entry.scope}; published scale {entry.scale:g}")
+        for parameter in entry.parameters:
+            print(f"    {parameter}")
+
+
 def _zoo_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     build = actions.add_parser("build", help="train the zoo's base and experts from scratch")
@@ -207,6 +227,7 @@ COMMANDS = {
     "demo": Command("Merge the embedded zoo and show ID and OOD accuracy.", _demo_arguments, _demo),
     "merge": Command("Merge checkpoints into one file.", _merge_arguments, _merge),
     "validate": Command("Validate a merged model as a configuration file says.", _no_arguments, _validate),
+    "rules": Command("List the merging rules.", _rules_arguments, _rules),
     "scores": Command("List the saliency scores.", _no_arguments, _scores),
     "zoo": Command("Train the embedded zoo again.", _zoo_arguments, _zoo),
 }

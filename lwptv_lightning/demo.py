@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -24,6 +25,7 @@ from lwptv_lightning.report import (
     markdown_table,
     plot_id_ood,
     plot_saliency,
+    print_table,
 )
 from lwptv_lightning.sweep import Candidate, SweepResult, sweep
 from lwptv_lightning.task_vectors import TaskVectors
@@ -70,14 +72,11 @@ def run_demo(
     module = zoo_module()
     controlled = RULES if full else ("task_arithmetic",)
     with _quiet_lightning():
-        trainer = _trainer(devices)
+        trainer = quiet_trainer(devices)
         test = sweep(trainer, module, _candidates(module.vectors, controlled), zoo.loaders("test", size=size))
         coefficients = {_at(rule, c): MergeRecipe(rule, c) for rule in controlled for c in COEFFICIENTS}
         validation = sweep(trainer, module, coefficients, zoo.loaders("validation", size=size, sets=zoo.ID_SETS))
-    best = {
-        rule: max(COEFFICIENTS, key=lambda c: validation.figures(_at(rule, c))["id/avg"])
-        for rule in controlled
-    }
+    best = {rule: max(COEFFICIENTS, key=lambda c: validation.figures(_at(rule, c))["id/avg"]) for rule in controlled}
     demo = Demo(_table(module.vectors, test, best), test, best)
     _publish(demo, module, folder, console or Console())
     return demo
@@ -148,7 +147,7 @@ def _publish(demo: Demo, module: MergeModule, folder: Path, console: Console) ->
     recipe = MergeRecipe("task_arithmetic", ratio=RATIO)
     layers = module.layers()
     differences = markdown_table(["pruned minus unpruned", "ID", "OOD"], _differences(demo.test))
-    console.print(demo.table.rich("Accuracy in %, averages over the ID and over the OOD sets"))
+    print_table(demo.table.rich("Accuracy in %, averages over the ID and over the OOD sets"), console)
     console.print(
         f"Pruned minus unpruned, in points, with 95 % paired bootstrap intervals:\n{differences}", markup=False
     )
@@ -178,7 +177,13 @@ def _random(rule: str, seed: int) -> str:
     return f"{rule}, random mask {seed}"
 
 
-def _trainer(devices: int) -> Trainer:
+def quiet_trainer(devices: int = 1, **options: Any) -> Trainer:
+    """Return a trainer that prints and writes nothing.
+
+    Args:
+        devices: How many processes share the evaluation; several run on the CPU.
+        options: Further arguments of ``Trainer``.
+    """
     return Trainer(
         accelerator="cpu" if devices > 1 else "auto",
         devices=devices,
@@ -187,6 +192,7 @@ def _trainer(devices: int) -> Trainer:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options,
     )
 
 

@@ -209,6 +209,13 @@ class MergeModule(LightningModule):
             if self.heads and _key(name) not in self.heads:
                 raise UnknownNameError(f"head for loader {loader!r}:", name, self.head_names)
         self.metrics = LoaderMetrics(tuple(self._loaders), self._metric).to(self.device)
+        self._forget_earlier_runs()
+
+    def _forget_earlier_runs(self) -> None:
+        # A trainer remembers as which loader's a name was logged, and fails when it is another one's in a later run.
+        logged: Any = {} if self._trainer is None else self._trainer._results or {}
+        for key in [key for key in logged if key.startswith(("validation_step.", "test_step."))]:
+            del logged[key]
 
     def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of a batch; override it for batches that are no ``(inputs, targets)``."""

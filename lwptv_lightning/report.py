@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.table import Table
 
 from lwptv_lightning.merging import PruningPlan
@@ -88,6 +89,12 @@ class ResultTable:
         return text.getvalue()
 
 
+def print_table(table: Table, console: Console) -> None:
+    """Print a table in full: where the terminal is narrower the terminal wraps it, so that no figure is cut off."""
+    unlimited = console.options.update(max_width=10_000)
+    console.print(table, width=console.measure(table, options=unlimited).maximum, crop=False)
+
+
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table in Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
@@ -111,7 +118,7 @@ def plot_saliency(plan: PruningPlan, path: Path) -> Path:
     tasks, layers = plan.mask.tasks, plan.mask.layers
     figure = Figure(figsize=(2.5 + 0.9 * len(tasks), 1.6 + 0.17 * len(layers)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(ranks.T, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    image = axes.imshow(ranks.T.numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1)
     pruned = [
         (task, layer) for task in range(len(tasks)) for layer in range(len(layers)) if not plan.mask.kept[task, layer]
     ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from lwptv_lightning.datamodule import sample_positions
+from lwptv_lightning.layers import Layers
 from lwptv_lightning.merging import merge, plan_pruning
 from lwptv_lightning.metrics import SampleOutcomes, averages
 from lwptv_lightning.module import MergeModule
@@ -31,7 +32,7 @@ class SweepResult:
     Attributes:
         names: The R candidates.
         outcomes: Loader name to whether each of its N samples was classified correctly, ``(R, N)`` bool.
-        seconds: How long each candidate's merge took, saliency and pruning included.
+        seconds: How long each candidate's merge takes on its own, saliency statistics and pruning included.
     """
 
     names: tuple[str, ...]
@@ -127,9 +128,8 @@ def sweep(
     for start in range(0, len(names), at_once):
         made = []
         for name in names[start : start + at_once]:
-            began = time.perf_counter()
-            made.append(weights.of(candidates[name]))
-            seconds[name] = time.perf_counter() - began
+            tensors, seconds[name] = weights.of(candidates[name])
+            made.append(tensors)
         step = _SweepModule(module, made)
         trainer.validate(step, dataloaders, verbose=False)
         for loader, correct in step.outcomes.items():
@@ -143,20 +143,31 @@ class _Weights:
     def __init__(self, module: MergeModule, device: torch.device) -> None:
         self._module = module
         self._device = device
-        self._statistics: dict[str, LayerStatistics] = {}
+        self._statistics: dict[str, tuple[LayerStatistics, float]] = {}
 
-    def of(self, candidate: Candidate) -> dict[str, Tensor]:
-        if not isinstance(candidate, MergeRecipe):
-            return {name: tensor.to(self._device) for name, tensor in candidate.items()}
-        vectors, recipe = self._module.vectors, candidate
+    def of(self, candidate: Candidate) -> tuple[dict[str, Tensor], float]:
+        """Return a candidate's weights on the trainer's device, and how many seconds its merge takes."""
+        weights, seconds = self._merge(candidate) if isinstance(candidate, MergeRecipe) else (candidate, 0.0)
+        own = self._module.model.state_dict()
+        # In the dtypes of the model: checkpoints are often in half precision.
+        fitting = {name: tensor.to(self._device, own[name].dtype) for name, tensor in weights.items() if name in own}
+        return fitting, seconds
+
+    def _merge(self, recipe: MergeRecipe) -> tuple[dict[str, Tensor], float]:
+        vectors = self._module.vectors
         layers = self._module.layers(recipe.granularity) if recipe.needs_layers else None
-        mask = None
-        if recipe.prunes_layers and layers is not None:
-            if recipe.granularity not in self._statistics:
-                self._statistics[recipe.granularity] = collect_statistics(vectors, layers, self._device)
-            statistics = self._statistics[recipe.granularity]
-            mask = plan_pruning(vectors, recipe, layers, statistics=statistics).mask
-        return merge(vectors, recipe, layers, self._device, mask=mask)
+        statistics, seconds = self._collect(layers) if recipe.prunes_layers and layers is not None else (None, 0.0)
+        began = time.perf_counter()
+        mask = plan_pruning(vectors, recipe, layers, statistics=statistics).mask if statistics else None
+        merged = merge(vectors, recipe, layers, self._device, mask=mask)
+        return merged, seconds + time.perf_counter() - began
+
+    def _collect(self, layers: Layers) -> tuple[LayerStatistics, float]:
+        if layers.granularity not in self._statistics:
+            began = time.perf_counter()
+            statistics = collect_statistics(self._module.vectors, layers, self._device)
+            self._statistics[layers.granularity] = statistics, time.perf_counter() - began
+        return self._statistics[layers.granularity]
 
 
 class _SweepModule(LightningModule):

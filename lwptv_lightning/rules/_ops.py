@@ -135,7 +135,7 @@ def kth_smallest(vectors: PrunedTaskVectors, k: int, transform: Transform) -> Te
                     digits = (key >> shift) + digit_values // 2
                 else:
                     digits = key[key >> (shift + _DIGIT_BITS) == found[row]] >> shift & (digit_values - 1)
-                counts[row] += torch.bincount(digits, minlength=digit_values).cpu()
+                _count_(counts[row], digits)
         if shift == top:
             found, remaining = [0] * len(counts), [k] * len(counts)
         reached = counts.cumsum(1)
@@ -145,6 +145,15 @@ def kth_smallest(vectors: PrunedTaskVectors, k: int, transform: Transform) -> Te
             found[row] = digit - digit_values // 2 if shift == top else found[row] << _DIGIT_BITS | digit
     values = torch.tensor(found, dtype=_INTEGERS[vectors.dtype])
     return _order_as_integers(values.view(vectors.dtype)).view(vectors.dtype)
+
+
+def _count_(counts: Tensor, digits: Tensor) -> None:
+    """Add how often each value occurs among the digits, in place."""
+    if digits.numel() < counts.numel():
+        # Small tensors are many in a model, and a sweep over all the counters for each would take most of the time.
+        counts.scatter_add_(0, digits.long().cpu(), torch.ones(digits.numel(), dtype=counts.dtype))
+    else:
+        counts += torch.bincount(digits, minlength=len(counts)).cpu()
 
 
 def _order_as_integers(values: Tensor) -> Tensor:

@@ -31,13 +31,13 @@ ALPHABETS: Final[dict[str, str]] = {
     "digits": "0123456789",
     "upper": "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
     "lower": "abdefghijkmnpqrtuy",
-    "greek": "ΓΔΛΞΣΨΩαβγδεζηθλμξπρστφχψω",
+    "greek": "ΓΔΛΞΣΨΩαβγδεζηθλμξπρστφχω",
     "cyrillic": "БДЖИЙЛЦЧШЩЪЫЬЭЮЯЂЉЊЄ",
-    "armenian": "ԱԲԳԴԵԶԷԸԹԺԻԽԾԿՁՂՃՄՅՆՇՈՉՊՋՌՎՏՐՑՒՓՔՖ",
+    "armenian": "ԱԲԳԴԵԶԷԸԹԺԻԽԾԿՁՂՃՄՆՇՈՉՊՋՌՎՏՐՑՒՓՔՖ",
     "georgian": "აბგდევზთიკლმნოპჟრსტუფქღყშჩცძწჭხჯჰ",
-    "maths": "∀∂∃∅∇∈∋∏∐√∝∞∠∧∩∪∫∮≈≠≡≤≥⊂⊃⊆⊕⊗⊥",
+    "maths": "∀∂∃∅∇∈∋∏√∝∞∠∩∪∫∮≈≠≡≤≥⊂⊃⊆⊕⊗⊥",  # noqa: RUF001
     "arrows": "←↑→↓↔↕↖↗↘↙⇐⇑⇒⇓⇔⇕↦↩↪↻",
-    "symbols": "■□▲△▼▽◆◇○●◊★☆♠♣♥♦♪♫♀♂♭♮♯☺☻☼",
+    "symbols": "■□▲△▼◆◇○●★☆♠♣♥♪♫♀♂♭♮♯☺☼",
 }
 """Alphabet name -> its classes, one character each; a label is a position in this string."""
 
@@ -167,7 +167,7 @@ def glyph_mask(character: str, face: str) -> NDArray[np.float32]:
     fitted = drawing.resize((width, height), Image.Resampling.BICUBIC)
     mask.paste(fitted, ((MASK_SIZE - width) // 2, (MASK_SIZE - height) // 2))
     # An image is sampled at half this resolution: the blur keeps hairlines from falling between the samples.
-    pixels = np.asarray(mask.filter(ImageFilter.GaussianBlur(0.8)), dtype=np.float32) / 255
+    pixels = np.asarray(mask.filter(ImageFilter.GaussianBlur(0.8)), dtype=np.float32) / np.float32(255)
     pixels.setflags(write=False)
     return pixels
 

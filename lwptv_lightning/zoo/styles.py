@@ -55,7 +55,7 @@ def render(mask: Pixels, style: str, strength: float, generator: np.random.Gener
     if not 0 <= strength <= 1:
         raise ValueError(f"strength: expected a fraction in [0, 1], got {strength}")
     turn = np.deg2rad(75) * strength if style == "rotated" else np.deg2rad(7)
-    bend = 6.0 * strength if style == "elastic" else 0.0
+    bend = 8.5 * strength if style == "elastic" else 0.0
     ink = _warp(mask, turn, bend, generator)
     return standardise(_FINISHES[style](ink, strength, generator) if style in _FINISHES else ink)
 
@@ -113,7 +113,7 @@ def _photograph() -> Pixels:
     """A grey photograph at a scale where a 32-pixel window holds edges and texture."""
     with Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)) as picture:
         grey = picture.convert("L").resize((256, 300), Image.Resampling.BILINEAR)
-    return np.asarray(grey, dtype=np.float32) / 255
+    return np.asarray(grey, dtype=np.float32) / np.float32(255)
 
 
 def _photo(ink: Pixels, strength: float, generator: np.random.Generator) -> Pixels:
@@ -126,12 +126,12 @@ def _photo(ink: Pixels, strength: float, generator: np.random.Generator) -> Pixe
 
 def _outline(ink: Pixels, strength: float, generator: np.random.Generator) -> Pixels:
     bytes_ = Image.fromarray((ink * 255).astype(np.uint8))
-    around = np.asarray(bytes_.filter(ImageFilter.MaxFilter(3)), dtype=np.float32) / 255
+    around = np.asarray(bytes_.filter(ImageFilter.MaxFilter(3)), dtype=np.float32) / np.float32(255)
     return np.asarray(around - strength * ink, dtype=np.float32)
 
 
 def _noise(ink: Pixels, strength: float, generator: np.random.Generator) -> Pixels:
-    noisy = ink + generator.normal(0, 0.75 * strength, size=ink.shape)
+    noisy = ink + generator.normal(0, 0.7 * strength, size=ink.shape)
     specks = generator.random(ink.shape) < 0.15 * strength
     return np.where(specks, generator.choice([-0.5, 1.5], size=ink.shape), noisy).astype(np.float32)
 
@@ -146,8 +146,8 @@ def _dots(ink: Pixels, strength: float, generator: np.random.Generator) -> Pixel
     """Ink and ground are printed in dots, and the dots of the ground are nearly as bright."""
     period, phase = generator.uniform(2.6, 4.0), generator.uniform(0, 4, size=2)
     dots = np.cos(np.pi * (_ROWS + phase[0]) / period) ** 2 * np.cos(np.pi * (_COLUMNS + phase[1]) / period) ** 2
-    kept = generator.random(ink.shape) > 0.3 * strength
-    return np.asarray(ink * (1 - strength + strength * dots * kept) + 0.55 * strength * dots * (1 - ink), np.float32)
+    kept = generator.random(ink.shape) > 0.25 * strength
+    return np.asarray(ink * (1 - strength + strength * dots * kept) + 0.45 * strength * dots * (1 - ink), np.float32)
 
 
 def _pixelated(ink: Pixels, strength: float, generator: np.random.Generator) -> Pixels:

@@ -1,0 +1,114 @@
+"""What there is to choose from, read off the registries: for ``lwptv rules`` and ``docs/rules.md``."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from dataclasses import dataclass
+
+from lwptv_lightning.rules import RULES, MergeRule
+
+
+@dataclass(frozen=True)
+class RuleEntry:
+    """What to know of a merging rule before using it.
+
+    Attributes:
+        name: The registered name.
+        summary: The first line of its docstring.
+        paper: Address of the paper.
+        parameters: One text for each hyper-parameter: name, default and range.
+        scale: The published scaling coefficient.
+        needs: What has to be collected on data; empty for nothing.
+        scope: ``"model"`` where it looks at all tensors before it merges one, else ``"tensor"``.
+        parts: Whether it is a sum over tasks, so that masks can act on its parts.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    parameters: tuple[str, ...]
+    scale: float
+    needs: str
+    scope: str
+    parts: bool
+
+
+def rule_entries() -> list[RuleEntry]:
+    """Return an entry for each registered rule, by name.
+
+    Example:
+        >>> next(entry for entry in rule_entries() if entry.name == "ties").parameters[0]
+        'density = 0.2 in (0, 1]'
+    """
+    return [_entry(name, rule) for name, rule in sorted(RULES.items())]
+
+
+def _entry(name: str, rule: type[MergeRule]) -> RuleEntry:
+    fields = dataclasses.fields(rule)  # type: ignore[arg-type]
+    return RuleEntry(
+        name=name,
+        summary=_first_line(rule),
+        paper=rule.paper,
+        parameters=tuple(f"{field.name} = {_text(field.default)} in {field.metadata['range']}" for field in fields),
+        scale=rule.published_scale,
+        needs=rule.needs,
+        scope="model" if rule.surveys_model() else "tensor",
+        parts=rule.has_parts(),
+    )
+
+
+def rules_markdown() -> str:
+    """Return the page ``docs/rules.md``."""
+    lines = [
+        "| rule | what it does | hyper-parameters = default in range | scale | needs | scope | parts |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for entry in rule_entries():
+        cells = (
+            f"[`{entry.name}`]({entry.paper})",
+            entry.summary,
+            "<br>".join(f"`{parameter}`" for parameter in entry.parameters) or "none",
+            f"{entry.scale:g}",
+            entry.needs or "no data",
+            entry.scope,
+            "yes" if entry.parts else "no",
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return _PAGE.format(count=len(RULES), table="\n".join(lines))
+
+
+def _first_line(rule: type[MergeRule]) -> str:
+    paragraph = inspect.cleandoc(rule.__doc__ or "").partition("\n\n")[0]
+    return " ".join(paragraph.split())
+
+
+def _text(default: object) -> str:
+    return f'"{default}"' if isinstance(default, str) else str(default)
+
+
+_PAGE = """# Merging rules
+
+{count} rules; `lwptv rules --markdown > docs/rules.md` makes this page from the code. A rule gets the task vectors of
+one tensor, `tau_t = theta_t - theta_0`, with pruned rows zero, and returns the merged task vector; the merged model is
+the base plus `scale` times that. `scale` in the table is what `MergeRecipe(scale=None)` means: the coefficient of the
+rule's source.
+
+- **needs**: what has to be collected on each task's data first (`CollectStatistics`); most rules need none.
+- **scope**: "model" rules rank or count over the whole model before they merge a tensor; they read the checkpoints more
+  than once, and never hold more than a tensor at a time.
+- **parts**: the rule is a sum over tasks, so `MergeRecipe(prune_on="parts")` can prune what it made of each task.
+
+{table}
+
+## What is not here
+
+SLERP and the Karcher mean of *weights*: a rule never sees the base, so that masks compose with it. Use `nuslerp` for
+two models, `multislerp` or `karcher` for more: the same means of task vectors.
+
+## Modifiers of any rule
+
+`MergeRecipe(layer_scaling=LiNeS(...))` scales the merged task vector by depth (arXiv 2410.17146);
+`layer_scaling={{"blocks.0.attn.qkv": 0.5}}` sets coefficients layer by layer. `MergeRecipe(elements=ElementPruning(
+ratio=...))` prunes the smallest elements inside each layer instead of whole layers.
+"""

@@ -1,0 +1,187 @@
+import copy
+import signal
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lwptv_lightning import MergeModule, MergeRecipe, PruneAndMerge, TaskVectors, merge, trace_layers
+from lwptv_lightning.registry import UnknownNameError
+
+RECIPE = MergeRecipe("dare", ratio=0.5)
+
+
+class Foreign(LightningModule):
+    """A module of someone else's, which looks at its own weights in every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4))
+        self.seen = []
+        self.fail_with = None
+
+    def step(self, batch, batch_idx):
+        self.seen.append(copy.deepcopy(self.net.state_dict()))
+        if self.fail_with is not None:
+            raise self.fail_with
+        return self.net(batch[0])
+
+    validation_step = test_step = predict_step = step
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    return Foreign()
+
+
+@pytest.fixture
+def vectors(module, fine_tuned):
+    state = module.net.state_dict()
+    return TaskVectors.open(state, {task: fine_tuned(state, seed, 0.5) for seed, task in enumerate("ab")})
+
+
+@pytest.fixture
+def merged(module, vectors):
+    return merge(vectors, RECIPE, trace_layers(module.net))
+
+
+@pytest.fixture
+def data():
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(12, 6, generator=generator), torch.randint(0, 4, (12,), generator=generator)
+    return DataLoader(TensorDataset(inputs, targets), batch_size=4)
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(
+        torch.equal(tensor.reshape(-1).view(torch.uint8), right[name].reshape(-1).view(torch.uint8))
+        for name, tensor in left.items()
+    )
+
+
+@pytest.mark.parametrize("inference_mode", [True, False])
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_weights_are_merged_during_a_stage_and_the_own_ones_after(
+    stage, inference_mode, module, vectors, merged, data, make_trainer
+):
+    before = copy.deepcopy(module.net.state_dict())
+    parameters = list(module.parameters())
+    trainer = make_trainer(callbacks=[PruneAndMerge(vectors, RECIPE)], inference_mode=inference_mode)
+    getattr(trainer, stage)(module, data)
+    assert len(module.seen) == len(data)
+    assert all(same(state, merged) for state in module.seen)
+    assert not same(before, merged)
+    assert same(module.net.state_dict(), before)
+    assert all(now is then for now, then in zip(module.parameters(), parameters, strict=True))
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+@pytest.mark.parametrize(("error", "raised"), [(ValueError, ValueError), (KeyboardInterrupt, SystemExit)])
+def test_own_weights_are_back_after_a_failure(error, raised, stage, module, vectors, merged, data, make_trainer):
+    before = copy.deepcopy(module.net.state_dict())
+    module.fail_with = error("stop")
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(raised):
+            getattr(make_trainer(callbacks=[PruneAndMerge(vectors, RECIPE)]), stage)(module, data)
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves the signal ignored
+    assert same(module.seen[0], merged)
+    assert same(module.net.state_dict(), before)
+
+
+def test_stages_that_are_not_named_keep_the_own_weights(module, vectors, merged, data, make_trainer):
+    before = copy.deepcopy(module.net.state_dict())
+    trainer = make_trainer(callbacks=[PruneAndMerge(vectors, RECIPE, stages=["test"])])
+    trainer.validate(module, data, verbose=False)
+    trainer.test(module, data, verbose=False)
+    half = len(module.seen) // 2
+    assert all(same(state, before) for state in module.seen[:half])
+    assert all(same(state, merged) for state in module.seen[half:])
+
+
+def train(module, data, make_trainer, folder, callbacks, **options):
+    checkpoint = ModelCheckpoint(folder, save_top_k=-1, every_n_epochs=1)
+    torch.manual_seed(1)
+    trainer = make_trainer(
+        max_epochs=3, callbacks=[*callbacks, checkpoint], enable_checkpointing=True, num_sanity_val_steps=2, **options
+    )
+    trainer.fit(module, data, data)
+    saved = [torch.load(path, weights_only=True)["state_dict"] for path in sorted(folder.glob("*.ckpt"))]
+    return module.state_dict(), saved
+
+
+def test_training_goes_on_as_if_nothing_had_happened(module, vectors, merged, data, make_trainer, tmp_path):
+    twin = copy.deepcopy(module)
+    plain, plain_saved = train(twin, data, make_trainer, tmp_path / "plain", [])
+    state, saved = train(module, data, make_trainer, tmp_path / "merged", [PruneAndMerge(vectors, RECIPE)])
+    assert same(state, plain)
+    assert len(saved) == len(plain_saved) == 3
+    assert all(same(*pair) for pair in zip(saved, plain_saved, strict=True))
+
+    sanity, evaluated = module.seen[:2], module.seen[2:]
+    assert all(same(state, twin.seen[0]) for state in sanity)
+    assert len(evaluated) == 9
+    assert all(same(state, merged) for state in evaluated)
+
+
+def nested():
+    module = LightningModule()
+    module.model = nn.Module()
+    module.model.encoder = nn.Linear(3, 3)
+    module.model.copy = nn.Linear(3, 3)
+    module.seen = []
+
+    def predict_step(batch, batch_idx):
+        encoder, other = module.model.encoder, module.model.copy
+        module.seen.append((encoder.weight.detach().clone(), other.weight.detach().clone()))
+        return batch
+
+    module.predict_step = predict_step
+    return module
+
+
+@pytest.mark.parametrize(("backbone", "replaced"), [(None, 0), ("model.encoder", 0), ("model.copy", 1)])
+def test_backbone_is_found_or_given(backbone, replaced, fine_tuned, make_trainer):
+    module = nested()
+    vectors = TaskVectors.open(module.model.encoder, {"a": fine_tuned(module.model.encoder.state_dict(), 1)})
+    callback = PruneAndMerge(vectors, MergeRecipe(scale=1.0), backbone=backbone)
+    make_trainer(callbacks=[callback]).predict(module, DataLoader(torch.zeros(1, 3)))
+    tuned = vectors.expert("a", "weight")
+    assert [torch.allclose(weight, tuned) for weight in module.seen[0]] == [index == replaced for index in range(2)]
+
+
+def test_no_submodule_fits(vectors, make_trainer):
+    with pytest.raises(
+        ValueError, match=r"no submodule of LightningModule has all merged tensors, .*backbone='\.\.\.'"
+    ):
+        make_trainer(callbacks=[PruneAndMerge(vectors)]).predict(nested(), DataLoader(torch.zeros(1, 3)))
+
+
+def test_a_foreign_module_needs_vectors(module, data, make_trainer):
+    with pytest.raises(ValueError, match=r"needs vectors=\.\.\. on a Foreign; only a MergeModule has its own"):
+        make_trainer(callbacks=[PruneAndMerge()]).validate(module, data)
+    assert not module.seen
+
+
+def test_unknown_stage_suggests_the_nearest():
+    with pytest.raises(UnknownNameError, match="unknown stage 'validation'. Did you mean 'validate'"):
+        PruneAndMerge(stages=["validation"])
+
+
+def test_merged_weights_of_a_merge_module_stay(module, vectors, merged, data, make_trainer):
+    own = MergeModule(module.net, vectors)
+    trainer = make_trainer(callbacks=[PruneAndMerge(recipe=RECIPE)])
+    trainer.validate(own, {"id/a": data}, verbose=False)
+    assert same(own.model.state_dict(), merged)
+    assert own.plan is not None

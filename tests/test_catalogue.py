@@ -1,0 +1,30 @@
+"""The page of rules is current and says something of every rule."""
+
+from pathlib import Path
+
+from lwptv_lightning.catalogue import rule_entries, rules_markdown
+from lwptv_lightning.cli import main
+from lwptv_lightning.rules import RULES
+
+PAGE = Path(__file__).parents[1] / "docs" / "rules.md"
+
+
+def test_the_page_is_what_the_code_says():
+    assert PAGE.read_text() == rules_markdown(), "run: lwptv rules --markdown > docs/rules.md"
+
+
+def test_every_rule_has_a_summary_a_paper_and_ranges():
+    entries = rule_entries()
+    assert [entry.name for entry in entries] == sorted(RULES)
+    for entry in entries:
+        assert entry.summary.rstrip(".")
+        assert entry.paper.startswith("https://")
+        assert all(" = " in parameter and " in " in parameter for parameter in entry.parameters)
+
+
+def test_the_command_lists_them(capsys):
+    main(["rules"])
+    printed = capsys.readouterr().out
+    for entry in rule_entries():
+        assert f"{entry.name}: {entry.summary}" in printed
+        assert all(parameter in printed for parameter in entry.parameters)

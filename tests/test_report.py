@@ -1,0 +1,55 @@
+"""Tables in their three forms, and pictures that are really there."""
+
+import csv
+
+import torch
+from PIL import Image
+
+from lwptv_lightning.layers import layers_from_names
+from lwptv_lightning.merging import PruningPlan
+from lwptv_lightning.pruning import keep_most_salient
+from lwptv_lightning.report import ResultRow, ResultTable, plot_id_ood, plot_saliency
+from lwptv_lightning.saliency import LayerTable
+
+ROWS = [
+    ResultRow("base", {"id/a": 0.5, "id/avg": 0.5, "ood/b_c": 0.25, "ood/avg": 0.25}),
+    ResultRow("ties", {"id/a": 2 / 3, "id/avg": 2 / 3, "ood/b_c": 1.0, "ood/avg": 1.0}, 1.234, "best"),
+]
+
+
+def test_averages_come_last_and_every_row_has_every_column():
+    table = ResultTable(ROWS)
+    assert table.columns == ("id/a", "ood/b_c", "id/avg", "ood/avg")
+    assert table.cells(ROWS[1]) == ["ties", "66.7", "100.0", "66.7", "100.0", "1.23", "best"]
+    assert {len(table.cells(row)) for row in ROWS} == {len(table.headings)}
+
+
+def test_csv_keeps_full_precision(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text(ResultTable(ROWS).csv())
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[1]["id/a"]) == 2 / 3
+    assert rows[0]["seconds"] == ""
+
+
+def test_markdown_has_a_line_for_each_row():
+    lines = ResultTable(ROWS).markdown().splitlines()
+    assert len(lines) == 4
+    assert lines[0] == "| model | id a | ood b c | ID avg | OOD avg | seconds | note |"
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_rich_table_has_a_row_for_each_model():
+    assert ResultTable(ROWS).rich().row_count == 2
+
+
+def test_pictures_are_drawn(tmp_path):
+    scores = LayerTable(("a", "b"), ("stem", "head"), torch.ones(2), torch.tensor([[1.0, 2.0], [4.0, 3.0]]))
+    plan = PruningPlan(layers_from_names(["stem.w", "head.w"]), scores, keep_most_salient(scores, 0.5))
+    named = [ROWS[0], ROWS[1], ResultRow("ties pruned", ROWS[0].figures)]
+    pictures = [plot_saliency(plan, tmp_path / "new" / "a.png"), plot_id_ood(named, tmp_path / "b.png", ROWS, ROWS)]
+    for path in pictures:
+        with Image.open(path) as image:
+            assert min(image.size) > 100
+            assert len(image.convert("L").getcolors()) > 20

@@ -1,0 +1,140 @@
+"""The rendered sets: same seed, same pixels; every class can be seen and told from the others."""
+
+import itertools
+import multiprocessing
+
+import numpy as np
+import pytest
+import torch
+
+from lwptv_lightning.zoo import ID_SETS, OOD_SETS, dataset, loaders
+from lwptv_lightning.zoo.data import draw
+from lwptv_lightning.zoo.glyphs import (
+    ALPHABETS,
+    PRETRAINING_FACES,
+    TASK_FACES,
+    characters,
+    class_rows,
+    faces_with,
+    glyph_mask,
+)
+from lwptv_lightning.zoo.styles import STYLES, render
+from lwptv_lightning.zoo.training import draw_pretraining
+
+RENDERED = [name for name in ID_SETS + OOD_SETS if name != "digits"]
+
+
+def sums_of_first_samples(names):
+    return {name: draw(name, "test", 5)[0].tobytes() for name in names}
+
+
+def test_another_process_renders_the_same_pixels():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        elsewhere = pool.apply(sums_of_first_samples, (RENDERED,))
+    assert elsewhere == sums_of_first_samples(RENDERED)
+
+
+def test_global_random_state_is_neither_read_nor_changed():
+    np.random.seed(1)
+    before = np.random.get_state()[1].copy()
+    first = draw("greek_noise", "test", 7)[0]
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+    np.random.seed(2)
+    np.testing.assert_array_equal(draw("greek_noise", "test", 7)[0], first)
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_splits_and_samples_are_all_different(name):
+    images = [dataset(name, split, 60).images.numpy() for split in ("train", "validation", "test")]
+    pixels = {image.tobytes() for split in images for image in split}
+    assert len(pixels) == 180
+
+
+def test_pretraining_shares_no_draw_with_the_tasks():
+    assert not set(PRETRAINING_FACES) & set(TASK_FACES)
+    first, other = draw_pretraining(3, seed=0), draw_pretraining(3, seed=1)
+    assert not np.array_equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("name", ID_SETS + OOD_SETS)
+def test_set_is_balanced_and_normalised(name):
+    images = dataset(name, size=150)
+    assert len(images) == 150
+    assert images.images.shape == (150, 1, 32, 32)
+    assert images.images.dtype == torch.float32
+    counts = torch.bincount(images.labels)
+    assert counts.max() - counts.min() <= 1
+    torch.testing.assert_close(images.images.mean((1, 2, 3)), torch.zeros(150), atol=1e-4, rtol=0)
+    torch.testing.assert_close(images.images.std((1, 2, 3)), torch.ones(150), atol=1e-3, rtol=0)
+    image, label = images[1]
+    assert image.shape == (1, 32, 32)
+    assert isinstance(label, int)
+
+
+def test_sets_are_rendered_once():
+    assert dataset("greek_noise", "test", 10) is dataset("greek_noise", "test", 10)
+
+
+@pytest.mark.parametrize("faces", [PRETRAINING_FACES, TASK_FACES], ids=["pretraining", "tasks"])
+@pytest.mark.parametrize("alphabet", ALPHABETS)
+def test_every_class_is_visible_and_unlike_the_others(alphabet, faces):
+    classes = characters(alphabet)
+    for face in faces:
+        masks = [glyph_mask(character, face) for character in classes if face in faces_with(character, faces)]
+        assert all(mask.max() > 0.5 and mask.sum() > 40 for mask in masks), face
+        for one, other in itertools.combinations(masks, 2):
+            # As a share of the ink of both; the closest pair, a hard and a soft sign, differs in a serif.
+            assert np.abs(one - other).sum() / (one.sum() + other.sum()) > 0.04, face
+
+
+def test_no_character_is_listed_twice():
+    every = "".join(ALPHABETS.values())
+    assert len(set(every)) == len(every) == class_rows("symbols").stop
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_strength_changes_the_image(style):
+    mask = glyph_mask("A", "DejaVuSans")
+    weak, strong = (render(mask, style, strength, np.random.default_rng(0)) for strength in (0.1, 0.9))
+    assert np.isfinite(strong).all()
+    assert np.array_equal(weak, strong) == (style == "plain")
+
+
+def test_digits_are_real_and_stratified():
+    digits = dataset("digits", size=1000)
+    assert len(digits) == 300
+    assert torch.bincount(digits.labels).tolist() == [30] * 10
+
+
+def test_loaders_name_and_order_the_sets():
+    named = loaders(size=20, batch_size=16)
+    assert list(named) == [f"id/{name}" for name in ID_SETS] + [f"ood/{name}" for name in OOD_SETS]
+    sizes = [len(labels) for _, labels in named["id/greek_noise"]]
+    assert sizes == [16, 4]
+    labels = torch.cat([labels for _, labels in named["id/greek_noise"]])
+    assert torch.equal(labels, dataset("greek_noise", size=20).labels)
+
+
+def test_loaders_leave_out_sets_without_the_split():
+    assert "ood/digits" not in loaders("validation", size=2)
+    assert list(loaders("train", size=2, sets=["arrows_occluded"])) == ["ood/arrows_occluded"]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: dataset("greek_nois"), KeyError, "Did you mean 'greek_noise'"),
+        (lambda: loaders(sets=["upper"]), KeyError, "unknown set 'upper'"),
+        (lambda: dataset("digits", "train"), ValueError, "'test'"),
+        (lambda: dataset("greek_noise", "val"), ValueError, "validation"),
+        (lambda: loaders("valid", size=2), ValueError, "validation"),
+        (lambda: dataset("greek_noise", size=0), ValueError, "size"),
+        (lambda: characters("greeks"), KeyError, "Did you mean 'greek'"),
+        (lambda: faces_with("Ա", ("cmr10",)), ValueError, "ARMENIAN"),
+        (lambda: render(glyph_mask("A", "cmr10"), "dot", 0.1, np.random.default_rng(0)), KeyError, "'dots'"),
+        (lambda: render(glyph_mask("A", "cmr10"), "dots", 2, np.random.default_rng(0)), ValueError, "strength"),
+    ],
+)
+def test_wrong_arguments_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
