@@ -32,7 +32,7 @@ def build(
 
     The base and the prototypes of all classes are trained together on the broad problem. Then both are rounded to
     float16, and every expert starts from that base and is tuned as a whole under the frozen prototypes of its own
-    classes. Takes about five minutes on two cores with the default arguments, which made the packaged files.
+    classes. Takes five to ten minutes on two cores with the default arguments, which made the packaged files.
 
     Args:
         out: Folder to write; it must not exist or be empty. It appears complete or not at all.
@@ -64,7 +64,8 @@ def build(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         root = Path(scratch, "zoo")
         root.mkdir()
-        with Progress(*columns, disable=not progress) as bar:
+        # Initialisation draws from the global generator; the caller's state is given back.
+        with torch.random.fork_rng(devices=[]), Progress(*columns, disable=not progress) as bar:
             _train_base(root, seed, steps, _reporter(bar, "base", steps))
             for task in ID_SETS:
                 _train_expert(root, task, seed, expert_steps, _reporter(bar, task, expert_steps))
@@ -75,13 +76,11 @@ def build(
 
 
 def _train_base(root: Path, seed: int, steps: int, on_step: Callable[[float], None]) -> None:
-    # Initialisation draws from the global generator; the caller's state is given back.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = create_model()
-        classes = sum(map(len, ALPHABETS.values()))
-        width = model(torch.zeros(1, 1, 32, 32)).shape[1]
-        head = PrototypeHead(torch.randn(classes, width) / width**0.5, torch.tensor(16.0))
+    torch.manual_seed(seed)
+    model = create_model()
+    classes = sum(map(len, ALPHABETS.values()))
+    width = model(torch.zeros(1, 1, 32, 32)).shape[1]
+    head = PrototypeHead(torch.randn(classes, width) / width**0.5, torch.tensor(16.0))
     data = batches(partial(draw_pretraining, seed=seed), batch_size=128, steps=steps)
     fit(model, head, data, steps=steps, learning_rate=2.5e-3, on_step=on_step)
     _save(model, root / BASE_FILE)
