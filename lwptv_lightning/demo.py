@@ -117,7 +117,7 @@ def _table(vectors: TaskVectors, test: SweepResult, best: Mapping[str, float]) -
             rows.append(_random_masks_row(rule, test))
             for coefficient in COEFFICIENTS:
                 name = _at(rule, coefficient)
-                note = "best ID on the validation draw" if coefficient == best[rule] else ""
+                note = "best validation ID" if coefficient == best[rule] else ""
                 rows.append(ResultRow(name, test.figures(name), test.seconds[name], note))
     name = _at("task_arithmetic", 0.5) + PRUNED_SUFFIX
     rows.append(ResultRow(name, test.figures(name), test.seconds[name]))

@@ -91,8 +91,9 @@ class ResultTable:
 
 def print_table(table: Table, console: Console) -> None:
     """Print a table in full: where the terminal is narrower the terminal wraps it, so that no figure is cut off."""
-    unlimited = console.options.update(max_width=10_000)
-    console.print(table, width=console.measure(table, options=unlimited).maximum, crop=False)
+    needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    console.width = max(console.width, needed)
+    console.print(table)
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -6,6 +6,7 @@ or classes of your own, in any importable module, do as well.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,16 +20,19 @@ from lwptv_lightning.task_vectors import TaskVectors
 
 def validate(arguments: Sequence[str]) -> None:
     """Run ``lwptv validate`` with its arguments, such as ``["--config", "demo.yaml"]``."""
-    cli = LightningCLI(
-        MergeModule,
-        EvaluationSuite,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        run=False,
-        save_config_callback=None,
-        args=list(arguments),
-        parser_kwargs={"prog": "lwptv validate", "description": "Validate a merged model over ID and OOD sets."},
-    )
+    with warnings.catch_warnings():
+        # Lightning suspects a mistake where its arguments are given and the program has some of its own.
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        cli = LightningCLI(
+            MergeModule,
+            EvaluationSuite,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            run=False,
+            save_config_callback=None,
+            args=list(arguments),
+            parser_kwargs={"prog": "lwptv validate", "description": "Validate a merged model over ID and OOD sets."},
+        )
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
 
 
