@@ -131,7 +131,8 @@ the zoo, {size} images in each (300 of handwriting); the mean over {parts} disjo
 of a part from it. "pruned" is the share of layers that `mean_abs` drops from each task vector before the rule. The
 first scale is the rule's published one; the best one has the best ID average on a separate validation draw, among 0.25
 to 3 times the published. `nuslerp` merges two tasks, the others five; Fisher information and Gram matrices come from
-{samples} training images of each task. Seconds are those of one merge on 2 cores, saliency included.
+{samples} training images of each task. Seconds are those of one merge in one thread of a busy machine, saliency
+included.
 
 A rule's published scale was chosen for other models, often much larger ones, so compare rules at their best scale. And
 compare pruned with unpruned at the best scale of each: what pruning gains at a fixed scale, a smaller scale often gives

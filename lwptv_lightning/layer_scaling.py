@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ class LiNeS:
             ``(|sum_t tau_t|_1 / |merged|_1) / T`` over the whole model, before the recipe's scale.
         beta: How much the last block's coefficient is larger.
         blocks: A regular expression with one group for the block's number, such as ``r"\.resblocks\.(\d+)\."``. By
-            default the model's block layers, in their order.
+            default the model's block layers, in their order; where blocks have nothing in common, the outermost
+            number in a name.
 
     Raises:
         ValueError: A number is not finite, or ``blocks`` is no regular expression with one group.
@@ -56,7 +57,7 @@ class LiNeS:
             if groups != 1:
                 raise ValueError(f"blocks must have one group for the block's number; {self.blocks!r} has {groups}.")
 
-    def factors(self, names: list[str] | tuple[str, ...], alpha: float) -> dict[str, float]:
+    def factors(self, names: Sequence[str], alpha: float) -> dict[str, float]:
         """Return the coefficient of each tensor.
 
         Args:
@@ -75,12 +76,19 @@ class LiNeS:
             for name in names
         }
 
-    def _numbers(self, names: list[str] | tuple[str, ...]) -> dict[str, int]:
+    def _numbers(self, names: Sequence[str]) -> dict[str, int]:
         if self.blocks is not None:
             found = {name: re.search(self.blocks, name) for name in names}
             return {name: int(match[1]) for name, match in found.items() if match}
         blocks = filter(_is_block, layers_from_names(names, "block"))
-        return {name: number for number, layer in enumerate(blocks) for name in layer.tensors}
+        numbers = {name: number for number, layer in enumerate(blocks) for name in layer.tensors}
+        return numbers or _outermost_numbers(names)
+
+
+def _outermost_numbers(names: Sequence[str]) -> dict[str, int]:
+    """Number tensors by the outermost numbered container, for blocks that have no module in common."""
+    found = {name: re.match(r"(?:.*?\.)??(\d+)\.[^.]+\.", name) for name in names}
+    return {name: int(match[1]) for name, match in found.items() if match}
 
 
 def _is_block(layer: Layer) -> bool:

@@ -167,10 +167,10 @@ def elect_signs(tau: Tensor, tie: float) -> Tensor:
 
     Args:
         tau: ``(T, *shape)``.
-        tie: +1 or -1.
+        tie: +1, -1, or 0 where none is elected.
 
     Returns:
-        +1 or -1, ``(*shape)``.
+        +1, -1 or ``tie``, ``(*shape)``.
 
     Example:
         >>> elect_signs(torch.tensor([[1.0, -2.0, 1.0], [1.0, 1.0, -1.0]]), tie=-1.0)
@@ -180,13 +180,19 @@ def elect_signs(tau: Tensor, tie: float) -> Tensor:
     return torch.where(total == 0, tie, total.sign())
 
 
+def agreeing_with(tau: Tensor, signs: Tensor) -> Tensor:
+    """Mark the entries with the elected sign, ``(T, *shape)`` bool; where none is elected, the negative ones."""
+    return torch.where(signs > 0, tau > 0, tau < 0)
+
+
 def combine_agreeing(tau: Tensor, signs: Tensor, reduce: str) -> Tensor:
     """Combine, for each weight, the entries with the elected sign; zeros count as absent.
 
     Args:
         tau: ``(T, *shape)``.
-        signs: +1 or -1, ``(*shape)``.
-        reduce: ``"mean"`` over the entries that agree, their ``"sum"``, or ``"max"``, the largest of them.
+        signs: +1, -1 or 0, ``(*shape)``.
+        reduce: ``"mean"`` over the entries that agree, their ``"sum"``, or ``"max"``, the largest of them. Where no
+            sign is elected the first two keep the negative entries and ``"max"`` keeps none, as in the code of TIES.
 
     Returns:
         ``(*shape)``; zero where no entry agrees.
@@ -195,7 +201,7 @@ def combine_agreeing(tau: Tensor, signs: Tensor, reduce: str) -> Tensor:
         >>> combine_agreeing(torch.tensor([[1.0, -2.0], [3.0, 1.0]]), torch.tensor([1.0, -1.0]), "mean")
         tensor([ 2., -2.])
     """
-    agreeing = tau * signs > 0
+    agreeing = agreeing_with(tau, signs)
     chosen = torch.where(agreeing, tau, 0)
     if reduce == "max":
         return chosen.abs().amax(0) * signs

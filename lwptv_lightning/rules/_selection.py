@@ -32,7 +32,7 @@ class TrimSurvey:
 
     Attributes:
         thresholds: The magnitude an element needs to stay, for each task, ``(T,)``.
-        tie: The sign elected where the trimmed task vectors cancel: that of most elected signs, and -1 where these
+        tie: The sign elected where the trimmed task vectors cancel: that of most elected signs, and 0 where these
             cancel too.
     """
 
@@ -54,7 +54,7 @@ def survey_trim(vectors: PrunedTaskVectors, density: float, transform: Transform
         tau = vectors.stack(name)
         tau = tau if transform is None else transform(tau, name)
         votes += trim_(tau, thresholds).sum(0).sign().sum().item()
-    return TrimSurvey(thresholds, 1.0 if votes > 0 else -1.0)
+    return TrimSurvey(thresholds, float((votes > 0) - (votes < 0)))
 
 
 def trim_elect_merge_(tau: Tensor, survey: TrimSurvey, reduce: str) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._ops import elect_signs, per_row, trim_
+from lwptv_lightning.rules._ops import agreeing_with, elect_signs, per_row, trim_
 from lwptv_lightning.rules._parameters import flag, number, per_task_by_tensor, require_per_task
 from lwptv_lightning.rules._selection import TrimSurvey, survey_trim
 
@@ -53,7 +53,7 @@ class AdaMerging(MergeRule):
         if survey is None:
             return tau
         trimmed = trim_(tau, survey.thresholds)
-        return torch.where(trimmed * elect_signs(trimmed, survey.tie) > 0, trimmed, 0)
+        return torch.where(agreeing_with(trimmed, elect_signs(trimmed, survey.tie)), trimmed, 0)
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return ``lambda_t tau_t``, ``(T, *shape)``."""

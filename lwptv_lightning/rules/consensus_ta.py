@@ -19,7 +19,7 @@ class ConsensusTA(MergeRule):
 
     Args:
         tall_lambda: How much larger than the rest a task's own part must be, at least 0.
-        min_tasks: How many tasks a weight must matter to, at least 1; more than T keeps nothing.
+        min_tasks: How many tasks a weight must matter to, at least 0; 0 keeps everything, more than T nothing.
 
     Example:
         >>> import torch
@@ -34,7 +34,7 @@ class ConsensusTA(MergeRule):
     """
 
     tall_lambda: float = number(0.4, "[0, inf)")
-    min_tasks: int = whole(2, at_least=1)
+    min_tasks: int = whole(2)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Sum and mask one stack, ``(T, *shape) -> (*shape)``."""

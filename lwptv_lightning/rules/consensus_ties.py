@@ -21,7 +21,7 @@ class ConsensusTIES(MergeRule):
 
     Args:
         tall_lambda: How much larger than the rest a task's own part must be, at least 0.
-        min_tasks: How many tasks a weight must matter to, at least 1; more than T keeps nothing.
+        min_tasks: How many tasks a weight must matter to, at least 0; 0 keeps everything, more than T nothing.
         density: The fraction that the trim of TIES keeps, in (0, 1].
         reduce: ``"mean"`` over the entries that agree, their ``"sum"``, or the ``"max"``.
 
@@ -39,7 +39,7 @@ class ConsensusTIES(MergeRule):
     """
 
     tall_lambda: float = number(0.4, "[0, inf)")
-    min_tasks: int = whole(2, at_least=1)
+    min_tasks: int = whole(2)
     density: float = number(0.2, "(0, 1]")
     reduce: str = choice("sum", ("mean", "sum", "max"))
 

@@ -43,7 +43,7 @@ class ModelStock(MergeRule):
         tasks = len(tau)
         if tasks == 1:
             return 1.0
-        units = directions(tau)[0].reshape(tasks, -1)
+        units = directions(tau.double())[0].reshape(tasks, -1)
         cosines = units @ units.T
         cosine = float(cosines.sum() - cosines.trace()) / (tasks * (tasks - 1))
         agreement = 1 + (tasks - 1) * cosine

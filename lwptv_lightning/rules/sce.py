@@ -29,8 +29,9 @@ class SCE(MergeRule):
 
     Reference:
         Wan et al., FuseChat, arXiv 2408.07990, in the conventions of mergekit, the only code there is. Of equal
-        variances the first are selected. Deviation: mergekit weighs tasks equally where the mean squares sum to less
-        than 1e-6, which takes small task vectors for zero; here only where all are zero.
+        variances those are selected that ``torch.topk`` selects, as there. Deviation: mergekit weighs tasks equally
+        where the mean squares sum to less than 1e-6, which takes small task vectors for zero; here only where all are
+        zero.
     """
 
     density: float = number(1.0, "(0, 1]")
@@ -40,8 +41,10 @@ class SCE(MergeRule):
         if self.density < 1:
             variance = as_rows(tau).var(0, unbiased=False)
             count = int(variance.count_nonzero() * self.density)
-            dropped = variance.argsort(descending=True, stable=True)[count:]
-            tau = as_rows(tau).index_fill(1, dropped, 0).view(tau.shape)
+            # On the CPU, whose order of equal variances is the same everywhere.
+            selected = torch.zeros(len(variance), dtype=torch.bool)
+            selected[variance.cpu().topk(count).indices] = True
+            tau = torch.where(selected.view(tau.shape[1:]).to(tau.device), tau, 0)
         energy = as_rows(tau).square().mean(1)
         weights = energy / energy.sum() if energy.sum() > 0 else torch.full_like(energy, 1 / len(tau))
         agreeing = (tau * elect_signs(tau, 1.0) > 0) * per_row(weights, tau)

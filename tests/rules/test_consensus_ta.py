@@ -41,7 +41,7 @@ def test_more_tasks_than_there_are_keep_nothing():
     assert merged_row([[1.0, 2.0], [1.0, 2.0]], ConsensusTA(min_tasks=3)) == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("arguments", [{"tall_lambda": -0.1}, {"min_tasks": 0}])
+@pytest.mark.parametrize("arguments", [{"tall_lambda": -0.1}, {"min_tasks": -1}])
 def test_refuses_values_out_of_range(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         ConsensusTA(**arguments)

@@ -46,7 +46,7 @@ def test_without_a_threshold_every_weight_of_some_task_stays():
     assert largest_error(ours, merge(vectors, MergeRecipe(rule=TIES(reduce="sum"), scale=0.3))) == 0
 
 
-@pytest.mark.parametrize("arguments", [{"tall_lambda": -0.1}, {"min_tasks": 0}, {"density": 0}])
+@pytest.mark.parametrize("arguments", [{"tall_lambda": -0.1}, {"min_tasks": -1}, {"density": 0}])
 def test_refuses_values_out_of_range(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         ConsensusTIES(**arguments)

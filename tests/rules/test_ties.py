@@ -73,3 +73,8 @@ def test_refuses_what_is_no_fraction(density):
 def test_refuses_unknown_choices(arguments):
     with pytest.raises(KeyError, match=next(iter(arguments))):
         TIES(**arguments)
+
+
+@pytest.mark.parametrize(("reduce", "expected"), [("mean", [-1.0, -2.0]), ("sum", [-1.0, -2.0]), ("max", [0.0, 0.0])])
+def test_where_no_sign_is_elected_at_all_the_maximum_keeps_nothing(reduce, expected):
+    assert merged_row([[1.0, 2.0], [-1.0, -2.0]], TIES(density=1.0, reduce=reduce)) == expected
