@@ -11,8 +11,13 @@ PACKAGE = Path(__file__).parents[1] / "lwptv_lightning"
 # Each imports only from those before it.
 ORDER = [
     "registry",
+    "hub",
     "checkpoints",
     "fingerprint",
+    "lazy_conversion",
+    "key_maps",
+    "differences",
+    "lora",
     "task_vectors",
     "tracing",
     "layers",
