@@ -15,13 +15,9 @@ from lwptv_lightning.checkpoints import (
     CheckpointError,
     CheckpointSource,
     TensorHeader,
-    open_checkpoint,
     some_of,
-    without_wrappers,
 )
-from lwptv_lightning.differences import add_difference, is_task_vector, require_base
-from lwptv_lightning.key_maps import match_names
-from lwptv_lightning.lora import expand_adapter, is_adapter
+from lwptv_lightning.opening import align_base, align_expert, open_unprefixed
 from lwptv_lightning.registry import UnknownNameError, nearest
 
 
@@ -103,17 +99,17 @@ class TaskVectors:
             raise TypeError(f"tasks must map task names to checkpoints, not be a {type(tasks).__name__}.")
         if not tasks:
             raise ValueError("tasks is empty: expected at least one fine-tuned checkpoint.")
-        raw_base = _open_unprefixed(base, prefix)
-        opened_base = raw_base if model is None else match_names(raw_base, _headers_of(model), model)
+        raw_base = open_unprefixed(base, prefix)
+        opened_base = align_base(raw_base, model)
         experts = {
-            str(task): _open_expert(_open_unprefixed(source, prefix, ema), raw_base, opened_base, model)
+            str(task): align_expert(open_unprefixed(source, prefix, ema), raw_base, opened_base, model)
             for task, source in tasks.items()
         }
         every_name = dict.fromkeys(name for checkpoint in (opened_base, *experts.values()) for name in checkpoint.names)
         for pattern in exclude:
             if not any(fnmatchcase(name, pattern) for name in every_name):
                 raise UnknownNameError("exclude pattern", pattern, list(every_name))
-        classifiers = _differing_classifiers(model, opened_base, experts)
+        classifiers = differing_classifiers(model, opened_base, experts)
         ignored = (*exclude, *(f"{path}.*" for path in classifiers))
         for task, expert in experts.items():
             _check_alignment(task, expert, opened_base, ignored)
@@ -228,9 +224,11 @@ def classifier_paths(model: nn.Module | None) -> tuple[str, ...]:
     return (paths,) if isinstance(paths, str) else tuple(paths)
 
 
-def _differing_classifiers(
+def differing_classifiers(
     model: nn.Module | None, base: Checkpoint, experts: Mapping[str, Checkpoint]
 ) -> tuple[str, ...]:
+    """Return the module paths of a timm model's classifiers whose shape differs between the checkpoints."""
+
     def shapes(checkpoint: Checkpoint, path: str) -> dict[str, tuple[int, ...]]:
         return {name: head.shape for name, head in checkpoint.headers.items() if name.startswith(f"{path}.")}
 
@@ -263,27 +261,3 @@ def _check_alignment(task: str, expert: Checkpoint, base: Checkpoint, ignored: S
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _open_unprefixed(source: CheckpointSource, prefix: str | None, ema: bool | None = None) -> Checkpoint:
-    """Open a checkpoint and strip ``prefix`` where it carries one: plain files may stand beside Lightning's."""
-    if prefix is None:
-        return open_checkpoint(source, ema=ema)
-    checkpoint = open_checkpoint(source, prefix="", ema=ema)
-    carries_prefix = any(name.startswith(prefix) for name in checkpoint.names)
-    return without_wrappers(checkpoint.without_prefix(prefix) if carries_prefix else checkpoint)
-
-
-def _open_expert(expert: Checkpoint, raw_base: Checkpoint, base: Checkpoint, model: nn.Module | None) -> Checkpoint:
-    """Bring whole weights, an adapter or a task vector to the base's names."""
-    if is_adapter(expert):
-        differences, replaced = expand_adapter(expert)
-        return add_difference(differences, raw_base, base, model, replaced)
-    if is_task_vector(expert):
-        require_base(expert, base, *([] if raw_base is base else [raw_base]))
-        return add_difference(expert, raw_base, base, model)
-    return match_names(expert, base.headers, model)
-
-
-def _headers_of(model: nn.Module) -> dict[str, TensorHeader]:
-    return {name: TensorHeader.of(tensor) for name, tensor in model.state_dict().items()}
