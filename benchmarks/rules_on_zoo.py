@@ -18,7 +18,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from lwptv_lightning import CollectStatistics, MergeModule, MergeRecipe, TaskVectors, merge, zoo
-from lwptv_lightning.demo import quiet_trainer, zoo_module
+from lwptv_lightning.demo import quiet_lightning, quiet_trainer, zoo_module
 from lwptv_lightning.report import markdown_table
 from lwptv_lightning.rules import RULES, DataStatistics
 from lwptv_lightning.sweep import SweepResult, sweep
@@ -40,9 +40,10 @@ def main() -> None:
     test_sets = zoo.loaders("test", size=options.size)
     validation_sets = zoo.loaders("validation", size=150, sets=zoo.ID_SETS)
     rows = []
-    for name in track(sorted(RULES), description="rules"):
-        for ratio in (0.0, RATIO):
-            rows.append(measure(module, MergeRecipe(name, ratio=ratio), statistics, test_sets, validation_sets))
+    with quiet_lightning():
+        for name in track(sorted(RULES), description="rules"):
+            for ratio in (0.0, RATIO):
+                rows.append(measure(module, MergeRecipe(name, ratio=ratio), statistics, test_sets, validation_sets))
     write(rows, options)
 
 

@@ -51,6 +51,9 @@ __all__ = ["__version__", *_MODULE_OF]
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    # A merging rule's class; rules register themselves, so they stand in no list here.
+    if name[:1].isupper() and hasattr(rules := import_module(f"{__name__}.rules"), name):
+        return getattr(rules, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

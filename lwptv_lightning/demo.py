@@ -71,7 +71,7 @@ def run_demo(
     """
     module = zoo_module()
     controlled = RULES if full else ("task_arithmetic",)
-    with _quiet_lightning():
+    with quiet_lightning():
         trainer = quiet_trainer(devices)
         test = sweep(trainer, module, _candidates(module.vectors, controlled), zoo.loaders("test", size=size))
         coefficients = {_at(rule, c): MergeRecipe(rule, c) for rule in controlled for c in COEFFICIENTS}
@@ -197,7 +197,7 @@ def quiet_trainer(devices: int = 1, **options: Any) -> Trainer:
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Silence what Lightning says of devices and workers, which says nothing here."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]

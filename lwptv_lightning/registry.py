@@ -75,10 +75,12 @@ class Registry(Mapping[str, Record], Generic[Record]):
     def register(self, name: str, record: Record) -> Record:
         """Add a record under a new name and return it.
 
+        A class or function that is defined again, as when a notebook's cell runs twice, takes its own place.
+
         Raises:
-            ValueError: The name is taken.
+            ValueError: The name is taken by something else.
         """
-        if name in self._records:
+        if name in self._records and not _is_same_definition(record, self._records[name]):
             raise ValueError(f"the {self.kind} {name!r} is registered already, as {self._records[name]!r}.")
         self._records[name] = record
         return record
@@ -95,3 +97,9 @@ class Registry(Mapping[str, Record], Generic[Record]):
 
     def __len__(self) -> int:
         return len(self._records)
+
+
+def _is_same_definition(first: object, second: object) -> bool:
+    """Tell whether two classes or functions come from the same place in the source."""
+    places = [(getattr(item, "__module__", None), getattr(item, "__qualname__", None)) for item in (first, second)]
+    return places[0] == places[1] and None not in places[0]

@@ -161,15 +161,18 @@ def plot_id_ood(
     if cloud:
         axes.scatter(*_coordinates(cloud), color="tab:orange", alpha=0.5, s=18, label="random masks", zorder=1)
     by_name = {row.name: row for row in rows}
-    for index, row in enumerate(rows):
+    colors = {name: f"C{index % 10}" for index, name in enumerate(dict.fromkeys(map(_twin, by_name)))}
+    for row in rows:
         (x,), (y,) = _coordinates([row])
-        pruned = row.name.removesuffix(PRUNED_SUFFIX) if row.name.endswith(PRUNED_SUFFIX) else None
-        if pruned in by_name:
-            (x0,), (y0,) = _coordinates([by_name[pruned]])
-            axes.annotate("", (x, y), (x0, y0), arrowprops={"arrowstyle": "->", "color": "tab:red", "alpha": 0.7})
-        axes.scatter(x, y, color=f"C{index % 10}", marker="D" if pruned else "o", s=45, label=row.name, zorder=2)
-    axes.set_xlabel("ID average (%)")
-    axes.set_ylabel("OOD average (%)")
+        twin = by_name.get(_twin(row.name), row)
+        if twin is not row:
+            (x0,), (y0,) = _coordinates([twin])
+            axes.annotate("", (x, y), (x0, y0), arrowprops={"arrowstyle": "->", "color": "0.3", "alpha": 0.7})
+        marker = "D" if row.name.endswith(PRUNED_SUFFIX) else "o"
+        axes.scatter(x, y, color=colors[_twin(row.name)], marker=marker, s=45, label=row.name, zorder=2)
+    # The ends of a curve can lie far from every model that one would use.
+    xlim, ylim = (_around(values) for values in _coordinates([*rows, *cloud]))
+    axes.set(xlim=xlim, ylim=ylim, xlabel="ID average (%)", ylabel="OOD average (%)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return _save(figure, path)
@@ -177,6 +180,17 @@ def plot_id_ood(
 
 PRUNED_SUFFIX = " pruned"
 """What a pruned model's row is called beyond the name of its unpruned twin."""
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """Return the limits of an axis that shows all values with some room."""
+    margin = 1 + 0.08 * (max(values) - min(values))
+    return min(values) - margin, max(values) + margin
+
+
+def _twin(name: str) -> str:
+    """Return the name of the unpruned model."""
+    return name.removesuffix(PRUNED_SUFFIX)
 
 
 def _coordinates(rows: Sequence[ResultRow]) -> tuple[list[float], list[float]]:

@@ -30,6 +30,7 @@ def validate(arguments: Sequence[str]) -> None:
             subclass_mode_data=True,
             run=False,
             save_config_callback=None,
+            seed_everything_default=False,
             args=list(arguments),
             parser_kwargs={"prog": "lwptv validate", "description": "Validate a merged model over ID and OOD sets."},
         )

@@ -28,3 +28,9 @@ def test_the_command_lists_them(capsys):
     for entry in rule_entries():
         assert f"{entry.name}: {entry.summary}" in printed
         assert all(parameter in printed for parameter in entry.parameters)
+
+
+def test_rule_classes_are_public_names():
+    import lwptv_lightning
+
+    assert all(getattr(lwptv_lightning, rule.__name__) is rule for rule in RULES.values())

@@ -34,3 +34,17 @@ def test_get_falls_back_to_the_default():
 def test_nearest_ignores_case_and_says_nothing_where_nothing_is_near():
     assert nearest("TIES", ["ties", "dare"]) == " Did you mean 'ties'?"
     assert nearest("xyz", ["ties", "dare"]) == ""
+
+
+def test_a_definition_that_runs_again_takes_its_own_place():
+    registry = Registry("score")
+
+    def define():
+        def score():
+            return None
+
+        return registry.register("score", score)
+
+    define()
+    second = define()
+    assert registry["score"] is second
