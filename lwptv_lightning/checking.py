@@ -105,7 +105,7 @@ def check(
             experts[task] = align_expert(expert, raw_base, opened_base, model)
         except (ValueError, OSError, TypeError) as error:
             failures[task] = str(error)
-    ignored = [*exclude, *(f"{path}.*" for path in differing_classifiers(model, opened_base, experts))]
+    ignored = [*exclude, *(f"{path}.*" for path in differing_classifiers(model, opened_base, experts, exclude))]
     headers = {task: _compare_headers(task, opened_base, expert, ignored) for task, expert in experts.items()}
     figures = _Figures.of(opened_base, experts, ignored) if read and experts else None
     findings = []

@@ -109,7 +109,7 @@ class TaskVectors:
         for pattern in exclude:
             if not any(fnmatchcase(name, pattern) for name in every_name):
                 raise UnknownNameError("exclude pattern", pattern, list(every_name))
-        classifiers = differing_classifiers(model, opened_base, experts)
+        classifiers = differing_classifiers(model, opened_base, experts, exclude)
         ignored = (*exclude, *(f"{path}.*" for path in classifiers))
         for task, expert in experts.items():
             _check_alignment(task, expert, opened_base, ignored)
@@ -225,12 +225,19 @@ def classifier_paths(model: nn.Module | None) -> tuple[str, ...]:
 
 
 def differing_classifiers(
-    model: nn.Module | None, base: Checkpoint, experts: Mapping[str, Checkpoint]
+    model: nn.Module | None, base: Checkpoint, experts: Mapping[str, Checkpoint], exclude: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Return the module paths of a timm model's classifiers whose shape differs between the checkpoints."""
+    """Return the module paths of a timm model's classifiers whose shape differs between the checkpoints.
+
+    One that ``exclude`` leaves out is the base's alone and not among them.
+    """
 
     def shapes(checkpoint: Checkpoint, path: str) -> dict[str, tuple[int, ...]]:
-        return {name: head.shape for name, head in checkpoint.headers.items() if name.startswith(f"{path}.")}
+        return {
+            name: head.shape
+            for name, head in checkpoint.headers.items()
+            if name.startswith(f"{path}.") and not _matches(name, exclude)
+        }
 
     return tuple(
         path
