@@ -8,6 +8,7 @@ _MODULE_OF = {
     "CollectStatistics": "collect_statistics",
     "MergeReport": "merge_report",
     "PruneAndMerge": "prune_and_merge",
+    "RecalibrateBatchNorm": "recalibrate_batch_norm",
 }
 
 __all__ = list(_MODULE_OF)

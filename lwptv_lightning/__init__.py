@@ -27,6 +27,7 @@ _MODULE_OF = {
     "MergeReport": "callbacks",
     "MergeRule": "rules",
     "PruneAndMerge": "callbacks",
+    "RecalibrateBatchNorm": "callbacks",
     "TaskVectors": "task_vectors",
     "collect_statistics": "statistics",
     "get_rule": "rules",

@@ -7,7 +7,6 @@ Files are memory-mapped, and reopened by path in another process.
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import zipfile
 from collections import Counter
@@ -19,6 +18,8 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from lwptv_lightning.hub import fetch, is_hub_name
 
 CheckpointSource: TypeAlias = "str | Path | Mapping[str, Tensor] | nn.Module | Checkpoint"
 """What can be opened: a file or folder, a state dict, a module, or a checkpoint that is open already."""
@@ -38,8 +39,22 @@ _SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
 }
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-_FOREIGN_CLASS = re.compile(r"GLOBAL \S|must be imported")
-"""What torch says of a pickle that names a class or function outside its list of harmless ones."""
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+"""Where training code keeps averaged weights beside the last ones; timm's comes first."""
+_LAST_BESIDE_AVERAGED = "current_model_state"
+"""Where Lightning's WeightAveraging keeps the last weights, when it puts the averaged ones into ``state_dict``."""
+_MAIN_FILES = (
+    "task_vector.safetensors",
+    "adapter_model.safetensors",
+    "*.safetensors.index.json",
+    "model.safetensors",
+    "*.safetensors",
+    "adapter_model.bin",
+    "pytorch_model.bin",
+)
+"""What to open in a folder, most wanted first."""
+_FOREIGN_CODE = re.compile(r"GLOBAL \S|must be imported|TorchScript")
+"""What torch says of a file with code: a class or function outside its list of harmless ones, or a script."""
 
 
 class CheckpointError(ValueError):
@@ -105,6 +120,10 @@ class Checkpoint:
         """Return one tensor on the CPU, in the dtype of the file; it must not be written to."""
         return self._reader.read(self._stored_names.get(name, name))
 
+    def subtract(self, name: str, base: Tensor, out: Tensor) -> None:
+        """Write this checkpoint's tensor minus ``base`` to ``out``, in ``base``'s dtype and on its device."""
+        torch.sub(self.read(name).to(base.device, base.dtype), base, out=out)
+
     def without_prefix(self, prefix: str) -> Checkpoint:
         """Return the part whose names start with ``prefix``, named without it.
 
@@ -114,11 +133,19 @@ class Checkpoint:
         stored = {name.removeprefix(prefix): name for name in self.names if name.startswith(prefix)}
         if not stored:
             raise CheckpointError(f"{self.source}: no tensor starts with prefix={prefix!r}. {some_of(self.names)}")
+        return self.renamed(stored)
+
+    def renamed(self, old_names: Mapping[str, str]) -> Checkpoint:
+        """Return a checkpoint of some tensors under new names.
+
+        Args:
+            old_names: New name to the name here.
+        """
         return Checkpoint(
             self.source,
-            {name: self.headers[old] for name, old in stored.items()},
+            {name: self.headers[old] for name, old in old_names.items()},
             self._reader,
-            stored_names={name: self._stored_names.get(old, old) for name, old in stored.items()},
+            stored_names={name: self._stored_names.get(old, old) for name, old in old_names.items()},
             metadata=self.metadata,
             is_lightning=self.is_lightning,
         )
@@ -127,22 +154,28 @@ class Checkpoint:
         return f"Checkpoint({self.source!r}, {len(self.headers)} tensors)"
 
 
-def open_checkpoint(source: CheckpointSource, prefix: str | None = None) -> Checkpoint:
+def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema: bool | None = None) -> Checkpoint:
     """Open a checkpoint of any supported format without reading its tensors.
 
     Args:
-        source: A ``.safetensors`` file; a folder or ``*.index.json`` of sharded safetensors; a file of
-            ``torch.save`` (read with ``weights_only=True``), among them Lightning's ``.ckpt``; a state dict; a module.
-            A state dict or module is copied, so that training it or installing weights into it changes nothing here.
-        prefix: What the names of the wanted tensors start with, to be stripped, such as ``"model."``. By default a
-            Lightning checkpoint with a single top-level attribute loses that prefix, and other names stay as they are.
+        source: A ``.safetensors`` file; a folder or ``*.index.json`` of sharded safetensors, such as a transformers
+            model; a file of ``torch.save`` (read with ``weights_only=True``), among them Lightning's ``.ckpt``; a name
+            on the hub, ``"hf-hub:owner/model"``; a state dict; a module. A state dict or module is copied, so that
+            training it or installing weights into it changes nothing here.
+        prefix: What the names of the wanted tensors start with, to be stripped, such as ``"model."``; ``""`` leaves
+            the names as they are. By default a Lightning checkpoint with a single top-level attribute loses that
+            prefix, and any checkpoint what `torch.compile` and DistributedDataParallel put into the names.
+        ema: For a training checkpoint, whether to take the averaged weights (True) or the last ones (False). By
+            default what it holds as its state dict, which are the averaged ones where Lightning's ``WeightAveraging``
+            wrote it.
 
     Returns:
         The open checkpoint.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        CheckpointError: The format is not supported, the file is damaged, or it holds pickled objects.
+        CheckpointError: The format is not supported, the file is damaged, or it holds pickled objects; or there are
+            no averaged weights where ``ema=True`` asks for them.
         TypeError: ``source`` is none of the above.
 
     Example:
@@ -153,20 +186,42 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None) -> Chec
     if isinstance(source, Checkpoint):
         checkpoint = source
     elif isinstance(source, nn.Module):
-        checkpoint = _from_state_dict(source.state_dict(), type(source).__name__)
+        checkpoint = _from_state_dict(source.state_dict(), type(source).__name__, ema)
     elif isinstance(source, Mapping):
-        checkpoint = _from_state_dict(source, "state dict")
+        checkpoint = _from_state_dict(source, "state dict", ema)
+    elif isinstance(source, str) and is_hub_name(source):
+        checkpoint = _from_path(fetch(source), ema)
     elif isinstance(source, str | Path):
-        checkpoint = _from_path(Path(source).expanduser())
+        checkpoint = _from_path(Path(source).expanduser(), ema)
     else:
         raise TypeError(f"a checkpoint is a path, a state dict or a module, not {type(source).__name__}.")
     if prefix is not None:
         return checkpoint.without_prefix(prefix) if prefix else checkpoint
+    checkpoint = without_wrappers(checkpoint)
     if checkpoint.is_lightning:
         heads = {name.partition(".")[0] + "." for name in checkpoint.names}
         if len(heads) == 1 and all("." in name for name in checkpoint.names):
             return checkpoint.without_prefix(heads.pop())
     return checkpoint
+
+
+def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
+    """Take out of the names what `torch.compile` and DistributedDataParallel put into them.
+
+    Args:
+        checkpoint: Of a module that may have been wrapped, as a whole or in part.
+
+    Returns:
+        The checkpoint without ``_orig_mod`` in any name, and without a first ``module.`` where every name has it.
+
+    Example:
+        >>> without_wrappers(open_checkpoint({"module._orig_mod.w": torch.ones(1)}, prefix="")).names
+        ('w',)
+    """
+    old_names = {re.sub(r"(^|(?<=\.))_orig_mod\.", "", name): name for name in checkpoint.names}
+    while old_names and all(name.startswith("module.") for name in old_names):
+        old_names = {name.removeprefix("module."): old for name, old in old_names.items()}
+    return checkpoint if tuple(old_names) == checkpoint.names else checkpoint.renamed(old_names)
 
 
 def align_prefix(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
@@ -209,26 +264,30 @@ def align_prefix(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
     return checkpoint.without_prefix(prefix)
 
 
-def _from_path(path: Path) -> Checkpoint:
+def _from_path(path: Path, ema: bool | None) -> Checkpoint:
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint at {str(path)!r}.")
     if path.is_dir():
-        return _from_path(_main_file(path))
+        return _from_path(_main_file(path), ema)
+    if path.suffix in (".json", ".safetensors") and ema:
+        raise _no_averaged_weights(path)
     if path.name.endswith(".index.json"):
         return _from_index(path)
     if path.suffix == ".safetensors":
         return _from_safetensors(str(path), [path])
-    return _from_torch_file(path)
+    return _from_torch_file(path, ema)
 
 
 def _main_file(folder: Path) -> Path:
-    for pattern in ("*.safetensors.index.json", "*.safetensors"):
+    for pattern in _MAIN_FILES:
         found = sorted(folder.glob(pattern))
         if len(found) == 1:
             return found[0]
         if found:
             raise CheckpointError(f"{folder}: several checkpoints ({', '.join(p.name for p in found)}); name one.")
-    raise CheckpointError(f"{folder}: no *.safetensors and no *.safetensors.index.json in this folder.")
+    raise CheckpointError(
+        f"{folder}: no *.safetensors, *.safetensors.index.json or pytorch_model.bin in this folder; name the file."
+    )
 
 
 def _from_index(path: Path) -> Checkpoint:
@@ -301,29 +360,31 @@ class _StateDictReader:
 class _TorchFileReader:
     """Reads from a mapped ``torch.save`` file, which is loaded again by path in another process."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, path: Path, ema: bool | None, tensors: Mapping[str, Tensor]) -> None:
         self._path = path.absolute()
+        self._ema = ema
         self._tensors: dict[str, Tensor] | None = dict(tensors)
 
     def read(self, name: str) -> Tensor:
         if self._tensors is None:
-            self._tensors = _tensors_of(_load(self._path), str(self._path))
+            self._tensors = _tensors_of(_load(self._path), str(self._path), self._ema)
         return self._tensors[name]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_tensors": None}
+        return {"_path": self._path, "_ema": self._ema, "_tensors": None}
 
 
-def _from_state_dict(state: Mapping[str, Any], source: str) -> Checkpoint:
-    tensors = {name: value.detach().cpu().clone() for name, value in _tensors_of(state, source).items()}
+def _from_state_dict(state: Mapping[str, Any], source: str, ema: bool | None) -> Checkpoint:
+    tensors = {name: value.detach().cpu().clone() for name, value in _tensors_of(state, source, ema).items()}
     return Checkpoint(source, _headers(tensors), _StateDictReader(tensors))
 
 
-def _from_torch_file(path: Path) -> Checkpoint:
+def _from_torch_file(path: Path, ema: bool | None) -> Checkpoint:
     content = _load(path)
-    tensors = _tensors_of(content, str(path))
+    tensors = _tensors_of(content, str(path), ema)
     is_lightning = "pytorch-lightning_version" in content
-    return Checkpoint(str(path), _headers(tensors), _TorchFileReader(path, tensors), is_lightning=is_lightning)
+    reader = _TorchFileReader(path, ema, tensors)
+    return Checkpoint(str(path), _headers(tensors), reader, is_lightning=is_lightning)
 
 
 def _load(path: Path) -> Mapping[str, Any]:
@@ -331,7 +392,7 @@ def _load(path: Path) -> Mapping[str, Any]:
         # Files in the format from before torch 1.6 are no zip archives and cannot be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged file makes the unpickler fail in any way whatever
-        if isinstance(error, pickle.UnpicklingError) and _FOREIGN_CLASS.search(str(error)):
+        if _FOREIGN_CODE.search(str(error)):
             raise CheckpointError(
                 f"{path}: holds pickled Python objects, which are never unpickled here because that can run code. "
                 "Where you trust the file, load it yourself and store the weights alone: "
@@ -346,9 +407,9 @@ def _load(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _tensors_of(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+def _tensors_of(content: Mapping[str, Any], source: str, ema: bool | None = None) -> dict[str, Tensor]:
     """Return the tensors of a state dict, or of the one wrapped inside a training checkpoint."""
-    for key in _WRAPPERS:
+    for key in _entries(content, source, ema):
         if isinstance(content.get(key), Mapping):
             return _tensors_of(content[key], f"{source}[{key!r}]")
     entries = {name: value for name, value in content.items() if not str(name).endswith("_extra_state")}
@@ -356,6 +417,23 @@ def _tensors_of(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     if strangers:
         raise CheckpointError(f"{source}: expected a state dict of tensors, but these are none: {some_of(strangers)}")
     return entries
+
+
+def _entries(content: Mapping[str, Any], source: str, ema: bool | None) -> tuple[str, ...]:
+    """Return where a training checkpoint may hold the wanted weights, most likely first."""
+    main_is_averaged = _LAST_BESIDE_AVERAGED in content
+    if ema and not main_is_averaged:
+        averaged = tuple(key for key in _AVERAGED if isinstance(content.get(key), Mapping))
+        if not averaged:
+            raise _no_averaged_weights(source)
+        return averaged
+    return (_LAST_BESIDE_AVERAGED, *_WRAPPERS) if ema is False and main_is_averaged else _WRAPPERS
+
+
+def _no_averaged_weights(source: object) -> CheckpointError:
+    return CheckpointError(
+        f"{source}: no averaged (EMA) weights; expected Lightning's WeightAveraging or one of {', '.join(_AVERAGED)}."
+    )
 
 
 def _headers(tensors: Mapping[str, Tensor]) -> dict[str, TensorHeader]:

@@ -88,10 +88,7 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
     from lwptv_lightning.rules import RULES
     from lwptv_lightning.saliency import SCORES
 
-    parser.add_argument("base", help="checkpoint of the base model")
-    parser.add_argument(
-        "tasks", nargs="+", metavar="NAME=CHECKPOINT", help="a fine-tuned checkpoint and its task's name"
-    )
+    _task_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     parser.add_argument("--recipe", type=Path, metavar="JSON", help="a recipe's file; the options below change it")
@@ -114,9 +111,92 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", action="append", metavar="GLOB", help="layers that are never pruned")
     parser.add_argument("--prune", action="append", metavar="GLOB", help="layers that are always pruned")
     parser.add_argument("--seed", type=int, help="for the score 'random'")
-    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="tensors that are not merged")
-    parser.add_argument("--prefix", help="what the wanted names start with in Lightning checkpoints")
     parser.add_argument("--device", help="where to compute, such as cuda")
+
+
+def _task_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("base", help="checkpoint of the base model: a file, a folder or hf-hub:owner/model")
+    parser.add_argument(
+        "tasks",
+        nargs="+",
+        metavar="NAME=CHECKPOINT",
+        help="a task's name and its fine-tuned checkpoint, LoRA adapter or task vector",
+    )
+    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="tensors that are not merged")
+    parser.add_argument("--ema", action="store_true", default=None, help="take the tasks' averaged weights")
+    _naming_arguments(parser)
+
+
+def _naming_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prefix", help="what the wanted names start with in Lightning checkpoints")
+    parser.add_argument("--model", metavar="NAME", help="the timm model whose tensor names all checkpoints are given")
+    parser.add_argument(
+        "--model-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of timm.create_model, such as num_classes=0",
+    )
+
+
+def _opening_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of how tensors are named, for the functions that open checkpoints."""
+    given: dict[str, Any] = {"prefix": options.prefix, "model": None}
+    if options.model is not None:
+        import timm
+
+        arguments = {name: _value(text) for name, text in _pairs("--model-option", options.model_option).items()}
+        try:
+            given["model"] = timm.create_model(options.model, pretrained=False, **arguments)
+        except RuntimeError as error:  # what timm raises for an unknown name
+            raise ValueError(f"--model: {error}") from error
+    elif options.model_option:
+        raise ValueError("--model-option needs --model.")
+    return given
+
+
+def _check(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from lwptv_lightning.checking import check, check_tables
+    from lwptv_lightning.report import print_table
+
+    findings = check(
+        options.base,
+        _pairs("a task", options.tasks),
+        exclude=options.exclude,
+        ema=options.ema,
+        read=not options.headers_only,
+        **_opening_options(options),
+    )
+    for table in check_tables(findings):
+        print_table(table, Console())
+    if not all(found.passed for found in findings):
+        sys.exit(1)
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    _task_arguments(parser)
+    parser.add_argument("--headers-only", action="store_true", help="read no tensor: names, shapes and dtypes alone")
+
+
+def _diff_arguments(parser: argparse.ArgumentParser) -> None:
+    from lwptv_lightning.layers import GRANULARITIES
+
+    parser.add_argument("first", help="a checkpoint")
+    parser.add_argument("second", help="another, an adapter or a task vector of the first")
+    parser.add_argument("--granularity", choices=GRANULARITIES, default="module", help="default: %(default)s")
+    _naming_arguments(parser)
+
+
+def _diff(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from lwptv_lightning.diffing import diff, diff_table
+    from lwptv_lightning.report import print_table
+
+    differences = diff(options.first, options.second, options.granularity, **_opening_options(options))
+    print_table(diff_table(differences), Console())
 
 
 _RECIPE_OPTIONS = ("scale", "score", "ratio", "granularity", "ranking", "count", "keep", "prune", "seed")
@@ -131,7 +211,11 @@ def _merge(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.out} exists; give another --out or --overwrite.")
     recipe = _recipe(options)
     vectors = TaskVectors.open(
-        options.base, _pairs("a task", options.tasks), exclude=options.exclude, prefix=options.prefix
+        options.base,
+        _pairs("a task", options.tasks),
+        exclude=options.exclude,
+        ema=options.ema,
+        **_opening_options(options),
     )
     save_merged(vectors, recipe, options.out, device=options.device)
     print(f"Merged {', '.join(vectors.tasks)} by {recipe.describe()} into {options.out}")
@@ -226,6 +310,8 @@ def _validate(options: argparse.Namespace) -> None:
 COMMANDS = {
     "demo": Command("Merge the embedded zoo and show ID and OOD accuracy.", _demo_arguments, _demo),
     "merge": Command("Merge checkpoints into one file.", _merge_arguments, _merge),
+    "check": Command("Say whether checkpoints belong together; exit code 1 on a problem.", _check_arguments, _check),
+    "diff": Command("Say where two checkpoints differ, by layer.", _diff_arguments, _diff),
     "validate": Command("Validate a merged model as a configuration file says.", _no_arguments, _validate),
     "rules": Command("List the merging rules.", _rules_arguments, _rules),
     "scores": Command("List the saliency scores.", _no_arguments, _scores),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -155,10 +155,15 @@ def iter_merged(
     combiner = _Combiner(recipe, pruned, statistics, task)
     scaled_layers = layers_for(vectors, recipe, layers) if recipe.needs_layers else None
     factors = tensor_factors(recipe.layer_scaling, pruned.names, scaled_layers, combiner.published_alpha)
+    statistics_names = batch_norm_statistics(pruned.names)
     for name in pruned.names:
         base, merged = vectors.base(name), combiner.combine(name)
         if merged is None:
             yield name, base.to(device, copy=True)
+        elif name in statistics_names:
+            # A mean of running statistics stays one: no scale or rule may make a variance negative.
+            average = base.to(device, dtype, copy=True).add_(pruned.stack(name).mean(0))
+            yield name, (average.clamp_(min=0) if name.endswith("running_var") else average).to(base.dtype)
         else:
             total = base.to(device, dtype, copy=True).add_(merged, alpha=recipe.effective_scale * factors[name])
             yield name, total.to(base.dtype)
@@ -166,6 +171,31 @@ def iter_merged(
     for name in vectors.headers:
         if name not in merged_names:
             yield name, vectors.base(name).to(device, copy=True)
+
+
+def batch_norm_statistics(names: Iterable[str]) -> set[str]:
+    """Return the running means and variances of batch normalisation among the names of tensors.
+
+    They are no weights: `merge` averages them over the tasks, whatever the rule and its scale, a pruned task counting
+    with the base's. `lwptv_lightning.callbacks.RecalibrateBatchNorm` measures them anew on data.
+
+    Args:
+        names: State-dict names.
+
+    Returns:
+        The names that end in ``running_mean`` or ``running_var`` and have the other beside them.
+
+    Example:
+        >>> sorted(batch_norm_statistics(["bn.weight", "bn.running_mean", "bn.running_var", "running_mean"]))
+        ['bn.running_mean', 'bn.running_var']
+    """
+    known = set(names)
+    return {
+        name
+        for name in known
+        for own, other in (("running_mean", "running_var"), ("running_var", "running_mean"))
+        if name.rpartition(".")[2] == own and name.removesuffix(own) + other in known
+    }
 
 
 class _Combiner:

@@ -15,10 +15,9 @@ from lwptv_lightning.checkpoints import (
     CheckpointError,
     CheckpointSource,
     TensorHeader,
-    align_prefix,
-    open_checkpoint,
     some_of,
 )
+from lwptv_lightning.opening import align_base, align_expert, open_unprefixed
 from lwptv_lightning.registry import UnknownNameError, nearest
 
 
@@ -61,6 +60,7 @@ class TaskVectors:
         exclude: Sequence[str] = (),
         model: nn.Module | None = None,
         prefix: str | None = None,
+        ema: bool | None = None,
     ) -> TaskVectors:
         """Open the checkpoints, check that they belong together, and read no more than headers.
 
@@ -69,20 +69,22 @@ class TaskVectors:
 
         Args:
             base: The pre-trained weights; see `lwptv_lightning.checkpoints.open_checkpoint` for the formats.
-            tasks: Task name to fine-tuned weights.
+            tasks: Task name to fine-tuned weights, to a LoRA adapter of PEFT, or to a task vector.
             exclude: Glob patterns of tensor names that are not merged and may differ, such as ``("head.*",)``.
             model: The module that the weights belong to. Its timm classifier is excluded where its shape differs
-                between the checkpoints, and kept as each task's head (`classifier_state`). Its names are also what a
-                prefix in the checkpoints is found by.
+                between the checkpoints, and kept as each task's head (`classifier_state`). Its names are also what
+                checkpoints of other libraries are converted to; the base's names without it.
             prefix: What the wanted names start with in Lightning checkpoints, such as ``"model."``; found by
                 comparing names when not given.
+            ema: Whether to take the averaged weights of the tasks' training checkpoints; see `open_checkpoint`.
 
         Returns:
             The aligned task vectors.
 
         Raises:
             ValueError: ``tasks`` is empty or an ``exclude`` pattern matches no tensor.
-            CheckpointError: A checkpoint misses a tensor, has one more, or one of another shape or kind.
+            CheckpointError: A checkpoint misses a tensor, has one more, or one of another shape or kind; or a task
+                vector was made from another base.
 
         Warns:
             UserWarning: A task's weights equal the base's.
@@ -97,17 +99,17 @@ class TaskVectors:
             raise TypeError(f"tasks must map task names to checkpoints, not be a {type(tasks).__name__}.")
         if not tasks:
             raise ValueError("tasks is empty: expected at least one fine-tuned checkpoint.")
-        opened_base = _open_unprefixed(base, prefix)
-        if model is not None:
-            opened_base = align_prefix(opened_base, model.state_dict().keys())
-        experts = {}
-        for task, source in tasks.items():
-            experts[str(task)] = align_prefix(_open_unprefixed(source, prefix), opened_base.names)
+        raw_base = open_unprefixed(base, prefix)
+        opened_base = align_base(raw_base, model)
+        experts = {
+            str(task): align_expert(open_unprefixed(source, prefix, ema), raw_base, opened_base, model)
+            for task, source in tasks.items()
+        }
         every_name = dict.fromkeys(name for checkpoint in (opened_base, *experts.values()) for name in checkpoint.names)
         for pattern in exclude:
             if not any(fnmatchcase(name, pattern) for name in every_name):
                 raise UnknownNameError("exclude pattern", pattern, list(every_name))
-        classifiers = _differing_classifiers(model, opened_base, experts)
+        classifiers = differing_classifiers(model, opened_base, experts, exclude)
         ignored = (*exclude, *(f"{path}.*" for path in classifiers))
         for task, expert in experts.items():
             _check_alignment(task, expert, opened_base, ignored)
@@ -163,7 +165,7 @@ class TaskVectors:
         base = self._base.read(name).to(device, dtype)
         tau = torch.empty((len(self._experts), *base.shape), device=base.device, dtype=dtype)
         for row, expert in zip(tau, self._experts.values(), strict=True):
-            torch.sub(expert.read(name).to(device, dtype), base, out=row)
+            expert.subtract(name, base, row)
         # NaN and infinity survive a sum, so that one number tells; overflow of a finite sum is told apart below.
         if not torch.isfinite(tau.sum()):
             self._raise_unless_finite(name)
@@ -187,11 +189,13 @@ class TaskVectors:
 
     def _unchanged_tasks(self) -> list[str]:
         smallest_first = sorted(self.names, key=lambda name: math.prod(self.headers[name].shape))
-        return [
-            task
-            for task, expert in self._experts.items()
-            if all(torch.equal(expert.read(name), self._base.read(name)) for name in smallest_first)
-        ]
+        return [task for task in self.tasks if not any(self._changed(task, name) for name in smallest_first)]
+
+    def _changed(self, task: str, name: str) -> bool:
+        base = self._base.read(name).float()
+        difference = torch.empty_like(base)
+        self._experts[task].subtract(name, base, difference)
+        return bool(difference.any())
 
     def _raise_unless_finite(self, name: str) -> None:
         for checkpoint in (self._base, *self._experts.values()):
@@ -220,11 +224,20 @@ def classifier_paths(model: nn.Module | None) -> tuple[str, ...]:
     return (paths,) if isinstance(paths, str) else tuple(paths)
 
 
-def _differing_classifiers(
-    model: nn.Module | None, base: Checkpoint, experts: Mapping[str, Checkpoint]
+def differing_classifiers(
+    model: nn.Module | None, base: Checkpoint, experts: Mapping[str, Checkpoint], exclude: Sequence[str] = ()
 ) -> tuple[str, ...]:
+    """Return the module paths of a timm model's classifiers whose shape differs between the checkpoints.
+
+    One that ``exclude`` leaves out is the base's alone and not among them.
+    """
+
     def shapes(checkpoint: Checkpoint, path: str) -> dict[str, tuple[int, ...]]:
-        return {name: head.shape for name, head in checkpoint.headers.items() if name.startswith(f"{path}.")}
+        return {
+            name: head.shape
+            for name, head in checkpoint.headers.items()
+            if name.startswith(f"{path}.") and not _matches(name, exclude)
+        }
 
     return tuple(
         path
@@ -255,12 +268,3 @@ def _check_alignment(task: str, expert: Checkpoint, base: Checkpoint, ignored: S
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _open_unprefixed(source: CheckpointSource, prefix: str | None) -> Checkpoint:
-    """Open a checkpoint and strip ``prefix`` where it carries one: plain files may stand beside Lightning's."""
-    if prefix is None:
-        return open_checkpoint(source)
-    checkpoint = open_checkpoint(source, prefix="")
-    carries_prefix = any(name.startswith(prefix) for name in checkpoint.names)
-    return checkpoint.without_prefix(prefix) if carries_prefix else checkpoint

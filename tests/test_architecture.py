@@ -11,7 +11,14 @@ PACKAGE = Path(__file__).parents[1] / "lwptv_lightning"
 # Each imports only from those before it.
 ORDER = [
     "registry",
+    "hub",
     "checkpoints",
+    "fingerprint",
+    "lazy_conversion",
+    "key_maps",
+    "differences",
+    "lora",
+    "opening",
     "task_vectors",
     "tracing",
     "layers",
@@ -33,6 +40,8 @@ ORDER = [
     "datamodule",
     "module",
     "sweep",
+    "checking",
+    "diffing",
     "report",
     "zoo",
     "demo",

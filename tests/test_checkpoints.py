@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import warnings
 
 import pytest
 import torch
@@ -204,7 +205,78 @@ def test_align_prefix_leaves_known_and_unrelated_names(names):
     assert align_prefix(checkpoint, names) is checkpoint
 
 
+# Averaged weights
+
+
+def test_lightnings_averaged_weights(make_trainer, tmp_path):
+    from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    path = tmp_path / "m.ckpt"
+    callbacks = [EMAWeightAveraging(decay=0.5), ModelCheckpoint(tmp_path, "m", every_n_train_steps=3)]
+    limits = {"limit_train_batches": 4, "limit_val_batches": 0}
+    make_trainer(max_epochs=1, callbacks=callbacks, enable_checkpointing=True, **limits).fit(BoringModel())
+    content = torch.load(path, weights_only=True)
+    averaged, last = content["state_dict"]["layer.weight"], content["current_model_state"]["layer.weight"]
+    assert not torch.equal(averaged, last)
+    for ema, expected in ((None, averaged), (True, averaged), (False, last)):
+        checkpoint = pickle.loads(pickle.dumps(open_checkpoint(path, ema=ema)))
+        assert torch.equal(checkpoint.read("weight"), expected)
+
+
+@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema", "ema"])
+def test_averaged_weights_beside_the_last_ones(key, tmp_path):
+    averaged = {name: tensor + 1 for name, tensor in STATE.items()}
+    torch.save({"state_dict": STATE, key: averaged}, tmp_path / "m.pt")
+    for ema, expected in ((None, STATE), (False, STATE), (True, averaged)):
+        assert torch.equal(open_checkpoint(tmp_path / "m.pt", ema=ema).read("w"), expected["w"])
+
+
+@pytest.mark.parametrize("write", [write_safetensors, write_sharded, write_torch, write_wrapped])
+def test_no_averaged_weights(write, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no averaged \(EMA\) weights; expected .*state_dict_ema"):
+        open_checkpoint(write(tmp_path), ema=True)
+
+
+# torch.compile and DistributedDataParallel
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_taken_out(prefix):
+    assert_holds_state(open_checkpoint({prefix + name: tensor for name, tensor in STATE.items()}))
+
+
+def test_a_compiled_part_loses_its_prefix():
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = torch.compile(nn.Linear(2, 2))
+
+    assert open_checkpoint(Whole()).names == ("backbone.weight", "backbone.bias")
+
+
+def test_a_module_called_module_beside_others_keeps_its_name():
+    state = {"module.w": torch.ones(1), "head.w": torch.ones(1)}
+    assert open_checkpoint(state).names == tuple(state)
+
+
+def test_a_given_prefix_may_be_a_wrappers():
+    assert open_checkpoint({"module.w": torch.ones(1)}, prefix="module.").names == ("w",)
+
+
 # What cannot be opened
+
+
+def test_a_torchscript_archive_is_not_run(tmp_path):
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return x * 2
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(Doubled(), torch.ones(1)).save(tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"m\.pt: holds pickled Python objects, .* safetensors"):
+        open_checkpoint(tmp_path / "m.pt")
 
 
 class Bomb:
@@ -295,6 +367,29 @@ def test_index_that_is_none(text, tmp_path):
     (tmp_path / "m.index.json").write_text(text)
     with pytest.raises(CheckpointError, match="not an index of sharded safetensors"):
         open_checkpoint(tmp_path / "m.index.json")
+
+
+def test_folder_of_a_transformers_model(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**sizes, image_size=8, patch_size=4))
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "many", max_shard_size="4KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    for folder in (tmp_path / "one", tmp_path / "many", tmp_path):
+        checkpoint = open_checkpoint(folder)
+        assert set(checkpoint.names) == set(model.state_dict())
+        assert torch.equal(checkpoint.read("post_layernorm.weight"), model.post_layernorm.weight)
+
+
+def test_tied_weights_are_read_under_both_names(tmp_path):
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    second.weight = first.weight
+    model = nn.ModuleDict({"first": first, "second": second})
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    checkpoint = open_checkpoint(tmp_path / "m.pt")
+    assert torch.equal(checkpoint.read("second.weight"), checkpoint.read("first.weight"))
 
 
 def test_folder_without_or_with_several_checkpoints(tmp_path):

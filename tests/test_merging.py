@@ -266,3 +266,44 @@ def test_rules_by_name_mapping_or_object_agree(pair):
     ]
     assert torch.equal(*results)
     assert not torch.equal(results[0], merge(pair, MergeRecipe("ties"))["fc.weight"])
+
+
+# Batch normalisation
+
+
+def batch_norm_states():
+    base = {"bn.weight": torch.ones(2), "bn.running_mean": torch.zeros(2), "bn.running_var": torch.ones(2)}
+    base["bn.num_batches_tracked"] = torch.tensor(5)
+    tasks = {}
+    for task, variance in {"a": 0.1, "b": 0.2, "c": 0.6}.items():
+        changed = {"bn.running_var": torch.full((2,), variance), "bn.running_mean": torch.full((2,), 3 * variance)}
+        tasks[task] = base | changed | {"bn.weight": torch.full((2,), 1.5)}
+    return base, tasks
+
+
+@pytest.mark.parametrize("rule", ["task_arithmetic", "ties", "dare", "iso_c"])
+@pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
+def test_running_statistics_are_averaged_whatever_the_rule_and_scale(rule, scale):
+    base, tasks = batch_norm_states()
+    merged = merge(TaskVectors.open(base, tasks), MergeRecipe(rule, scale))
+    torch.testing.assert_close(merged["bn.running_var"], torch.full((2,), 0.3))
+    torch.testing.assert_close(merged["bn.running_mean"], torch.full((2,), 0.9))
+    assert merged["bn.num_batches_tracked"] == 5
+
+
+def test_a_pruned_task_counts_with_the_bases_statistics():
+    base, tasks = batch_norm_states()
+    vectors = TaskVectors.open(base, tasks)
+    pruned = merge(vectors, MergeRecipe(prune=["bn"]))
+    assert torch.equal(pruned["bn.running_var"], base["bn.running_var"])
+    mask = LayerMask(("a", "b", "c"), ("bn",), torch.tensor([[True], [False], [False]]))
+    merged = merge(vectors, MergeRecipe(scale=4.0), mask=mask)
+    torch.testing.assert_close(merged["bn.running_var"], torch.full((2,), (0.1 + 1 + 1) / 3))
+
+
+def test_a_lone_running_mean_is_merged_like_a_weight():
+    merged = merge(
+        TaskVectors.open({"running_mean": torch.zeros(1)}, {"a": {"running_mean": torch.ones(1)}}),
+        MergeRecipe(scale=3.0),
+    )
+    assert merged["running_mean"].item() == 3

@@ -202,6 +202,13 @@ def test_timm_classifier_of_another_shape_becomes_the_tasks_own(make_vit, fine_t
         assert state.keys() == {"head.weight", "head.bias"}
 
 
+def test_an_excluded_classifier_is_the_bases_alone(make_vit):
+    base = make_vit(num_classes=10)
+    vectors = TaskVectors.open(base, {"a": make_vit(num_classes=0, seed=1)}, model=base, exclude=("head.*",))
+    assert vectors.classifiers == ()
+    assert "head.weight" not in vectors.names
+
+
 def test_timm_classifier_of_one_shape_is_merged(make_vit, fine_tuned):
     base = make_vit(num_classes=10)
     vectors = TaskVectors.open(base, {"a": fine_tuned(base.state_dict(), 1)}, model=base)

@@ -1,0 +1,146 @@
+"""Checkpoints that hold differences from a base: task vectors by themselves, as a task beside whole models.
+
+Such a difference is used as it is. Adding it to the base and subtracting that again would round it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, TensorHeader, some_of
+from lwptv_lightning.fingerprint import fingerprint
+from lwptv_lightning.key_maps import match_names
+from lwptv_lightning.registry import nearest
+
+TASK_VECTOR = "task_vector"
+"""``lwptv_kind`` of a file that holds a task vector."""
+
+
+class AddedCheckpoint(Checkpoint):
+    """A base plus a difference, which is what `subtract` gives back unrounded.
+
+    Args:
+        base: The base.
+        difference: Fine-tuned minus base by the base's names; a name that it has not is zero.
+        replaced: Tensors that stand in place of the base's, or beside them.
+    """
+
+    def __init__(self, base: Checkpoint, difference: Checkpoint, replaced: Checkpoint | None = None) -> None:
+        self._base = base
+        self._difference = difference
+        self._replaced = replaced
+        added = {name: TensorHeader(head.shape, torch.float32) for name, head in difference.headers.items()}
+        headers = {**base.headers, **added, **(replaced.headers if replaced else {})}
+        super().__init__(difference.source, headers, self, metadata=difference.metadata)
+
+    def read(self, name: str) -> Tensor:
+        """Return base plus difference in float32, or the tensor that neither changes."""
+        if self._replaced is not None and name in self._replaced.headers:
+            return self._replaced.read(name)
+        base = self._base.read(name)
+        return base.float() + self._difference.read(name).float() if name in self._difference.headers else base
+
+    def subtract(self, name: str, base: Tensor, out: Tensor) -> None:
+        """Write the difference to ``out``."""
+        if self._replaced is not None and name in self._replaced.headers:
+            super().subtract(name, base, out)
+        elif name in self._difference.headers:
+            out.copy_(self._difference.read(name))
+        else:
+            out.zero_()
+
+
+def is_task_vector(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint says of itself that it holds a task vector."""
+    return checkpoint.metadata.get("lwptv_kind") == TASK_VECTOR
+
+
+def require_base(checkpoint: Checkpoint, *bases: Checkpoint) -> None:
+    """Raise unless a task vector was made from one of the given bases.
+
+    Args:
+        checkpoint: The task vector. One without a fingerprint fits any base.
+        *bases: The base, under each of the names that it may have had then.
+
+    Raises:
+        CheckpointError: Its base's fingerprint is that of none of them.
+    """
+    expected = checkpoint.metadata.get("lwptv_base_fingerprint")
+    if expected is None:
+        return
+    found = []
+    for base in bases:
+        found.append(fingerprint(base))
+        if found[-1] == expected:
+            return
+    raise CheckpointError(
+        f"{checkpoint.source}: this task vector was made from another base: expected the one with fingerprint "
+        f"{expected[:12]}, {bases[0].source} has {found[0][:12]}."
+    )
+
+
+def add_difference(
+    difference: Checkpoint,
+    raw_base: Checkpoint,
+    base: Checkpoint,
+    model: nn.Module | None = None,
+    replaced: Checkpoint | None = None,
+) -> Checkpoint:
+    """Return the fine-tuned model that a difference makes of a base.
+
+    Args:
+        difference: Fine-tuned minus base for some tensors, named as in the base or in the base's file.
+        raw_base: The base under the names of its file.
+        base: The base under the names that are merged.
+        model: The module that ``base`` was converted for.
+        replaced: Whole tensors that the fine-tuned model has in place of the base's.
+
+    Returns:
+        A checkpoint under the names of ``base``, computed one tensor at a time.
+
+    Raises:
+        CheckpointError: A tensor of the difference is not in the base, or has another shape there.
+    """
+    for home in dict.fromkeys((base, raw_base)):
+        named = match_names(difference, home.headers)
+        if set(named.names) <= set(home.names):
+            _require_shapes(named, home)
+            if home is not base:
+                named = match_names(_filled_with_zeros(named, home), base.headers, model)
+            return AddedCheckpoint(base, named, None if replaced is None else match_names(replaced, base.headers))
+    unknown = [name for name in difference.names if name not in raw_base.headers]
+    raise CheckpointError(
+        f"{difference.source}: the base has no tensor {some_of(unknown)}{nearest(unknown[0], raw_base.names)} "
+        f"Expected {raw_base.source} to be the model that was fine-tuned."
+    )
+
+
+def _require_shapes(difference: Checkpoint, base: Checkpoint) -> None:
+    for name, header in difference.headers.items():
+        if header.shape != base.headers[name].shape:
+            raise CheckpointError(
+                f"{difference.source}: the difference of {name!r} has shape {header.shape}, expected "
+                f"{base.headers[name].shape} as in the base."
+            )
+
+
+def _filled_with_zeros(difference: Checkpoint, base: Checkpoint) -> Checkpoint:
+    headers = {name: difference.headers.get(name, head) for name, head in base.headers.items()}
+    reader = _ZeroFilledReader(difference, headers)
+    return Checkpoint(difference.source, headers, reader, metadata=difference.metadata)
+
+
+class _ZeroFilledReader:
+    """Reads a difference, and zeros where it has no tensor."""
+
+    def __init__(self, difference: Checkpoint, headers: Mapping[str, TensorHeader]) -> None:
+        self._difference = difference
+        self._headers = dict(headers)
+
+    def read(self, name: str) -> Tensor:
+        if name in self._difference.headers:
+            return self._difference.read(name)
+        return torch.zeros(self._headers[name].shape, dtype=self._headers[name].dtype)

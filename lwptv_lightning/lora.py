@@ -1,0 +1,146 @@
+"""PEFT's LoRA adapters as task vectors: the product of the two factors, expanded one tensor at a time.
+
+``tau = scaling * B A`` with ``scaling = alpha / r``, or ``alpha / sqrt(r)`` for rsLoRA. Adapters are never merged
+factor by factor, which would be a merge of another quantity.
+
+References:
+    LoRA https://arxiv.org/abs/2106.09685, rsLoRA https://arxiv.org/abs/2312.03732.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, TensorHeader, some_of
+
+_ROOT = "base_model.model."
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
+_REFUSED = {
+    "use_dora": "DoRA normalises the columns of the sum, which is no product B A",
+    "use_qalora": "QA-LoRA pools the inputs",
+    "lora_bias": "its factors have biases",
+    "alora_invocation_tokens": "it acts on some tokens only",
+    "trainable_token_indices": "it replaces single embeddings",
+    "target_parameters": "it adapts bare parameters",
+}
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations that change the base's weights, so that the adapter does not belong to the original base."""
+
+
+def is_adapter(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint holds the factors of a LoRA adapter.
+
+    Example:
+        >>> from lwptv_lightning import open_checkpoint
+        >>> is_adapter(open_checkpoint({"base_model.model.fc.lora_A.weight": torch.ones(1, 2)}))
+        True
+    """
+    return any(".lora_" in name for name in checkpoint.names)
+
+
+def expand_adapter(adapter: Checkpoint) -> tuple[Checkpoint, Checkpoint | None]:
+    """Return what an adapter adds to its base, by the names of the model that it was trained on.
+
+    Args:
+        adapter: A PEFT folder's weights; its ``adapter_config.json`` is read beside them.
+
+    Returns:
+        The differences, each computed from its factors when read, and the tensors that were trained whole
+        (``modules_to_save`` and biases), if any.
+
+    Raises:
+        CheckpointError: It is no plain LoRA adapter (DoRA, for one), or a factor is missing.
+    """
+    config = _configuration(adapter)
+    factors: dict[str, dict[str, str]] = {}
+    whole: dict[str, str] = {}
+    for name in adapter.names:
+        if match := _FACTOR.fullmatch(name):
+            factors.setdefault(match["module"].removeprefix(_ROOT), {})[match["factor"]] = name
+        elif ".lora_" in name:
+            raise CheckpointError(f"{adapter.source}: {name!r} is no factor A or B of plain LoRA.")
+        else:
+            whole[name.removeprefix(_ROOT)] = name
+    products = {}
+    for module, names in factors.items():
+        if len(names) != 2:
+            raise CheckpointError(f"{adapter.source}: {module!r} has one factor only, {some_of(names.values())}")
+        products[f"{module}.weight"] = _product(adapter, module, names, config)
+    headers = {name: TensorHeader(product.shape, torch.float32) for name, product in products.items()}
+    differences = Checkpoint(adapter.source, headers, _ProductReader(adapter, products), metadata=adapter.metadata)
+    return differences, adapter.renamed(whole) if whole else None
+
+
+@dataclass(frozen=True)
+class _Product:
+    """How to compute one module's difference."""
+
+    a: str
+    b: str
+    scaling: float
+    shape: tuple[int, ...]
+    transposed: bool
+
+
+class _ProductReader:
+    """Reads differences, each the product of two stored factors."""
+
+    def __init__(self, adapter: Checkpoint, products: Mapping[str, _Product]) -> None:
+        self._adapter = adapter
+        self._products = dict(products)
+
+    def read(self, name: str) -> Tensor:
+        product = self._products[name]
+        a, b = (self._adapter.read(factor).float().flatten(1) for factor in (product.a, product.b))
+        difference = (b @ a).mul_(product.scaling)
+        return difference.T if product.transposed else difference.reshape(product.shape)
+
+
+def _product(adapter: Checkpoint, module: str, names: Mapping[str, str], config: Mapping[str, Any]) -> _Product:
+    a, b = adapter.headers[names["A"]].shape, adapter.headers[names["B"]].shape
+    if len(a) < 2 or len(b) < 2 or a[0] != b[1] or math.prod(b[2:]) != 1:
+        raise CheckpointError(f"{adapter.source}: the factors of {module!r}, {b} and {a}, have no product B A.")
+    rank = a[0]
+    alpha = _of_module(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
+    scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    # Embeddings and GPT-2's layers keep their weight transposed.
+    transposed = "lora_embedding_" in names["A"] or bool(config.get("fan_in_fan_out"))
+    shape = (a[1], b[0]) if transposed else (b[0], *a[1:])
+    return _Product(names["A"], names["B"], scaling, shape, transposed)
+
+
+def _of_module(patterns: Mapping[str, float], module: str, default: float) -> float:
+    """Return the value of the first pattern that ends a module's path, as PEFT does."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+
+
+def _configuration(adapter: Checkpoint) -> dict[str, Any]:
+    path = Path(adapter.source).parent / "adapter_config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{adapter.source}: holds LoRA factors, whose scaling stands in an adapter_config.json beside them that "
+            f"cannot be read ({error})."
+        ) from error
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(f"{path}: peft_type is {config.get('peft_type')!r}, expected 'LORA'.")
+    for option, reason in _REFUSED.items():
+        if config.get(option):
+            raise CheckpointError(f"{path}: {option} is not supported, because {reason}; merge it into its base first.")
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(_BASE_CHANGING):
+        raise CheckpointError(
+            f"{path}: init_lora_weights={start!r} changed the base's weights, so the adapter does not fit the original "
+            "base; convert it to plain LoRA or merge it into its base first."
+        )
+    return config

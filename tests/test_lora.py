@@ -1,0 +1,158 @@
+"""PEFT's own adapters of small models; the merged model of PEFT is the oracle."""
+
+import copy
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lwptv_lightning import CheckpointError, TaskVectors
+
+peft = pytest.importorskip("peft")
+
+
+class Small(nn.Module):
+    """Has each kind of layer that LoRA adapts."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.pointwise = nn.Conv2d(8, 6, 1)
+        self.fc1 = nn.Linear(6, 7)
+        self.fc2 = nn.Linear(7, 5)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.head(self.fc2(self.fc1(self.pointwise(self.conv(x)).mean((2, 3))))) + self.embedding.weight.sum()
+
+
+def write_adapter(model, folder, seed=0, **options):
+    """Save an adapter with random factors; return the fine-tuned weights as PEFT merges them."""
+    options = {"r": 4, "lora_alpha": 6, "init_lora_weights": False} | options
+    torch.manual_seed(seed)
+    tuned = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(**options))
+    if options.get("modules_to_save"):
+        with torch.no_grad():
+            tuned.base_model.model.head.modules_to_save["default"].weight.add_(1)
+    tuned.save_pretrained(folder)
+    return tuned.merge_and_unload().state_dict()
+
+
+TARGETS = ["embedding", "conv", "pointwise", "fc1", "fc2"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"fc1": 2}, "alpha_pattern": {"fc1": 16, "^conv": 3}},
+        {"modules_to_save": ["head"]},
+    ],
+    ids=["plain", "rslora", "patterns", "saved whole"],
+)
+def test_a_task_vector_is_what_peft_adds(options, tmp_path):
+    model = Small()
+    expected = write_adapter(model, tmp_path, target_modules=TARGETS, **options)
+    vectors = TaskVectors.open(model, {"a": tmp_path})
+    base = model.state_dict()
+    assert set(vectors.names) == set(base)
+    for name, tensor in base.items():
+        torch.testing.assert_close(vectors.stack(name)[0], expected[name] - tensor, atol=1e-5, rtol=0)
+        torch.testing.assert_close(vectors.expert("a", name), expected[name], atol=1e-5, rtol=0)
+    assert not vectors.stack("fc1.bias").any()
+
+
+def test_a_difference_is_not_rounded_by_a_coarse_base(tmp_path):
+    model = Small()
+    write_adapter(model, tmp_path, target_modules=["fc1"])
+    exact = TaskVectors.open(model, {"a": tmp_path}).stack("fc1.weight")
+    assert torch.equal(TaskVectors.open(copy.deepcopy(model).bfloat16(), {"a": tmp_path}).stack("fc1.weight"), exact)
+
+
+def test_adapter_of_a_timm_model_and_of_a_wrapped_base(make_vit, tmp_path):
+    vit = make_vit()
+    expected = write_adapter(vit, tmp_path, target_modules=["qkv"])
+    wrapped = {f"model.{name}": tensor for name, tensor in vit.state_dict().items()}
+    for base, model in ((vit, None), (wrapped, vit), (wrapped, None)):
+        vectors = TaskVectors.open(base, {"a": tmp_path}, model=model)
+        name = next(name for name in vectors.names if name.endswith("blocks.1.attn.qkv.weight"))
+        difference = expected["blocks.1.attn.qkv.weight"] - vit.state_dict()["blocks.1.attn.qkv.weight"]
+        torch.testing.assert_close(vectors.stack(name)[0], difference, atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's
+def test_adapter_of_a_transformers_model_merges_in_timms_names(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3}
+    clip = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**sizes, image_size=32, patch_size=16)).eval()
+    tuned = write_adapter(clip, tmp_path, target_modules=["q_proj", "v_proj"])
+    options = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "mlp_ratio": 2}
+    vit = timm.create_model("vit_base_patch32_clip_quickgelu_224", pretrained=False, num_classes=0, **options)
+    tau = TaskVectors.open(clip, {"a": tmp_path}, model=vit).stack("blocks.1.attn.qkv.weight")[0]
+    for part, rows in zip("qkv", tau.chunk(3), strict=True):
+        name = f"encoder.layers.1.self_attn.{part}_proj.weight"
+        torch.testing.assert_close(rows, tuned[name] - clip.state_dict()[name], atol=1e-5, rtol=0)
+
+
+def test_head_of_another_size_is_the_tasks_own(make_vit, tmp_path):
+    base = make_vit(num_classes=3)
+    adapted = make_vit(num_classes=5)
+    write_adapter(adapted, tmp_path, target_modules=["qkv"], modules_to_save=["head"])
+    vectors = TaskVectors.open(base, {"a": tmp_path}, model=base)
+    assert vectors.classifier_state("a")["head.weight"].shape == (5, 48)
+
+
+def change_config(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_dora_is_refused(tmp_path):
+    write_adapter(Small(), tmp_path, target_modules=["fc1"], use_dora=True)
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: use_dora is not supported, because DoRA"):
+        TaskVectors.open(Small(), {"a": tmp_path})
+    change_config(tmp_path, use_dora=False)
+    with pytest.raises(CheckpointError, match=r"lora_magnitude_vector.* is no factor A or B of plain LoRA"):
+        TaskVectors.open(Small(), {"a": tmp_path})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type is 'LOHA', expected 'LORA'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4' changed the base's weights"),
+        ({"lora_bias": True}, "lora_bias is not supported, because its factors have biases"),
+    ],
+)
+def test_other_adapters_are_refused(changes, words, tmp_path):
+    write_adapter(Small(), tmp_path, target_modules=["fc1"])
+    change_config(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=words):
+        TaskVectors.open(Small(), {"a": tmp_path})
+
+
+def test_damaged_adapters_are_named(tmp_path):
+    write_adapter(Small(), tmp_path, target_modules=["fc1"])
+    factors = load_file(tmp_path / "adapter_model.safetensors")
+    a, b = "base_model.model.fc1.lora_A.weight", "base_model.model.fc1.lora_B.weight"
+    for state, words in (
+        ({a: factors[a]}, "'fc1' has one factor only"),
+        ({a: factors[a][:2], b: factors[b]}, "factors of 'fc1'.* have no product"),
+    ):
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(CheckpointError, match=words):
+            TaskVectors.open(Small(), {"a": tmp_path})
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"whose scaling stands in an adapter_config\.json"):
+        TaskVectors.open(Small(), {"a": tmp_path})
+
+
+def test_adapter_of_another_model_is_refused(tmp_path):
+    write_adapter(Small(), tmp_path, target_modules=["fc1"])
+    with pytest.raises(CheckpointError, match=r"base has no tensor fc1\.weight.* to be the model that was"):
+        TaskVectors.open(nn.Sequential(nn.Linear(2, 2)), {"a": tmp_path})
