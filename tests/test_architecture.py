@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "lwptv_lightning"
 ORDER = [
     "registry",
     "checkpoints",
+    "fingerprint",
     "task_vectors",
     "tracing",
     "layers",
