@@ -7,7 +7,9 @@ _MODULE_OF = {
     "AdaMergingModule": "adamerging",
     "CollectStatistics": "collect_statistics",
     "MergeReport": "merge_report",
+    "OnlineMerge": "online_merge",
     "PruneAndMerge": "prune_and_merge",
+    "TaskVectorCheckpoint": "task_vector_checkpoint",
 }
 
 __all__ = list(_MODULE_OF)

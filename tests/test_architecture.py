@@ -28,6 +28,7 @@ ORDER = [
     "merging",
     "data_statistics",
     "writing",
+    "gathering",
     "installing",
     "transform",
     "metrics",
