@@ -7,8 +7,10 @@ _MODULE_OF = {
     "AdaMergingModule": "adamerging",
     "CollectStatistics": "collect_statistics",
     "MergeReport": "merge_report",
+    "OnlineMerge": "online_merge",
     "PruneAndMerge": "prune_and_merge",
     "RecalibrateBatchNorm": "recalibrate_batch_norm",
+    "TaskVectorCheckpoint": "task_vector_checkpoint",
 }
 
 __all__ = list(_MODULE_OF)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from lwptv_lightning.callbacks.log_picture import log_picture
+from lwptv_lightning.merging import PruningPlan
 from lwptv_lightning.metrics import DOMAINS
 from lwptv_lightning.module import MergeModule
 from lwptv_lightning.report import ResultRow, ResultTable, plot_id_ood, plot_saliency, print_table
@@ -18,7 +21,10 @@ class MergeReport(Callback):
 
     Every validation (or test) by the trainer adds a row. The folder holds ``report.md``, ``results.csv``,
     ``recipe.json`` (of the last merge), ``saliency.png`` where layers were pruned, and ``id_ood.png`` where
-    there are ID and OOD loaders.
+    there are ID and OOD loaders. Pictures also go to the trainer's loggers that can hold them: TensorBoard,
+    Weights & Biases and MLflow. The figures get there by themselves, as all that is logged does.
+
+    In a fit with `OnlineMerge` each validation adds a row with the figures that it logs.
 
     Args:
         folder: Where to write; made where it does not exist.
@@ -45,14 +51,15 @@ class MergeReport(Callback):
 
     @rank_zero_only
     def _add(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        figures = {
-            name: float(value) for name, value in trainer.callback_metrics.items() if name.split("/")[0] in DOMAINS
-        }
+        logged = {name.removeprefix("merged/"): float(value) for name, value in trainer.callback_metrics.items()}
+        figures = {name: value for name, value in logged.items() if name.split("/")[0] in DOMAINS}
         if not figures:
             return
         merged = pl_module if isinstance(pl_module, MergeModule) else None
         recipe = (merged.installed or merged.recipe) if merged is not None else None
         name = recipe.describe() if recipe is not None else type(pl_module).__name__
+        if trainer.state.fn == TrainerFn.FITTING:
+            name += f", epoch {trainer.current_epoch}"
         self.table.rows.append(ResultRow(name, figures))
         console = self._console or Console()
         print_table(self.table.rich(), console)
@@ -61,8 +68,15 @@ class MergeReport(Callback):
         (self.folder / "results.csv").write_text(self.table.csv())
         if merged is not None and recipe is not None:
             (self.folder / "recipe.json").write_text(recipe.to_json() + "\n")
-            if merged.plan is not None:
-                plot_saliency(merged.plan, self.folder / "saliency.png")
-        if all({"id/avg", "ood/avg"} <= row.figures.keys() for row in self.table.rows):
-            plot_id_ood(self.table.rows, self.folder / "id_ood.png")
+        for picture in self._draw(merged.plan if merged is not None else None):
+            for logger in trainer.loggers:
+                log_picture(logger, picture, trainer.global_step)
         console.print(f"Report written to {self.folder}")
+
+    def _draw(self, plan: PruningPlan | None) -> list[Path]:
+        pictures = []
+        if plan is not None:
+            pictures.append(plot_saliency(plan, self.folder / "saliency.png"))
+        if all({"id/avg", "ood/avg"} <= row.figures.keys() for row in self.table.rows):
+            pictures.append(plot_id_ood(self.table.rows, self.folder / "id_ood.png"))
+        return pictures

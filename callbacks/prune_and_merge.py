@@ -17,25 +17,34 @@ from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.task_vectors import TaskVectors
 
-STAGES = ("validate", "test", "predict")
+EVALUATIONS = ("validate", "test", "predict")
+STAGES = (*EVALUATIONS, "fit")
 
 
 class PruneAndMerge(Callback):
-    """Prune and merge task vectors on the trainer's device when an evaluation starts.
+    """Prune and merge task vectors on the trainer's device when an evaluation starts, or when training is done.
 
     On a `MergeModule` the merged weights stay. Any other LightningModule gets its own weights back bit-exactly when
     the evaluation ends or fails, so that training goes on as if nothing had happened. Lightning's sanity check before
     ``fit`` is left alone.
+
+    With the stage ``"fit"`` the module holds the merged weights, for good, once ``trainer.fit`` returns. All of the
+    run's checkpoints hold the trained weights: merging comes after the last of them is saved. A fit that fails or is
+    interrupted merges nothing.
 
     Args:
         vectors: The task vectors; on a `MergeModule` its own by default.
         recipe: Rule, scale and pruning; on a `MergeModule` its own by default, else ``MergeRecipe()``.
         backbone: Path of the submodule that the checkpoints are of, such as ``"model.encoder"``. By default the
             outermost submodule that has all merged tensors.
-        stages: When to merge: ``"validate"``, ``"test"``, ``"predict"``.
+        task: The name under which a foreign module's own weights, as they are when merging starts, join the task
+            vectors. By default they take no part.
+        stages: When to merge: ``"validate"``, ``"test"``, ``"predict"``, which are the default, or ``"fit"``, which
+            needs ``task``.
 
     Raises:
         UnknownNameError: No such stage.
+        ValueError: The stage ``"fit"`` without ``task``.
 
     Example:
         >>> PruneAndMerge(stages=["validate"]).stages
@@ -48,13 +57,17 @@ class PruneAndMerge(Callback):
         recipe: MergeRecipe | None = None,
         *,
         backbone: str | None = None,
-        stages: Sequence[str] = STAGES,
+        task: str | None = None,
+        stages: Sequence[str] = EVALUATIONS,
     ) -> None:
         for stage in stages:
             require_known("stage", stage, STAGES)
+        if "fit" in stages and task is None:
+            raise ValueError("stage 'fit' merges what was trained: name its task with task='...'.")
         self.vectors = vectors
         self.recipe = recipe
         self.backbone = backbone
+        self.task = task
         self.stages = tuple(stages)
         self._replaced: tuple[nn.Module, dict[str, Tensor]] | None = None
 
@@ -83,6 +96,13 @@ class PruneAndMerge(Callback):
         """Give a foreign module its weights back."""
         self._restore()
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge for good."""
+        # Not in `on_train_end`, where checkpoints are saved still.
+        if "fit" in self.stages:
+            self._merge_foreign(trainer, pl_module)
+            self._replaced = None
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give a foreign module its weights back."""
         self._restore()
@@ -106,7 +126,8 @@ class PruneAndMerge(Callback):
         recipe = self.recipe or MergeRecipe()
         backbone = self._find_backbone(pl_module, self.vectors)
         layers = trace_layers(backbone, recipe.granularity) if recipe.needs_layers else None
-        merged = merge(self.vectors, recipe, layers, trainer.strategy.root_device)
+        vectors = self.vectors if self.task is None else self.vectors.with_task(self.task, backbone)
+        merged = merge(vectors, recipe, layers, trainer.strategy.root_device)
         shared = self.vectors.shared_names
         self._replaced = (backbone, snapshot(backbone, shared))
         install_(backbone, {name: merged[name] for name in shared})

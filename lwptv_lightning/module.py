@@ -154,15 +154,24 @@ class MergeModule(LightningModule):
         if head is None:
             output: Tensor = self.model(inputs)
             return output
-        if _key(head) not in self.heads:
-            raise UnknownNameError("head", head, self.head_names)
         model: Any = self.model
+        classify = self.head(head)
         if self.vectors.classifiers:
             features = model.forward_head(model.forward_features(inputs), pre_logits=True)
         else:
             features = model(inputs)
-        logits: Tensor = self.heads[_key(head)](features)
+        logits: Tensor = classify(features)
         return logits
+
+    def head(self, name: str) -> nn.Module:
+        """Return a head.
+
+        Raises:
+            UnknownNameError: No such head.
+        """
+        if _key(name) not in self.heads:
+            raise UnknownNameError("head", name, self.head_names)
+        return self.heads[_key(name)]
 
     @property
     def head_names(self) -> tuple[str, ...]:
@@ -229,14 +238,28 @@ class MergeModule(LightningModule):
         """Return the name of the head for a loader; ``None`` where the model itself gives the logits."""
         return split_name(loader)[1] if self.heads else None
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Update the loader's metric with the samples that count."""
-        loader = tuple(self._loaders)[dataloader_idx]
+    def count(self, loader: str, batch: Any, batch_idx: int) -> int:
+        """Update a loader's metric with the samples of a batch that count.
+
+        Args:
+            loader: A name among the prepared loaders.
+            batch: The batch, on the module's device.
+            batch_idx: The batch's number on this process.
+
+        Returns:
+            How many samples count.
+        """
         inputs, targets = self.unpack(batch)
         logits = self(inputs, self.head_of(loader))
         counted = len(sample_positions(self._loaders[loader], batch_idx, len(targets)))
         if counted:
             self.metrics[loader].update(logits[:counted], targets[:counted])
+        return counted
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Update the loader's metric with the samples that count."""
+        loader = tuple(self._loaders)[dataloader_idx]
+        counted = self.count(loader, batch, batch_idx)
         for name, metric in self.metrics.logged(loader).items():
             self.log(
                 name,

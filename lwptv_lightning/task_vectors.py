@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from glob import escape
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +176,27 @@ class TaskVectors:
         """Return the task vectors of some tasks, in the order given."""
         experts = {task: self._expert(task) for task in tasks}
         return TaskVectors(self._base, experts, self.names, self.copied, self.classifiers)
+
+    def with_task(self, task: str, source: CheckpointSource) -> TaskVectors:
+        """Return the task vectors with one task more, the last.
+
+        Args:
+            task: Its name.
+            source: Its fine-tuned weights. Tensors beyond `shared_names` are left aside.
+
+        Returns:
+            The task vectors; these here stay as they are.
+
+        Raises:
+            ValueError: There is a task of that name.
+            CheckpointError: A tensor is missing, or of another shape or kind.
+        """
+        if task in self._experts:
+            raise ValueError(f"task {task!r} is there already; leave it out with select(...).")
+        expert = align_prefix(open_checkpoint(source), self.shared_names)
+        left_aside = set(self._base.names).union(expert.names).difference(self.shared_names)
+        _check_alignment(task, expert, self._base, [escape(name) for name in left_aside])
+        return TaskVectors(self._base, {**self._experts, task: expert}, self.names, self.copied, self.classifiers)
 
     def classifier_state(self, task: str) -> dict[str, Tensor]:
         """Return a task's own classifier where it is not merged, by the tensors' full names."""

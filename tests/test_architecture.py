@@ -34,6 +34,7 @@ ORDER = [
     "merging",
     "data_statistics",
     "writing",
+    "gathering",
     "installing",
     "transform",
     "metrics",

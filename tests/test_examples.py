@@ -4,6 +4,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
+
+from lwptv_lightning import open_checkpoint
 
 FOLDER = Path(__file__).parents[1] / "examples"
 
@@ -40,6 +43,24 @@ def test_adamerging_beats_task_arithmetic_on_the_tasks():
     assert averages["adamerging"] > averages["task_arithmetic"]
 
 
+def test_finetune_is_the_same_to_the_bit_with_merging(tmp_path, capsys):
+    script = load("finetune")
+    plain = script.main(size=20, epochs=2, merging=False)
+    merging = script.main(size=20, epochs=2, folder=str(tmp_path / "new"))
+    assert merging.losses == plain.losses
+    assert len(merging.losses) == 4
+    state = plain.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in merging.state_dict().items())
+
+    stored, base = (open_checkpoint(tmp_path / "new" / f"{name}.safetensors") for name in ("task_vector", "base"))
+    assert all(torch.equal(stored.read(name), state[f"backbone.{name}"] - base.read(name)) for name in base.names)
+    assert stored.metadata["lwptv_task"] == "greek_noise"
+    heading, *epochs = (tmp_path / "new" / "results.csv").read_text().splitlines()
+    assert len(epochs) == 2
+    assert {"id/avg", "ood/avg", "id/greek_noise"} <= set(heading.split(","))
+    assert "FineTuning, epoch 1" in capsys.readouterr().out
+
+
 def test_no_example_is_left_out():
-    tested = {"validate_merged", "add_to_training", "annotated_graph", "adamerging"}
+    tested = {"validate_merged", "add_to_training", "annotated_graph", "adamerging", "finetune"}
     assert {path.stem for path in FOLDER.glob("*.py")} == tested

@@ -219,3 +219,26 @@ def test_timm_classifier_of_one_shape_is_merged(make_vit, fine_tuned):
 
 def test_classifier_paths_of_a_model_that_is_not_timms():
     assert classifier_paths(nn.Linear(1, 1)) == classifier_paths(None) == ()
+
+
+def test_one_task_more(vectors, task_states):
+    extended = vectors.with_task("d", task_states["b"] | {"more.weight": torch.ones(1)})
+    assert extended.tasks == ("a", "b", "c", "d")
+    assert vectors.tasks == ("a", "b", "c")
+    assert extended.names == vectors.names
+    assert torch.equal(extended.stack("fc.weight")[3], vectors.stack("fc.weight")[1])
+
+
+def test_one_task_more_lacks_only_what_is_excluded(base_state, task_states):
+    vectors = TaskVectors.open(base_state, {"a": task_states["a"]}, exclude=("head.*",))
+    without_head = {name: tensor for name, tensor in task_states["b"].items() if not name.startswith("head.")}
+    assert vectors.with_task("b", without_head).tasks == ("a", "b")
+
+
+def test_one_task_more_has_to_fit(vectors, task_states):
+    with pytest.raises(ValueError, match="task 'a' is there already"):
+        vectors.with_task("a", task_states["a"])
+    with pytest.raises(CheckpointError, match="task 'd' .* misses tensors that the base has: gain, head.weight"):
+        vectors.with_task("d", {name: task_states["a"][name] for name in ("stem.weight", "stem.bias", "fc.weight")})
+    with pytest.raises(CheckpointError, match="'gain' has shape"):
+        vectors.with_task("d", task_states["a"] | {"gain": torch.ones(2)})

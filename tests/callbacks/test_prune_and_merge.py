@@ -185,3 +185,50 @@ def test_merged_weights_of_a_merge_module_stay(module, vectors, merged, data, ma
     trainer.validate(own, {"id/a": data}, verbose=False)
     assert same(own.model.state_dict(), merged)
     assert own.plan is not None
+
+
+def trained_merge(module, vectors, trained):
+    own = TaskVectors.open(
+        {name: vectors.base(name) for name in vectors.shared_names},
+        {task: {name: vectors.expert(task, name) for name in vectors.shared_names} for task in vectors.tasks}
+        | {"mine": trained},
+    )
+    return merge(own, RECIPE, trace_layers(module.net))
+
+
+def test_after_fit_the_module_holds_the_merge_of_what_was_trained(module, vectors, data, make_trainer, tmp_path):
+    twin = copy.deepcopy(module)
+    _, plain_saved = train(twin, data, make_trainer, tmp_path / "plain", [])
+    trained = copy.deepcopy(twin.net.state_dict())
+    callback = PruneAndMerge(vectors, RECIPE, task="mine", stages=["fit"])
+    _, saved = train(module, data, make_trainer, tmp_path / "merged", [callback])
+    assert same(module.net.state_dict(), trained_merge(module, vectors, trained))
+    assert not same(module.net.state_dict(), trained)
+    # Validations and checkpoints of the run know of the trained weights only.
+    assert all(same(*pair) for pair in zip(module.seen, twin.seen, strict=True))
+    assert len(saved) == 3
+    assert all(same(*pair) for pair in zip(saved, plain_saved, strict=True))
+
+
+def test_own_weights_join_at_an_evaluation(module, vectors, data, make_trainer):
+    before = copy.deepcopy(module.net.state_dict())
+    module.net[0].weight.data += 0.5
+    own = copy.deepcopy(module.net.state_dict())
+    make_trainer(callbacks=[PruneAndMerge(vectors, RECIPE, task="mine")]).validate(module, data, verbose=False)
+    assert all(same(state, trained_merge(module, vectors, own)) for state in module.seen)
+    assert same(module.net.state_dict(), own)
+    assert not same(before, own)
+
+
+def test_a_failed_fit_merges_nothing(module, vectors, data, make_trainer):
+    module.fail_with = ValueError("stop")
+    callback = PruneAndMerge(vectors, RECIPE, task="mine", stages=["fit"])
+    trainer = make_trainer(callbacks=[callback], max_epochs=1, num_sanity_val_steps=0)
+    with pytest.raises(ValueError, match="stop"):
+        trainer.fit(module, data, data)
+    assert same(module.net.state_dict(), module.seen[0])
+
+
+def test_the_stage_fit_needs_a_name_for_what_is_trained(vectors):
+    with pytest.raises(ValueError, match="stage 'fit' merges what was trained: name its task with task='...'"):
+        PruneAndMerge(vectors, stages=["fit"])

@@ -1,0 +1,174 @@
+"""`OnlineMerge`: while a model is fine-tuned, validate what it would be merged with other experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader
+
+from lwptv_lightning.datamodule import require_loaders
+from lwptv_lightning.gathering import gather_state
+from lwptv_lightning.installing import install_
+from lwptv_lightning.metrics import averages
+from lwptv_lightning.module import MergeModule
+from lwptv_lightning.registry import require_known
+
+
+class OnlineMerge(Callback):
+    """Merge the model in training with other experts and log how the merged model does on ID and OOD data.
+
+    Logs the figure of every loader and the averages as ``merged/id/<task>``, ``merged/ood/<name>``, ``merged/id/avg``
+    and ``merged/ood/avg``, which `ModelCheckpoint` and `EarlyStopping` can monitor. The training run is, to the bit,
+    the one without this callback: the merged weights go into a model of their own, and all random states are put back
+    afterwards, those of torch, NumPy and Python and those of the loaders' generators.
+
+    Args:
+        module: Model, task vectors of the other experts, recipe and heads. Its model is of the architecture in
+            training but another object. (Building one draws random numbers: do it before you seed the run.)
+        loaders: Loaders named ``id/<task>`` and ``ood/<name>``. Over several processes each sample counts once.
+        task: The name under which the model in training joins the task vectors.
+        backbone: Path of the submodule in training that is merged, such as ``"model.encoder"``. By default the whole
+            LightningModule.
+        head: Path of the submodule in training that is the task's head. The module's head of that name then follows
+            it; it must have one.
+        every_n_epochs: Evaluate at the first validation, and at those of each n-th epoch; without validation
+            loaders, at the ends of these epochs.
+        every_n_steps: Evaluate after every n optimiser steps instead.
+
+    Raises:
+        ValueError: A loader or an interval is wrong, or the task is among the experts.
+        UnknownNameError: No such submodule, when training starts.
+
+    Example:
+        >>> from torch import nn
+        >>> from torch.utils.data import TensorDataset
+        >>> from lwptv_lightning import TaskVectors
+        >>> model = nn.Linear(2, 2)
+        >>> experts = TaskVectors.open(model, {"a": {"weight": torch.eye(2), "bias": torch.zeros(2)}})
+        >>> data = TensorDataset(torch.zeros(4, 2), torch.zeros(4).long())
+        >>> OnlineMerge(MergeModule(model, experts), {"id/a": DataLoader(data)}, task="b").every_n_epochs
+        1
+    """
+
+    def __init__(
+        self,
+        module: MergeModule,
+        loaders: Mapping[str, DataLoader[Any]],
+        *,
+        task: str,
+        backbone: str = "",
+        head: str | None = None,
+        every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
+    ) -> None:
+        for name, interval in {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}.items():
+            if interval is not None and interval < 1:
+                raise ValueError(f"{name} must be at least 1, not {interval}.")
+        if task in module.vectors.tasks:
+            raise ValueError(
+                f"task {task!r} is among the experts already; give those without it: vectors.select([...])."
+            )
+        if head is not None:
+            module.head(task)
+        self.module = module
+        self.loaders = require_loaders(loaders)
+        self.task = task
+        self.backbone = backbone
+        self.head = head
+        self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
+        self._last_step = 0
+        self._has_run = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the submodules' paths, and count steps from where the run starts or goes on."""
+        paths = dict(pl_module.named_modules(remove_duplicate=False))
+        require_known("backbone", self.backbone, paths)
+        if self.head is not None:
+            require_known("head", self.head, paths)
+        self._last_step = trainer.global_step
+        self._has_run = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Evaluate and log, where it is due after a number of steps."""
+        if self.every_n_steps is not None:
+            # A step may span several batches, and several optimisers make several steps of one batch.
+            if trainer.global_step // self.every_n_steps > self._last_step // self.every_n_steps:
+                pl_module.log_dict(self.evaluate(trainer))
+            self._last_step = trainer.global_step
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate and log, where it is due at a validation."""
+        # The last hook that may log before checkpoints are saved and training is stopped early.
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and self._is_due(trainer):
+            pl_module.log_dict(self.evaluate(trainer))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate and log, where it is due and the trainer does not validate."""
+        if not trainer.enable_validation and self._is_due(trainer):
+            pl_module.log_dict(self.evaluate(trainer))
+
+    def evaluate(self, trainer: Trainer) -> dict[str, float]:
+        """Merge the weights as they are now and return the figures, as they are logged.
+
+        Args:
+            trainer: The running trainer; all its processes must call this.
+        """
+        self._has_run = True
+        most = int(trainer.fast_dev_run) or None  # type: ignore[attr-defined]
+        # Nothing made here may be an inference tensor: the next training step could not use it.
+        with isolate_rng(), _generators_kept(self.loaders), torch.inference_mode(False), torch.no_grad():
+            self._merge(trainer)
+            for loader, batches in self._prepare(trainer).items():
+                for batch_idx, batch in enumerate(islice(batches, most)):
+                    batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+                    with trainer.precision_plugin.val_step_context():
+                        self.module.count(loader, batch, batch_idx)
+            figures = self.module.metrics.compute()
+            # Between evaluations the device is the training's.
+            self.module.cpu()
+        figures |= averages(figures, self.module.expert_accuracy)
+        return {f"merged/{name}": value for name, value in figures.items()}
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        if self.every_n_steps is not None:
+            return False
+        return not self._has_run or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def _merge(self, trainer: Trainer) -> None:
+        running: Any = trainer.model
+        self.module.to(trainer.strategy.root_device).eval()
+        if self.head is not None:
+            install_(self.module.head(self.task), gather_state(running, self.head))
+        vectors = self.module.vectors.with_task(self.task, gather_state(running, self.backbone))
+        self.module.merge_(vectors=vectors)
+
+    def _prepare(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the loaders as the trainer itself would use them: each process gets its share of the samples."""
+        share = trainer._data_connector._prepare_dataloader
+        loaders = {
+            name: share(loader, shuffle=False, mode=RunningStage.VALIDATING) for name, loader in self.loaders.items()
+        }
+        self.module.prepare(loaders)
+        return loaders
+
+
+@contextmanager
+def _generators_kept(loaders: Mapping[str, Any]) -> Iterator[None]:
+    """Put back the states of the loaders' own generators, which a training loader may share."""
+    owners = [owner for loader in loaders.values() for owner in (loader, getattr(loader, "sampler", None))]
+    candidates = [getattr(owner, "generator", None) for owner in owners]
+    generators = [candidate for candidate in candidates if isinstance(candidate, torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    yield
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)

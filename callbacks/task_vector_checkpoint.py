@@ -1,0 +1,198 @@
+"""`TaskVectorCheckpoint`: store what a fine-tuning run changed, as a task vector."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import __version__ as lightning_version
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lwptv_lightning import __version__
+from lwptv_lightning.checkpoints import CheckpointError, open_checkpoint
+from lwptv_lightning.fingerprint import fingerprint
+from lwptv_lightning.gathering import gather_state
+from lwptv_lightning.registry import require_known
+from lwptv_lightning.writing import write_safetensors
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BASE_FILE = "base.safetensors"
+TASK_VECTOR_FILE = "task_vector.safetensors"
+
+
+class TaskVectorCheckpoint(Callback):
+    """Store the task vector of a fine-tuning run: a submodule's weights minus those that it started from.
+
+    ``tau = theta - theta_0``, of the floating tensors. The folder holds ``base.safetensors``, the starting weights,
+    written once, and ``task_vector.safetensors``, written anew whenever a `ModelCheckpoint` saves and when training
+    ends. Both appear under their names only when complete. The task vector's metadata name the task, the fingerprint
+    of its base, the epoch and step, the trainer's metrics and the versions of the libraries.
+
+    A run resumed with ``ckpt_path`` goes on from its original base: the checkpoint remembers the fingerprint and the
+    folder the weights. On several processes the first one writes, and a failure there is raised on all of them.
+
+    Args:
+        folder: Where to write; made where it does not exist.
+        task: The task's name, for the file.
+        backbone: Path of the submodule whose task vector is stored, such as ``"model.encoder"``. By default the whole
+            LightningModule.
+        dtype: Of the stored task vector: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        density: The fraction of entries to keep, the largest in magnitude over all tensors, in (0, 1]; the others are
+            stored as zeros.
+        at_end: Whether to store when training ends, too. Without it the folder holds the task vector of the last
+            save, which is the best one's where ``ModelCheckpoint(monitor=..., save_top_k=1)`` saves.
+
+    Raises:
+        UnknownNameError: No such dtype; or, when training starts, no such submodule.
+        ValueError: ``density`` is out of its range, or the run was resumed from a checkpoint made without this
+            callback.
+        CheckpointError: The folder of a resumed run does not hold its starting weights.
+
+    Warns:
+        UserWarning: A `ModelCheckpoint` saves weights only; Lightning asks no callback then.
+
+    Example:
+        >>> TaskVectorCheckpoint("greek", "greek", backbone="model.encoder", dtype="bfloat16").state_dict()
+        {'base_fingerprint': None}
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        task: str,
+        *,
+        backbone: str = "",
+        dtype: str = "float32",
+        density: float = 1.0,
+        at_end: bool = True,
+    ) -> None:
+        require_known("dtype", dtype, DTYPES)
+        if not 0 < density <= 1:
+            raise ValueError(f"density must be in (0, 1], not {density}.")
+        self.folder = Path(folder)
+        self.task = task
+        self.backbone = backbone
+        self.dtype = dtype
+        self.density = density
+        self.at_end = at_end
+        self._base_fingerprint: str | None = None
+
+    @property
+    def state_key(self) -> str:
+        """What tells the states of several such callbacks in one checkpoint apart."""
+        return self._generate_state_key(task=self.task, backbone=self.backbone)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to know its starting weights by."""
+        return {"base_fingerprint": self._base_fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the starting weights of the run that is resumed."""
+        self._base_fingerprint = state_dict["base_fingerprint"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Store the starting weights, or find those of the run that is resumed."""
+        # Not in `on_fit_start`: sharded strategies load the checkpoint of a resumed run after it.
+        require_known("backbone", self.backbone, dict(pl_module.named_modules(remove_duplicate=False)))
+        if any(isinstance(other, ModelCheckpoint) and other.save_weights_only for other in trainer.callbacks):  # type: ignore[attr-defined]
+            rank_zero_warn(
+                "a ModelCheckpoint has save_weights_only=True, with which Lightning asks no callback: "
+                "TaskVectorCheckpoint stores nothing at its saves."
+            )
+        if self._base_fingerprint is not None:
+            _on_rank_zero(trainer, self._check_base)
+        elif trainer.ckpt_path is not None:
+            raise ValueError(
+                f"{trainer.ckpt_path} was made without TaskVectorCheckpoint, so that the weights its run started from "
+                "are not known. Start the run anew with the callback."
+            )
+        else:
+            weights = self._gather(trainer)
+            self._base_fingerprint = _on_rank_zero(trainer, lambda: self._write_base(weights))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Store the task vector."""
+        # A checkpoint can be saved before or after training, when there is nothing to store.
+        if self._base_fingerprint is not None and (trainer.training or trainer.validating):
+            self._store(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Store the task vector."""
+        # Not in `on_fit_end`: the strategy has let go of the processes by then.
+        if self.at_end:
+            self._store(trainer)
+
+    def _store(self, trainer: Trainer) -> None:
+        weights = self._gather(trainer)
+        _on_rank_zero(trainer, lambda: self._write_task_vector(weights, trainer))
+
+    def _gather(self, trainer: Trainer) -> dict[str, Tensor]:
+        running: Any = trainer.model
+        return gather_state(running, self.backbone, on_rank_zero=True)
+
+    def _write_base(self, weights: Mapping[str, Tensor]) -> str:
+        path = write_safetensors(weights, self.folder / BASE_FILE, {"format": "pt", "lwptv_kind": "base"})
+        return fingerprint(open_checkpoint(path))
+
+    def _check_base(self) -> None:
+        path = self.folder / BASE_FILE
+        if not path.exists():
+            raise CheckpointError(f"{path}: the weights that the resumed run started from are gone; put them back.")
+        found = fingerprint(open_checkpoint(path))
+        if found != self._base_fingerprint:
+            raise CheckpointError(
+                f"{path}: these are not the weights that the resumed run started from (fingerprint {found[:12]}, "
+                f"expected {str(self._base_fingerprint)[:12]}). Each run needs a folder of its own."
+            )
+
+    def _write_task_vector(self, weights: Mapping[str, Tensor], trainer: Trainer) -> None:
+        base = open_checkpoint(self.folder / BASE_FILE)
+        floating = [name for name in base.names if base.headers[name].dtype.is_floating_point]
+        vector = {name: weights[name].float() - base.read(name).float() for name in floating}
+        _keep_largest_(vector, self.density)
+        metadata = {
+            "format": "pt",
+            "lwptv_kind": "task_vector",
+            "lwptv_task": self.task,
+            "lwptv_base_fingerprint": str(self._base_fingerprint),
+            "lwptv_density": str(self.density),
+            "lwptv_progress": json.dumps({"epoch": trainer.current_epoch, "step": trainer.global_step}),
+            "lwptv_metrics": json.dumps({name: float(value) for name, value in trainer.callback_metrics.items()}),
+            "lwptv_versions": json.dumps(
+                {"lwptv_lightning": __version__, "lightning": lightning_version, "torch": torch.__version__}
+            ),
+        }
+        stored = {name: tensor.to(DTYPES[self.dtype]) for name, tensor in vector.items()}
+        write_safetensors(stored, self.folder / TASK_VECTOR_FILE, metadata)
+
+
+def _on_rank_zero(trainer: Trainer, action: Callable[[], Any]) -> Any:
+    """Run something on the first process; all of them get its result, or its error."""
+    result: Any = None
+    error: Exception | None = None
+    if trainer.is_global_zero:
+        try:
+            result = action()
+        except Exception as raised:  # whatever it is, the other processes wait for it
+            error = raised
+    result, error = trainer.strategy.broadcast((result, error))
+    if error is not None:
+        raise error
+    return result
+
+
+def _keep_largest_(vector: dict[str, Tensor], density: float) -> None:
+    """Zero all but the largest magnitudes over all tensors, in place; of equal ones all stay."""
+    if density == 1:
+        return
+    magnitudes = torch.cat([tensor.abs().flatten() for tensor in vector.values()])
+    kept = max(round(len(magnitudes) * density), 1)
+    threshold = magnitudes.kthvalue(len(magnitudes) - kept + 1).values
+    for tensor in vector.values():
+        tensor[tensor.abs() < threshold] = 0
