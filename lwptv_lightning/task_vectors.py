@@ -193,7 +193,7 @@ class TaskVectors:
         """
         if task in self._experts:
             raise ValueError(f"task {task!r} is there already; leave it out with select(...).")
-        expert = align_prefix(open_checkpoint(source), self.shared_names)
+        expert = align_expert(open_unprefixed(source), self._base, self._base)
         left_aside = set(self._base.names).union(expert.names).difference(self.shared_names)
         _check_alignment(task, expert, self._base, [escape(name) for name in left_aside])
         return TaskVectors(self._base, {**self._experts, task: expert}, self.names, self.copied, self.classifiers)
