@@ -13,6 +13,7 @@ ORDER = [
     "registry",
     "checkpoints",
     "task_vectors",
+    "share",
     "tracing",
     "layers",
     "layer_scaling",
