@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints import some_of
-from lwptv_lightning.installing import install_, snapshot
+from lwptv_lightning.distributed import ALONE, Ranks
+from lwptv_lightning.installing import install_, merge_into_, snapshot
 from lwptv_lightning.layers import trace_layers
-from lwptv_lightning.merging import merge
 from lwptv_lightning.module import MergeModule
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_known
@@ -25,7 +26,7 @@ class PruneAndMerge(Callback):
 
     On a `MergeModule` the merged weights stay. Any other LightningModule gets its own weights back bit-exactly when
     the evaluation ends or fails, so that training goes on as if nothing had happened. Lightning's sanity check before
-    ``fit`` is left alone.
+    ``fit`` is left alone. Several processes divide the work among them, and stop together where one of them fails.
 
     Args:
         vectors: The task vectors; on a `MergeModule` its own by default.
@@ -57,6 +58,11 @@ class PruneAndMerge(Callback):
         self.backbone = backbone
         self.stages = tuple(stages)
         self._replaced: tuple[nn.Module, dict[str, Tensor]] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let a `MergeModule` find its layers for this recipe before it is sharded."""
+        if isinstance(pl_module, MergeModule) and self.recipe is not None and self.recipe.needs_layers:
+            pl_module.layers(self.recipe.granularity)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge, unless this is the sanity check."""
@@ -90,15 +96,27 @@ class PruneAndMerge(Callback):
     def _merge(self, trainer: Trainer, pl_module: LightningModule, stage: str, loaders: object) -> None:
         if stage not in self.stages:
             return
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise ValueError(
+                "FSDPStrategy flattens parameters, so that merged weights cannot be installed; use "
+                "ModelParallelStrategy, which shards with FSDP2."
+            )
+        ranks = Ranks.current() if trainer.world_size > 1 else ALONE
+        with ranks.sharing_errors():
+            self._merge_together(trainer, pl_module, stage, loaders, ranks)
+
+    def _merge_together(
+        self, trainer: Trainer, pl_module: LightningModule, stage: str, loaders: object, ranks: Ranks
+    ) -> None:
         if isinstance(pl_module, MergeModule):
             # Predictions need no names, but to choose a head by.
             if stage != "predict" or pl_module.heads:
                 pl_module.prepare(loaders)
-            pl_module.merge_(trainer.strategy.root_device, vectors=self.vectors, recipe=self.recipe)
+            pl_module.merge_(trainer.strategy.root_device, vectors=self.vectors, recipe=self.recipe, ranks=ranks)
         else:
-            self._merge_foreign(trainer, pl_module)
+            self._merge_foreign(trainer, pl_module, ranks)
 
-    def _merge_foreign(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _merge_foreign(self, trainer: Trainer, pl_module: LightningModule, ranks: Ranks) -> None:
         if self.vectors is None:
             raise ValueError(
                 f"PruneAndMerge needs vectors=... on a {type(pl_module).__name__}; only a MergeModule has its own."
@@ -106,10 +124,8 @@ class PruneAndMerge(Callback):
         recipe = self.recipe or MergeRecipe()
         backbone = self._find_backbone(pl_module, self.vectors)
         layers = trace_layers(backbone, recipe.granularity) if recipe.needs_layers else None
-        merged = merge(self.vectors, recipe, layers, trainer.strategy.root_device)
-        shared = self.vectors.shared_names
-        self._replaced = (backbone, snapshot(backbone, shared))
-        install_(backbone, {name: merged[name] for name in shared})
+        self._replaced = (backbone, snapshot(backbone, self.vectors.shared_names))
+        merge_into_(backbone, self.vectors, recipe, layers, trainer.strategy.root_device, ranks=ranks)
 
     def _find_backbone(self, pl_module: LightningModule, vectors: TaskVectors) -> nn.Module:
         if self.backbone is not None:
