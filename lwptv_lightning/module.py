@@ -16,7 +16,7 @@ from torchmetrics import Metric, MetricCollection
 from lwptv_lightning.checkpoints import some_of
 from lwptv_lightning.datamodule import is_iterable, repeated_loaders, require_loaders, sample_positions
 from lwptv_lightning.distributed import ALONE, Ranks
-from lwptv_lightning.installing import materialize_, merge_into_
+from lwptv_lightning.installing import materialize_, merge_into_, whole_state
 from lwptv_lightning.layers import Layers, trace_layers
 from lwptv_lightning.merging import PruningPlan, plan_pruning
 from lwptv_lightning.metrics import LoaderMetrics, averages, split_name
@@ -166,12 +166,14 @@ class MergeModule(LightningModule):
     def save_merged(self, path: str | Path) -> Path:
         """Merge and write the merged model (without heads) to a ``.safetensors`` file.
 
+        With a sharded model every process must call it.
+
         Returns:
             The path.
         """
         require_safetensors_path(path)
         self.merge_()
-        return write_safetensors(self.model.state_dict(), path, metadata_of(self.vectors, self.recipe))
+        return write_safetensors(whole_state(self.model), path, metadata_of(self.vectors, self.recipe))
 
     def forward(self, inputs: Tensor, head: str | None = None) -> Tensor:
         """Return logits, or what the model returns.

@@ -23,7 +23,7 @@ def free_port():
         return str(server.getsockname()[1])
 
 
-def launch(script, folder, *arguments, ranks, timeout=120):
+def launch(script, folder, *arguments, ranks, timeout=300):
     """Run ``script folder *arguments`` as torchrun would, and return what each process left in ``<rank>.json``."""
     shared = environment() | {"WORLD_SIZE": str(ranks)}
     started = [
@@ -45,7 +45,7 @@ def launch(script, folder, *arguments, ranks, timeout=120):
     return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
-def run_script(script, folder, *arguments, timeout=120):
+def run_script(script, folder, *arguments, timeout=300):
     """Run ``script folder *arguments`` as one process, which starts the others itself."""
     done = subprocess.run(
         [sys.executable, str(script), str(folder), *arguments],

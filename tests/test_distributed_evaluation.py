@@ -1,15 +1,21 @@
 """Evaluation on two and three processes, against the same on one; as a script, this file is what each process does."""
 
 import copy
+import io
 import os
 import sys
+import tempfile
 import warnings
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from processes import environment, launch, report, run_script
+from rich.console import Console
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -17,7 +23,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lwptv_lightning import MergeModule, MergeRecipe, PruneAndMerge, TaskVectors, merge
+from lwptv_lightning import MergeModule, MergeRecipe, PruneAndMerge, TaskVectors, demo, merge
+from lwptv_lightning.installing import whole_state
 
 SIZES = (1, 2, 5, 7, 33)
 RECIPE = MergeRecipe("ties", ratio=0.5)
@@ -110,8 +117,13 @@ class Plain(LightningModule):
 
 
 def state(model):
-    whole = {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in model.state_dict().items()}
-    return {name: tensor.tolist() for name, tensor in whole.items()}
+    return {name: tensor.tolist() for name, tensor in whole_state(model).items()}
+
+
+def written(module):
+    with tempfile.TemporaryDirectory() as folder:
+        path = module.save_merged(Path(folder) / "merged.safetensors")
+        return {name: tensor.tolist() for name, tensor in load_file(path).items()}
 
 
 def evaluate(**devices):
@@ -235,6 +247,7 @@ def evaluate_sharded():
         found[label] = {
             "figures": figures,
             "weights": state(module.model),
+            "written": written(module),
             "own": own,
             "untraced": [str(warning.message) for warning in caught if "cannot trace" in str(warning.message)],
         }
@@ -252,6 +265,14 @@ def evaluate_foreign_sharded(vectors):
     return {"saw_merged": foreign.saw_merged, "restored": restored}
 
 
+def run_small_demo(devices):
+    """Return the figures of each row of the demo's table, cut short."""
+    shorter = {"RULES": ("task_arithmetic", "ties"), "RANDOM_MASKS": 2, "COEFFICIENTS": (0.3, 0.5)}
+    with mock.patch.multiple(demo, **shorter), tempfile.TemporaryDirectory() as folder:
+        measured = demo.run_demo(Path(folder), devices=devices, size=13, console=Console(file=io.StringIO()))
+    return [[row.name, row.figures, row.note] for row in measured.table.rows]
+
+
 def everything(devices):
     found = {
         "evaluation": evaluate(**devices),
@@ -259,6 +280,7 @@ def everything(devices):
         "plain": evaluate_plainly(**devices),
         "training": train(**devices),
         "failure": fail(**devices),
+        "demo": run_small_demo(devices["devices"]),
     }
     return found | ({"sharded": evaluate_sharded()} if devices["devices"] == 2 else {})
 
@@ -273,9 +295,9 @@ class Reports(MergeModule):
 
 def evaluate_spawned():
     model, vectors = draw_tasks()
-    Trainer(**QUIET, devices=2, strategy="ddp_spawn").validate(
-        Reports(model, vectors, RECIPE), draw_loaders(), verbose=False
-    )
+    # Without pruning, since tracing imports timm, which takes a second in each process.
+    module = Reports(model, vectors, RECIPE.replace(ratio=0.0))
+    Trainer(**QUIET, devices=2, strategy="ddp_spawn").validate(module, draw_loaders(), verbose=False)
 
 
 if __name__ == "__main__":
@@ -329,6 +351,12 @@ def test_every_process_has_the_weights_of_one_alone(several, alone):
         assert process["evaluation"]["weights"] == alone["evaluation"]["weights"]
 
 
+def test_the_demo_prints_the_figures_of_one_process(several, alone):
+    assert len(alone["demo"]) == 14
+    for process in several:
+        assert process["demo"] == alone["demo"]
+
+
 def test_plain_lightning_counts_samples_twice_and_we_do_not(two, alone):
     expected = alone["plain"]
     assert expected["plain"] == expected["ours"]
@@ -376,6 +404,7 @@ def test_a_sharded_model_is_the_merged_one(way, two, alone):
         figures = [[{n: v for n, v in e.items() if "normal" not in n} for e in run] for run in expected["figures"][:2]]
         assert found["figures"] == figures
         assert found["weights"] == expected["weights"]
+        assert found["written"] == expected["weights"]
         assert found["own"] < elements
         assert not found["untraced"]
 
@@ -387,13 +416,15 @@ def test_a_foreign_sharded_module_is_merged_and_restored(two):
         assert process["sharded"]["foreign"]["restored"]
 
 
-def test_spawned_processes(tmp_path, alone):
+def test_spawned_processes(tmp_path):
     found = run_script(__file__, tmp_path, "spawn")
-    expected = {name: value for entry in alone["evaluation"]["figures"][0] for name, value in entry.items()}
+    model, vectors = draw_tasks()
+    module = MergeModule(model, vectors, RECIPE.replace(ratio=0.0))
+    expected = Trainer(**QUIET, devices=1).validate(module, draw_loaders(), verbose=False)
     assert len(found) == 2
     for process in found:
-        assert process["weights"] == alone["evaluation"]["weights"]
-        assert process["figures"] == pytest.approx({n: v for n, v in expected.items() if "normal" not in n}, abs=1e-7)
+        assert process["weights"] == state(model)
+        assert process["figures"] == {name: value for entry in expected for name, value in entry.items()}
 
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: NCCL and FSDPStrategy do")

@@ -40,6 +40,12 @@ def test_adamerging_beats_task_arithmetic_on_the_tasks():
     assert averages["adamerging"] > averages["task_arithmetic"]
 
 
+def test_multi_process_runs_on_one_process_too(capsys):
+    figures = load("multi_process").main(size=10)
+    assert {"id/avg", "ood/avg"} < figures.keys()
+    assert len(capsys.readouterr().out.splitlines()) >= len(figures)
+
+
 def test_no_example_is_left_out():
-    tested = {"validate_merged", "add_to_training", "annotated_graph", "adamerging"}
+    tested = {"validate_merged", "add_to_training", "annotated_graph", "adamerging", "multi_process"}
     assert {path.stem for path in FOLDER.glob("*.py")} == tested
