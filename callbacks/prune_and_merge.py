@@ -10,10 +10,10 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints import some_of
-from lwptv_lightning.distributed import ALONE, Ranks
+from lwptv_lightning.distributed import Ranks
 from lwptv_lightning.installing import install_, merge_into_, snapshot
 from lwptv_lightning.layers import trace_layers
-from lwptv_lightning.module import MergeModule
+from lwptv_lightning.module import MergeModule, ranks_of
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.task_vectors import TaskVectors
@@ -101,7 +101,7 @@ class PruneAndMerge(Callback):
                 "FSDPStrategy flattens parameters, so that merged weights cannot be installed; use "
                 "ModelParallelStrategy, which shards with FSDP2."
             )
-        ranks = Ranks.current() if trainer.world_size > 1 else ALONE
+        ranks = ranks_of(trainer)
         with ranks.sharing_errors():
             self._merge_together(trainer, pl_module, stage, loaders, ranks)
 

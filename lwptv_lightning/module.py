@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -301,7 +301,7 @@ class MergeModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the averages over the loaders."""
         if any(map(is_iterable, self._loaders.values())):
-            for loader in repeated_loaders(Ranks.current().exchange(self._first_batches)):
+            for loader in repeated_loaders(ranks_of(self.trainer).exchange(self._first_batches)):
                 rank_zero_warn(
                     f"loader {loader!r} gives several processes the same samples, which are counted several times. "
                     "Let the iterable data set yield each process's own share, or pass one with a length."
@@ -319,6 +319,11 @@ class MergeModule(LightningModule):
 
         has_one = any(isinstance(callback, PruneAndMerge) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         return [] if has_one else [MergeOwnModule()]
+
+
+def ranks_of(trainer: Trainer) -> Ranks:
+    """Return a trainer's processes; a trainer of one device works alone, whatever process group there is."""
+    return Ranks.current() if trainer.world_size > 1 else ALONE
 
 
 _DOT = "%2E"
