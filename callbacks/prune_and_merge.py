@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints import some_of
-from lwptv_lightning.installing import install_, snapshot
+from lwptv_lightning.distributed import Ranks
+from lwptv_lightning.installing import install_, merge_into_, snapshot
 from lwptv_lightning.layers import trace_layers
-from lwptv_lightning.merging import merge
-from lwptv_lightning.module import MergeModule
+from lwptv_lightning.module import MergeModule, ranks_of
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.task_vectors import TaskVectors
@@ -26,7 +27,7 @@ class PruneAndMerge(Callback):
 
     On a `MergeModule` the merged weights stay. Any other LightningModule gets its own weights back bit-exactly when
     the evaluation ends or fails, so that training goes on as if nothing had happened. Lightning's sanity check before
-    ``fit`` is left alone.
+    ``fit`` is left alone. Several processes divide the work among them, and stop together where one of them fails.
 
     With the stage ``"fit"`` the module holds the merged weights, for good, once ``trainer.fit`` returns. All of the
     run's checkpoints hold the trained weights: merging comes after the last of them is saved. A fit that fails or is
@@ -71,6 +72,11 @@ class PruneAndMerge(Callback):
         self.stages = tuple(stages)
         self._replaced: tuple[nn.Module, dict[str, Tensor]] | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let a `MergeModule` find its layers for this recipe before it is sharded."""
+        if isinstance(pl_module, MergeModule) and self.recipe is not None and self.recipe.needs_layers:
+            pl_module.layers(self.recipe.granularity)
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge, unless this is the sanity check."""
         if not trainer.sanity_checking:
@@ -110,15 +116,27 @@ class PruneAndMerge(Callback):
     def _merge(self, trainer: Trainer, pl_module: LightningModule, stage: str, loaders: object) -> None:
         if stage not in self.stages:
             return
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise ValueError(
+                "FSDPStrategy flattens parameters, so that merged weights cannot be installed; use "
+                "ModelParallelStrategy, which shards with FSDP2."
+            )
+        ranks = ranks_of(trainer)
+        with ranks.sharing_errors():
+            self._merge_together(trainer, pl_module, stage, loaders, ranks)
+
+    def _merge_together(
+        self, trainer: Trainer, pl_module: LightningModule, stage: str, loaders: object, ranks: Ranks
+    ) -> None:
         if isinstance(pl_module, MergeModule):
             # Predictions need no names, but to choose a head by.
             if stage != "predict" or pl_module.heads:
                 pl_module.prepare(loaders)
-            pl_module.merge_(trainer.strategy.root_device, vectors=self.vectors, recipe=self.recipe)
+            pl_module.merge_(trainer.strategy.root_device, vectors=self.vectors, recipe=self.recipe, ranks=ranks)
         else:
-            self._merge_foreign(trainer, pl_module)
+            self._merge_foreign(trainer, pl_module, ranks)
 
-    def _merge_foreign(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _merge_foreign(self, trainer: Trainer, pl_module: LightningModule, ranks: Ranks) -> None:
         if self.vectors is None:
             raise ValueError(
                 f"PruneAndMerge needs vectors=... on a {type(pl_module).__name__}; only a MergeModule has its own."
@@ -127,10 +145,8 @@ class PruneAndMerge(Callback):
         backbone = self._find_backbone(pl_module, self.vectors)
         layers = trace_layers(backbone, recipe.granularity) if recipe.needs_layers else None
         vectors = self.vectors if self.task is None else self.vectors.with_task(self.task, backbone)
-        merged = merge(vectors, recipe, layers, trainer.strategy.root_device)
-        shared = self.vectors.shared_names
-        self._replaced = (backbone, snapshot(backbone, shared))
-        install_(backbone, {name: merged[name] for name in shared})
+        self._replaced = (backbone, snapshot(backbone, vectors.shared_names))
+        merge_into_(backbone, vectors, recipe, layers, trainer.strategy.root_device, ranks=ranks)
 
     def _find_backbone(self, pl_module: LightningModule, vectors: TaskVectors) -> nn.Module:
         if self.backbone is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from lwptv_lightning.metrics import DOMAINS, split_name
@@ -16,6 +17,9 @@ from lwptv_lightning.metrics import DOMAINS, split_name
 
 class EvaluationSuite(LightningDataModule):
     """ID and OOD sets to validate, test or predict on.
+
+    Several processes count each sample once. Of iterable data sets each process must yield its own share; a warning
+    says so where two yield the same.
 
     Args:
         id: Task name to a data set or loader of that task's domain.
@@ -119,6 +123,25 @@ def sample_positions(loader: Any, batch_idx: int, size: int) -> Tensor:
         return positions
     positions = positions * sampler.num_replicas + sampler.rank
     return positions[positions < len(sampler.dataset)]  # type: ignore[arg-type]
+
+
+def is_iterable(loader: Any) -> bool:
+    """Tell whether a loader's samples have no positions, so that only its data set can divide them over processes."""
+    return isinstance(getattr(loader, "dataset", None), IterableDataset)
+
+
+def repeated_loaders(first_batches: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return the loaders that gave two processes the same first batch.
+
+    Args:
+        first_batches: For each process, loader name to a number made of its first batch.
+
+    Example:
+        >>> repeated_loaders([{"id/a": 0.5, "id/b": 0.1}, {"id/a": 0.5, "id/b": 0.2}])
+        ['id/a']
+    """
+    seen = Counter(item for batches in first_batches for item in batches.items())
+    return sorted({loader for (loader, _), count in seen.items() if count > 1})
 
 
 def _as_loader(name: str, data: Any, batch_size: int, num_workers: int) -> DataLoader[Any]:

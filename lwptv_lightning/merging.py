@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lwptv_lightning.distributed import ALONE, Ranks, divide
 from lwptv_lightning.layer_scaling import tensor_factors
 from lwptv_lightning.layers import Layers, layers_from_names
 from lwptv_lightning.pruned_task_vectors import ElementPrunedTaskVectors, LayerPrunedTaskVectors, PrunedTaskVectors
@@ -43,6 +44,7 @@ def plan_pruning(
     device: torch.device | str | None = None,
     *,
     statistics: LayerStatistics | None = None,
+    ranks: Ranks = ALONE,
 ) -> PruningPlan:
     """Score the layers of every task vector and choose which to keep.
 
@@ -52,6 +54,7 @@ def plan_pruning(
         layers: From `trace_layers`; by default made from the tensors' names.
         device: Where statistics are computed.
         statistics: Statistics of the same vectors and layers, where they are at hand: no weight is read again then.
+        ranks: The processes that divide the work among them, which must all make this call, with the same arguments.
 
     Returns:
         Layers, scores and mask.
@@ -61,7 +64,9 @@ def plan_pruning(
     """
     layers = layers_for(vectors, recipe, layers)
     if statistics is None:
-        statistics = collect_statistics(vectors, layers, device)
+        owner = divide([(name,) for name in layers.tensors], vectors.headers, ranks.size)
+        with ranks.sharing_errors():
+            statistics = collect_statistics(vectors, layers, device, share=ranks.share(owner))
     scores = score_layers(statistics, recipe.score, seed=recipe.seed)
     mask = keep_most_salient(
         scores, recipe.ratio, ranking=recipe.ranking, count=recipe.count, keep=recipe.keep, prune=recipe.prune
@@ -92,6 +97,7 @@ def merge(
     statistics: DataStatistics | None = None,
     task: str | None = None,
     dtype: torch.dtype = torch.float32,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Tensor]:
     """Merge task vectors into one model.
 
@@ -105,6 +111,7 @@ def merge(
         statistics: What was collected on data, task to tensor name to tensor, for the rules that need it.
         task: The task whose own model is wanted, for rules that make one for each task.
         dtype: What to compute in, ``torch.float32`` or ``torch.float64``.
+        ranks: The processes that divide the work among them, which must all make this call, with the same arguments.
 
     Returns:
         Every tensor of the base by name, in the base's dtype: merged where it is to be merged, else a copy of the
@@ -121,7 +128,9 @@ def merge(
         {'w': tensor([0.5000, 1.0000])}
     """
     merged = dict(
-        iter_merged(vectors, recipe, layers, device, mask=mask, statistics=statistics, task=task, dtype=dtype)
+        iter_merged(
+            vectors, recipe, layers, device, mask=mask, statistics=statistics, task=task, dtype=dtype, ranks=ranks
+        )
     )
     return {name: merged[name] for name in vectors.headers}
 
@@ -136,8 +145,11 @@ def iter_merged(
     statistics: DataStatistics | None = None,
     task: str | None = None,
     dtype: torch.dtype = torch.float32,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield what `merge` returns one tensor at a time, merged tensors first, in layer order.
+
+    Several processes each merge their own tensors first, and hand them on one by one then.
 
     Args, Raises: See `merge`.
 
@@ -150,27 +162,30 @@ def iter_merged(
     if mask is not None and recipe.elements is not None:
         raise ValueError("mask=... prunes whole layers; it cannot stand beside the recipe's elements.")
     if mask is None and recipe.prunes_layers:
-        mask = plan_pruning(vectors, recipe, layers, device).mask
+        mask = plan_pruning(vectors, recipe, layers, device, ranks=ranks).mask
     pruned = _prune(vectors, recipe, layers, mask, device, dtype)
-    combiner = _Combiner(recipe, pruned, statistics, task)
-    scaled_layers = layers_for(vectors, recipe, layers) if recipe.needs_layers else None
-    factors = tensor_factors(recipe.layer_scaling, pruned.names, scaled_layers, combiner.published_alpha)
-    statistics_names = batch_norm_statistics(pruned.names)
-    for name in pruned.names:
-        base, merged = vectors.base(name), combiner.combine(name)
+    running_statistics = batch_norm_statistics(pruned.names)
+    merged_names = set(pruned.names)
+    rest = [(name,) for name in vectors.headers if name not in merged_names]
+    owner = divide([*pruned.groups, *rest], vectors.headers, ranks.size)
+    pruned.share = ranks.share(owner)
+    with ranks.sharing_errors():
+        combiner = _Combiner(recipe, pruned, statistics, task)
+        scaled_layers = layers_for(vectors, recipe, layers) if recipe.needs_layers else None
+        factors = tensor_factors(recipe.layer_scaling, pruned.names, scaled_layers, combiner.published_alpha)
+
+    def result(name: str) -> Tensor:
+        base, merged = vectors.base(name), combiner.combine(name) if name in merged_names else None
         if merged is None:
-            yield name, base.to(device, copy=True)
-        elif name in statistics_names:
+            return base.to(device, copy=True)
+        if name in running_statistics:
             # A mean of running statistics stays one: no scale or rule may make a variance negative.
             average = base.to(device, dtype, copy=True).add_(pruned.stack(name).mean(0))
-            yield name, (average.clamp_(min=0) if name.endswith("running_var") else average).to(base.dtype)
-        else:
-            total = base.to(device, dtype, copy=True).add_(merged, alpha=recipe.effective_scale * factors[name])
-            yield name, total.to(base.dtype)
-    merged_names = set(pruned.names)
-    for name in vectors.headers:
-        if name not in merged_names:
-            yield name, vectors.base(name).to(device, copy=True)
+            return (average.clamp_(min=0) if name.endswith("running_var") else average).to(base.dtype)
+        total = base.to(device, dtype, copy=True).add_(merged, alpha=recipe.effective_scale * factors[name])
+        return total.to(base.dtype)
+
+    yield from ranks.compute_each(owner, result, vectors.headers, device)
 
 
 def batch_norm_statistics(names: Iterable[str]) -> set[str]:
@@ -211,6 +226,7 @@ class _Combiner:
         self._seen = (
             PrunedTaskVectors(pruned.vectors, pruned.names, pruned.device, pruned.dtype) if self._on_parts else pruned
         )
+        self._seen.share = pruned.share
         self._statistics = statistics
         self._task = task
         self._survey = recipe.rule.survey(self._seen, statistics)
@@ -230,11 +246,15 @@ class _Combiner:
 
     def published_alpha(self) -> float:
         """Return LiNeS' coefficient of the first block, ``(|sum_t tau_t|_1 / |merged|_1) / T``; 1 for a zero model."""
-        summed = combined = 0.0
-        for name in self._pruned.names:
-            if (merged := self.combine(name)) is not None:
-                summed += float(self._pruned.stack(name).sum(0).abs().sum(dtype=torch.float64))
-                combined += float(merged.abs().sum(dtype=torch.float64))
+
+        def magnitudes(name: str) -> tuple[float, float]:
+            if (merged := self.combine(name)) is None:
+                return 0.0, 0.0
+            summed = self._pruned.stack(name).sum(0)
+            return float(summed.abs().sum(dtype=torch.float64)), float(merged.abs().sum(dtype=torch.float64))
+
+        found = self._pruned.share.each(self._pruned.names, magnitudes).values()
+        summed, combined = (sum(column) for column in zip(*found, strict=True))
         return summed / combined / len(self._pruned.tasks) if combined else 1.0
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics import Metric, MetricCollection
 
 from lwptv_lightning.checkpoints import some_of
-from lwptv_lightning.datamodule import require_loaders, sample_positions
-from lwptv_lightning.installing import install_
+from lwptv_lightning.datamodule import is_iterable, repeated_loaders, require_loaders, sample_positions
+from lwptv_lightning.distributed import ALONE, Ranks
+from lwptv_lightning.installing import materialize_, merge_into_, whole_state
 from lwptv_lightning.layers import Layers, trace_layers
-from lwptv_lightning.merging import PruningPlan, merge, plan_pruning
+from lwptv_lightning.merging import PruningPlan, plan_pruning
 from lwptv_lightning.metrics import LoaderMetrics, averages, split_name
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import UnknownNameError, nearest
@@ -36,7 +39,10 @@ class MergeModule(LightningModule):
     ``state_dict()``, which is the merged model and its heads.
 
     Args:
-        model: The architecture of the checkpoints. The module's own weights are overwritten.
+        model: The architecture of the checkpoints. The module's own weights are overwritten. Or a function that makes
+            it of the strategy's device mesh, such as ``ModelParallelStrategy`` has, and may shard it there and leave
+            it on the meta device. The function is called once without a mesh, on the meta device, for the model's
+            layers and shapes.
         vectors: The task vectors.
         recipe: Rule, scale and pruning.
         heads: Set name (the part of a loader's name after ``id/`` or ``ood/``) to a head that maps what ``model``
@@ -55,7 +61,7 @@ class MergeModule(LightningModule):
         >>> model = nn.Linear(2, 2)
         >>> vectors = TaskVectors.open(model, {"a": {"weight": torch.eye(2), "bias": torch.zeros(2)}})
         >>> module = MergeModule(model, vectors, MergeRecipe(scale=1.0)).merge_()
-        >>> module(torch.tensor([[3.0, 4.0]])).tolist()
+        >>> module(torch.tensor([[3.0, 4.0]])).round(decimals=3).tolist()
         [[3.0, 4.0]]
     """
 
@@ -68,7 +74,7 @@ class MergeModule(LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Callable[[DeviceMesh | None], nn.Module],
         vectors: TaskVectors,
         recipe: MergeRecipe | None = None,
         *,
@@ -79,6 +85,10 @@ class MergeModule(LightningModule):
     ) -> None:
         super().__init__()
         self.recipe = MergeRecipe() if recipe is None else recipe
+        self._build = None if isinstance(model, nn.Module) else model
+        if not isinstance(model, nn.Module):
+            with torch.device("meta"):
+                model = model(None)
         _check_fit(model, vectors)
         self.model = model
         self.vectors = vectors
@@ -92,7 +102,20 @@ class MergeModule(LightningModule):
         self._metric = metric
         self._loaders: dict[str, Any] = {}
         self._layers: dict[str, Layers] = {}
+        self._first_batches: dict[str, float] = {}
         self.save_hyperparameters({"recipe": self.recipe.to_dict(), "tasks": list(vectors.tasks)})
+
+    def setup(self, stage: str) -> None:
+        """Find the layers while the model can be traced; `configure_model` may shard it."""
+        if self.recipe.needs_layers:
+            self.layers()
+
+    def configure_model(self) -> None:
+        """Build the model, where a function was given for it, under the device mesh of the trainer's strategy."""
+        if self._build is not None:
+            self.model = self._build(self.device_mesh)
+            self._build = None
+            materialize_(self.model, self.device if self._trainer is None else self.trainer.strategy.root_device)
 
     def layers(self, granularity: str | None = None) -> Layers:
         """Return the model's layers in execution order, by default at the recipe's granularity."""
@@ -107,6 +130,7 @@ class MergeModule(LightningModule):
         *,
         vectors: TaskVectors | None = None,
         recipe: MergeRecipe | None = None,
+        ranks: Ranks = ALONE,
     ) -> MergeModule:
         """Merge, install the result into `model` and return the module.
 
@@ -114,29 +138,42 @@ class MergeModule(LightningModule):
             device: Where to merge; by default where the module is.
             vectors: Other task vectors than the module's.
             recipe: Another recipe than the module's.
+            ranks: The processes that divide the work among them, which must all make this call.
         """
+        self.configure_model()
         device = self.device if device is None else device
         vectors, recipe = vectors or self.vectors, recipe or self.recipe
         layers = self.layers(recipe.granularity) if recipe.needs_layers else None
-        self.plan = plan_pruning(vectors, recipe, layers, device) if recipe.prunes_layers else None
+        self.plan = plan_pruning(vectors, recipe, layers, device, ranks=ranks) if recipe.prunes_layers else None
         mask = self.plan.mask if self.plan else None
-        merged = merge(vectors, recipe, layers, device, mask=mask, statistics=self.statistics)
         shapes = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
         # The model is the base where nothing is merged; a classifier of another shape than the base's is its own.
-        fitting = {name: tensor for name, tensor in merged.items() if shapes.get(name) == tensor.shape}
-        install_(self.model, {name: merged[name] for name in vectors.shared_names} | fitting)
+        fitting = [name for name, header in vectors.headers.items() if shapes.get(name) == header.shape]
+        merge_into_(
+            self.model,
+            vectors,
+            recipe,
+            layers,
+            device,
+            names=(*vectors.shared_names, *fitting),
+            mask=mask,
+            statistics=self.statistics,
+            ranks=ranks,
+        )
         self.installed = recipe
         return self
 
     def save_merged(self, path: str | Path) -> Path:
         """Merge and write the merged model (without heads) to a ``.safetensors`` file.
 
+        With a sharded model every process must call it.
+
         Returns:
             The path.
         """
         require_safetensors_path(path)
         self.merge_()
-        return write_safetensors(self.model.state_dict(), path, metadata_of(self.vectors, self.recipe))
+        return write_safetensors(whole_state(self.model), path, metadata_of(self.vectors, self.recipe))
 
     def forward(self, inputs: Tensor, head: str | None = None) -> Tensor:
         """Return logits, or what the model returns.
@@ -213,6 +250,7 @@ class MergeModule(LightningModule):
             UnknownNameError: A loader has no head, where there are heads.
         """
         self._loaders = require_loaders(loaders)
+        self._first_batches = {}
         for loader in self._loaders:
             name = split_name(loader)[1]
             if self.heads and _key(name) not in self.heads:
@@ -251,6 +289,8 @@ class MergeModule(LightningModule):
         """
         inputs, targets = self.unpack(batch)
         logits = self(inputs, self.head_of(loader))
+        if batch_idx == 0 and is_iterable(self._loaders[loader]):
+            self._first_batches[loader] = float(logits.double().sum())
         counted = len(sample_positions(self._loaders[loader], batch_idx, len(targets)))
         if counted:
             self.metrics[loader].update(logits[:counted], targets[:counted])
@@ -283,6 +323,12 @@ class MergeModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the averages over the loaders."""
+        if any(map(is_iterable, self._loaders.values())):
+            for loader in repeated_loaders(ranks_of(self.trainer).exchange(self._first_batches)):
+                rank_zero_warn(
+                    f"loader {loader!r} gives several processes the same samples, which are counted several times. "
+                    "Let the iterable data set yield each process's own share, or pass one with a length."
+                )
         # The figures are reduced over the processes already.
         self.log_dict(averages(self.metrics.compute(), self.expert_accuracy), rank_zero_only=False)
 
@@ -296,6 +342,11 @@ class MergeModule(LightningModule):
 
         has_one = any(isinstance(callback, PruneAndMerge) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         return [] if has_one else [MergeOwnModule()]
+
+
+def ranks_of(trainer: Trainer) -> Ranks:
+    """Return a trainer's processes; a trainer of one device works alone, whatever process group there is."""
+    return Ranks.current() if trainer.world_size > 1 else ALONE
 
 
 _DOT = "%2E"

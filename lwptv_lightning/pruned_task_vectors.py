@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.pruning import ElementPruning, LayerMask
+from lwptv_lightning.share import WHOLE, Share
 from lwptv_lightning.task_vectors import TaskVectors
 
 
@@ -20,7 +21,13 @@ class PrunedTaskVectors:
         names: The tensors in the order in which they are merged; by default that of the base checkpoint.
         device: Where stacks are made; the CPU by default.
         dtype: The dtype of stacks.
+
+    Attributes:
+        share: Which of the tensors this process reads; a rule's survey streams over `own_names` and meets the others
+            in ``share.exchange``.
     """
+
+    share: Share = WHOLE
 
     def __init__(
         self,
@@ -38,6 +45,16 @@ class PrunedTaskVectors:
     def tasks(self) -> tuple[str, ...]:
         """The T task names; the first dimension of every stack."""
         return self.vectors.tasks
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """The tensors that this process reads: all, unless several processes share the work."""
+        return self.share.own(self.names)
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The tensors that one process should have together, since making one reads them all."""
+        return tuple((name,) for name in self.names)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor."""
@@ -122,6 +139,11 @@ class ElementPrunedTaskVectors(PrunedTaskVectors):
         self._layers = layers
         self._pruning = pruning
         self._last_layer: dict[str, Tensor] = {}
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The tensors of each layer."""
+        return tuple(layer.tensors for layer in self._layers)
 
     def kept(self, name: str) -> Tensor:  # noqa: D102 (inherited)
         return torch.full((len(self.tasks),), self._pruning.ratio < 1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.layers import Layers
+from lwptv_lightning.share import WHOLE, Share
 from lwptv_lightning.task_vectors import TaskVectors
 
 _BLOCK = 1 << 16
@@ -58,7 +59,7 @@ class LayerStatistics:
 
 
 def collect_statistics(
-    vectors: TaskVectors, layers: Layers, device: torch.device | str | None = None
+    vectors: TaskVectors, layers: Layers, device: torch.device | str | None = None, *, share: Share = WHOLE
 ) -> LayerStatistics:
     """Read every task vector once and sum up what the saliency scores need.
 
@@ -68,6 +69,7 @@ def collect_statistics(
         vectors: The task vectors.
         layers: Which tensors form a layer; tensors that are not merged are left out.
         device: Where to compute, such as ``"cuda"``; the CPU by default.
+        share: The tensors that this process reads, where several share the work.
 
     Returns:
         The statistics of the layers that hold merged tensors.
@@ -83,7 +85,7 @@ def collect_statistics(
         tensor([[25.]], dtype=torch.float64)
     """
     layers = merged_layers(vectors, layers)
-    sums = {name: _sum_up(vectors.stack(name, device), vectors.base(name)) for name in layers.tensors}
+    sums = share.each(layers.tensors, lambda name: _sum_up(vectors.stack(name, device), vectors.base(name)))
     return _by_layer(vectors.tasks, layers, sums)
 
 

@@ -20,6 +20,7 @@ ORDER = [
     "lora",
     "opening",
     "task_vectors",
+    "share",
     "tracing",
     "layers",
     "layer_scaling",

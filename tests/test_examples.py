@@ -61,6 +61,12 @@ def test_finetune_is_the_same_to_the_bit_with_merging(tmp_path, capsys):
     assert "FineTuning, epoch 1" in capsys.readouterr().out
 
 
+def test_multi_process_runs_on_one_process_too(capsys):
+    figures = load("multi_process").main(size=10)
+    assert {"id/avg", "ood/avg"} < figures.keys()
+    assert len(capsys.readouterr().out.splitlines()) >= len(figures)
+
+
 def test_no_example_is_left_out():
-    tested = {"validate_merged", "add_to_training", "annotated_graph", "adamerging", "finetune"}
+    tested = {"validate_merged", "add_to_training", "annotated_graph", "adamerging", "finetune", "multi_process"}
     assert {path.stem for path in FOLDER.glob("*.py")} == tested

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from lwptv_lightning.installing import install_, snapshot
+from lwptv_lightning import MergeRecipe, TaskVectors
+from lwptv_lightning.installing import install_, materialize_, merge_into_, snapshot
 
 
 class Tied(nn.Module):
@@ -92,3 +93,42 @@ def test_modes_of_the_submodules_stay(module):
     module.norm.train()
     install_(module, shifted(module))
     assert [submodule.training for submodule in module.modules()] == [False, False, False, True]
+
+
+def test_an_error_midway_leaves_the_module_as_it_was(module, fine_tuned):
+    state = module.state_dict()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    broken = fine_tuned(state, 1)
+    broken["outer.bias"][1] = torch.nan
+    with pytest.raises(ValueError, match="1 NaN or infinite values in 'outer.bias'"):
+        merge_into_(module, TaskVectors.open(state, {"a": broken}), MergeRecipe())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_merging_into_a_module_installs_the_named_tensors_alone(module, fine_tuned):
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    vectors = TaskVectors.open(module, {"a": fine_tuned(before, 1)})
+    merge_into_(module, vectors, MergeRecipe(scale=1.0), names=["norm.weight"])
+    changed = {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"norm.weight"}
+    merge_into_(module, vectors, MergeRecipe(scale=1.0))
+    assert torch.allclose(module.inner.bias, vectors.expert("a", "inner.bias"))
+
+
+def test_only_what_is_on_the_meta_device_is_given_memory():
+    kept = nn.Linear(2, 2)
+    weight = kept.weight.detach().clone()
+    with torch.device("meta"):
+        module = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+    module.append(kept)
+    materialize_(module, "cpu")
+    assert not any(tensor.is_meta for tensor in module.state_dict().values())
+    assert torch.equal(kept.weight, weight)
+
+
+def test_a_buffer_that_nothing_would_fill_is_refused():
+    with torch.device("meta"):
+        module = nn.Linear(2, 2)
+        module.register_buffer("positions", torch.arange(2), persistent=False)
+    with pytest.raises(ValueError, match=r"buffers that no checkpoint holds: positions\. Build these"):
+        materialize_(module, "cpu")

@@ -339,3 +339,32 @@ def test_plan_is_what_was_pruned(model, vectors):
     module = MergeModule(model, vectors, RECIPE).merge_()
     assert (~module.plan.mask.kept).sum(1).tolist() == [1, 1]
     assert module.merge_(recipe=RECIPE.replace(ratio=0.0)).plan is None
+
+
+# A model that is made under the trainer's strategy
+
+
+def test_a_function_makes_the_model_when_the_trainer_is_ready(model, vectors, loaders, make_trainer):
+    made_for = []
+
+    def build(mesh):
+        made_for.append(mesh)
+        with torch.device("meta"):
+            return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    module = MergeModule(build, vectors, RECIPE)
+    assert all(tensor.is_meta for tensor in module.model.state_dict().values())
+    figures = make_trainer().validate(module, loaders, verbose=False)
+    assert figures == make_trainer().validate(module, loaders, verbose=False)
+    assert made_for == [None, None]  # for the shapes, and for good
+    assert same_weights(module.model, installed(model, vectors, RECIPE))
+
+
+def test_a_function_makes_the_model_without_a_trainer_too(model, vectors):
+    module = MergeModule(lambda mesh: copy.deepcopy(model), vectors, RECIPE).merge_()
+    assert same_weights(module.model, installed(model, vectors, RECIPE))
+
+
+def test_what_a_function_makes_is_checked_at_once(vectors):
+    with pytest.raises(ValueError, match="Linear has no tensor 0.weight"):
+        MergeModule(lambda mesh: nn.Linear(6, 8), vectors)

@@ -125,7 +125,7 @@ def kth_smallest(vectors: PrunedTaskVectors, k: int, transform: Transform) -> Te
     remaining: list[int] = []
     for shift in range(top, -1, -_DIGIT_BITS):
         counts = torch.zeros(0, digit_values, dtype=torch.int64)
-        for name in vectors.names:
+        for name in vectors.own_names:
             keys = _order_as_integers(as_rows(transform(vectors.stack(name), name)))
             if not len(counts):
                 counts = counts.new_zeros(len(keys), digit_values)
@@ -138,6 +138,8 @@ def kth_smallest(vectors: PrunedTaskVectors, k: int, transform: Transform) -> Te
                 _count_(counts[row], digits)
         if shift == top:
             found, remaining = [0] * len(counts), [k] * len(counts)
+        # A process without a tensor of its own has no rows.
+        counts = torch.stack([part for part in vectors.share.exchange(counts) if len(part)]).sum(0)
         reached = counts.cumsum(1)
         for row in range(len(counts)):
             digit = int(torch.searchsorted(reached[row], remaining[row]))

@@ -49,12 +49,14 @@ def survey_trim(vectors: PrunedTaskVectors, density: float, transform: Transform
         transform: Gives what is trimmed instead of the stacks themselves.
     """
     thresholds = trim_thresholds(vectors, density, transform)
-    votes = 0.0
-    for name in vectors.names:
+
+    def votes(name: str) -> float:
         tau = vectors.stack(name)
         tau = tau if transform is None else transform(tau, name)
-        votes += trim_(tau, thresholds).sum(0).sign().sum().item()
-    return TrimSurvey(thresholds, float((votes > 0) - (votes < 0)))
+        return trim_(tau, thresholds).sum(0).sign().sum().item()
+
+    majority = sum(vectors.share.each(vectors.names, votes).values())
+    return TrimSurvey(thresholds, float((majority > 0) - (majority < 0)))
 
 
 def trim_elect_merge_(tau: Tensor, survey: TrimSurvey, reduce: str) -> Tensor:

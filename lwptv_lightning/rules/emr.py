@@ -36,14 +36,14 @@ class EMR(MergeRule):
 
     def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> Tensor:
         """Find the rescalers, ``(T,)``."""
-        own = torch.zeros(len(vectors.tasks), dtype=torch.float64)
-        masked = own.clone()
-        for name in vectors.names:
-            if vectors.numel(name):
-                tau = vectors.stack(name)
-                unified, mask = _elect(tau)
-                own += _mean_magnitudes(tau)
-                masked += _mean_magnitudes(unified * mask)
+
+        def magnitudes(name: str) -> Tensor:
+            tau = vectors.stack(name)
+            unified, mask = _elect(tau)
+            return torch.stack([_mean_magnitudes(tau), _mean_magnitudes(unified * mask)])
+
+        filled = [name for name in vectors.names if vectors.numel(name)]
+        own, masked = sum(vectors.share.each(filled, magnitudes).values(), torch.zeros(2, 1, dtype=torch.float64))
         return torch.where(masked > 0, own / masked, 1.0)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:

@@ -67,9 +67,10 @@ class AlignedTaskVectors(PrunedTaskVectors):
     def __init__(self, source: PrunedTaskVectors, include: tuple[str, ...]) -> None:
         self._source = source
         matrices = [name for name in source.names if is_matrix(source.shape(name), name, include)]
-        shapes = {name: tuple(align(source.stack(name))[1].shape[1:]) for name in matrices}
+        shapes = source.share.each(matrices, lambda name: tuple(align(source.stack(name))[1].shape[1:]))
         self._shapes = {name: shape for name, shape in shapes.items() if shape[0]}
         super().__init__(source.vectors, tuple(self._shapes), source.device, source.dtype)
+        self.share = source.share
 
     def shape(self, name: str) -> tuple[int, ...]:  # noqa: D102 (inherited)
         return self._shapes[name]

@@ -1,0 +1,189 @@
+"""Several processes that merge one model: who reads and merges which tensor, broadcasts, and errors shared by all.
+
+Every exchange carries either each process's value or the error that kept it from having one. So a process that
+fails answers the exchange which the others wait in, whichever it is, and all stop with its error.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lwptv_lightning.checkpoints import TensorHeader
+from lwptv_lightning.share import WHOLE, Share
+
+Value = TypeVar("Value")
+
+
+class RankFailedError(RuntimeError):
+    """Names the process on which the error arose that all processes stop with; it is that error's cause."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that work together; by default this one alone.
+
+    Attributes:
+        rank: The number of this process.
+        size: How many there are.
+
+    Example:
+        >>> ranks = Ranks.current()
+        >>> ranks.size, ranks.exchange("mine")
+        (1, ['mine'])
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """Return the processes of the default process group, or this one where there is none."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    def exchange(self, value: Value) -> list[Value]:
+        """Return every process's value, in their order.
+
+        Raises:
+            Exception: That of the first process which failed inside `sharing_errors`, with a `RankFailedError` as
+                its cause.
+        """
+        return self._gather(value, None)
+
+    @contextmanager
+    def sharing_errors(self) -> Iterator[None]:
+        """Raise an error that one process meets inside the block on all of them, and leave it together.
+
+        Every process must enter the block. Inside it, processes may meet in `exchange` alone.
+        """
+        try:
+            yield
+            self.exchange(None)
+        except Exception as error:
+            if not hasattr(error, _SHARED):
+                setattr(error, _SHARED, True)  # blocks may be nested
+                self._gather(None, error)
+            raise
+
+    def share(self, owner: Mapping[str, int]) -> Share:
+        """Return this process's share of the tensors.
+
+        Args:
+            owner: Name to the rank of the process that it belongs to; see `divide`.
+        """
+        if self.size == 1:
+            return WHOLE
+        return Share(frozenset(name for name, rank in owner.items() if rank == self.rank), self.exchange)
+
+    def compute_each(
+        self,
+        owner: Mapping[str, int],
+        compute: Callable[[str], Tensor],
+        headers: Mapping[str, TensorHeader],
+        device: torch.device | str | None = None,
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Let each tensor be computed by its owner, and yield all on every process, in the order of ``owner``.
+
+        No tensor is yielded before all are computed. One process alone computes them as they are asked for.
+
+        Args:
+            owner: Name to rank.
+            compute: Makes a tensor.
+            headers: Name to the shape and dtype of what ``compute`` returns.
+            device: Where the tensors of other processes arrive.
+
+        Yields:
+            Name and tensor.
+        """
+        if self.size == 1:
+            yield from ((name, compute(name)) for name in owner)
+            return
+        with self.sharing_errors():
+            own = {name: compute(name) for name in self.share(owner).own(owner)}
+        for name, source in owner.items():
+            header = headers[name]
+            tensor = own.pop(name) if name in own else torch.empty(header.shape, dtype=header.dtype, device=device)
+            yield name, self.broadcast(tensor, source)
+
+    def broadcast(self, tensor: Tensor, source: int) -> Tensor:
+        """Return the tensor that the process ``source`` has; the other ones give one of the same shape and dtype."""
+        if self.size == 1 or not tensor.numel():
+            return tensor
+        # As bytes, since backends do not know every dtype.
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).to(_backend_device(tensor))
+        dist.broadcast(data, source)
+        return data.to(tensor.device).view(tensor.dtype).reshape(tensor.shape)
+
+    def _gather(self, value: Any, error: Exception | None) -> list[Any]:
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, (value, None if error is None else _picklable(error)))
+        for rank, (_, failure) in enumerate(gathered):
+            if failure is not None and error is None:
+                setattr(failure, _SHARED, True)
+                raise failure from RankFailedError(f"process {rank} of {self.size} failed.")
+        return [value for value, _ in gathered]
+
+
+ALONE = Ranks()
+"""A process that works by itself, whatever process group there is."""
+
+_SHARED = "_lwptv_shared"
+
+
+def divide(groups: Sequence[Sequence[str]], headers: Mapping[str, TensorHeader], ranks: int) -> dict[str, int]:
+    """Divide tensors over processes so that each has about as many bytes.
+
+    From the largest group to the smallest, each goes to the process with the fewest bytes so far, and of equal ones
+    to the first; so every process finds the same.
+
+    Args:
+        groups: Names of tensors that must stay together.
+        headers: Name to shape and dtype.
+        ranks: The number of processes.
+
+    Returns:
+        Name to the rank of its process, in the order of the groups.
+
+    Example:
+        >>> headers = {name: TensorHeader((n,), torch.float32) for name, n in {"a": 5, "b": 3, "c": 4}.items()}
+        >>> divide([["a"], ["b"], ["c"]], headers, ranks=2)
+        {'a': 0, 'b': 1, 'c': 1}
+    """
+    sizes = [sum(_bytes(headers[name]) for name in group) for group in groups]
+    load = [0] * ranks
+    chosen = [0] * len(groups)
+    for index in sorted(range(len(groups)), key=lambda index: -sizes[index]):
+        chosen[index] = load.index(min(load))
+        load[chosen[index]] += sizes[index]
+    return {name: rank for group, rank in zip(groups, chosen, strict=True) for name in group}
+
+
+def _bytes(header: TensorHeader) -> int:
+    return math.prod(header.shape) * header.dtype.itemsize
+
+
+def _backend_device(tensor: Tensor) -> torch.device:
+    if dist.get_backend() == "nccl":
+        return tensor.device if tensor.is_cuda else torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _picklable(error: Exception) -> Exception:
+    """Return an error itself, or its text where it would not survive the way to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an error's own code may fail in any way whatever
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
