@@ -105,9 +105,8 @@ class PruneAndMerge(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge for good."""
         # Not in `on_train_end`, where checkpoints are saved still.
-        if "fit" in self.stages:
-            self._merge_foreign(trainer, pl_module)
-            self._replaced = None
+        self._merge(trainer, pl_module, "fit", None)
+        self._replaced = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give a foreign module its weights back."""
