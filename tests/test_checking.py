@@ -25,6 +25,15 @@ def write_timm(folder, base, tuned):
     return folder / "tuned.safetensors"
 
 
+def write_sharded(folder, base, tuned):
+    from huggingface_hub import save_torch_state_dict
+
+    (folder / "sharded").mkdir()
+    save_torch_state_dict(tuned, folder / "sharded", max_shard_size="100KB")
+    assert len(list((folder / "sharded").glob("*.safetensors"))) > 1
+    return folder / "sharded"
+
+
 def write_torch(folder, base, tuned):
     torch.save({"model": {f"module._orig_mod.{name}": tensor for name, tensor in tuned.items()}}, folder / "tuned.pt")
     return folder / "tuned.pt"
@@ -116,6 +125,7 @@ def make_timm():
 
 FORMATS = {
     "safetensors": write_timm,
+    "sharded": write_sharded,
     "torch": write_torch,
     "Lightning": write_lightning,
     "open_clip": write_open_clip,
@@ -137,7 +147,7 @@ def test_check_and_merge_each_format(written, fine_tuned, tmp_path, capsys):
     main(["check", *arguments, *tiny_options()])
     output = capsys.readouterr().out
     assert output.count(SAME_BASE) == 2
-    named = {"open_clip": "torch", "transformers": "safetensors"}.get(written, written)
+    named = {"open_clip": "torch", "transformers": "safetensors", "sharded": "safetensors"}.get(written, written)
     assert f"a    │ {named}" in output
     main(["merge", *arguments, *tiny_options(), "--out", str(tmp_path / "merged.safetensors"), "--scale", "1"])
     with safe_open(tmp_path / "merged.safetensors", "pt") as handle:

@@ -6,9 +6,12 @@ import pickle
 import huggingface_hub.constants
 import pytest
 import torch
-from safetensors.torch import save_file
+from huggingface_hub import errors
+from safetensors.torch import load_file, save_file
 
 from lwptv_lightning import TaskVectors, open_checkpoint
+from lwptv_lightning.checking import SAME_BASE
+from lwptv_lightning.cli import main
 from lwptv_lightning.hub import fetch
 
 STATE = {"w": torch.arange(4.0), "b": torch.ones(2)}
@@ -65,3 +68,30 @@ def test_what_is_neither_cached_nor_reachable(name, repository):
 def test_a_malformed_name(name):
     with pytest.raises(ValueError, match=r"no name on the hub; expected hf-hub:owner/model\[@revision\]"):
         open_checkpoint(name)
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("RepositoryNotFoundError", "no repository 'owner/model' on the hub, or no right to read it"),
+        ("RevisionNotFoundError", "'owner/model' has no revision 'v2'"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_named(missing, words, monkeypatch):
+    def refuse(*arguments, **options):
+        kind = getattr(errors, missing)
+        raise kind.__new__(kind)  # its constructor wants a response of the hub's
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(FileNotFoundError, match=f"hf-hub:owner/model@v2: {words}"):
+        fetch("hf-hub:owner/model@v2")
+
+
+def test_the_commands_take_a_name(repository, tmp_path, capsys):
+    save_file({name: tensor + 0.01 for name, tensor in STATE.items()}, repository / "model.safetensors")
+    save_file(STATE, tmp_path / "base.safetensors")
+    arguments = [str(tmp_path / "base.safetensors"), "a=hf-hub:owner/model"]
+    main(["check", *arguments])
+    assert SAME_BASE in capsys.readouterr().out
+    main(["merge", *arguments, "--scale", "1", "--out", str(tmp_path / "merged.safetensors")])
+    assert torch.equal(load_file(tmp_path / "merged.safetensors")["w"], STATE["w"] + 0.01)

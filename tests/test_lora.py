@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lwptv_lightning import CheckpointError, TaskVectors
+from lwptv_lightning.lora import _REFUSED
 
 peft = pytest.importorskip("peft")
 
@@ -126,7 +127,7 @@ def test_dora_is_refused(tmp_path):
     [
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA', expected 'LORA'"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4' changed the base's weights"),
-        ({"lora_bias": True}, "lora_bias is not supported, because its factors have biases"),
+        *(({option: True}, f"{option} is not supported, because {reason}") for option, reason in _REFUSED.items()),
     ],
 )
 def test_other_adapters_are_refused(changes, words, tmp_path):
