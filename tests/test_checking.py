@@ -147,7 +147,9 @@ def test_check_and_merge_each_format(written, fine_tuned, tmp_path, capsys):
     main(["check", *arguments, *tiny_options()])
     output = capsys.readouterr().out
     assert output.count(SAME_BASE) == 2
-    named = {"open_clip": "torch", "transformers": "safetensors", "sharded": "sharded safetensors"}.get(written, written)
+    named = {"open_clip": "torch", "transformers": "safetensors", "sharded": "sharded safetensors"}.get(
+        written, written
+    )
     assert f"a    │ {named}" in output
     main(["merge", *arguments, *tiny_options(), "--out", str(tmp_path / "merged.safetensors"), "--scale", "1"])
     with safe_open(tmp_path / "merged.safetensors", "pt") as handle:

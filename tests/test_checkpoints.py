@@ -1,8 +1,9 @@
 import json
-import multiprocessing
 import os
 import pickle
 import random
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -70,8 +71,7 @@ def test_every_format_gives_headers_and_tensors(write, as_path, tmp_path):
     assert_holds_state(open_checkpoint(as_path(write(tmp_path))))
 
 
-def read_in_other_process(pickled, name, queue):
-    queue.put(pickle.loads(pickled).read(name).tolist())
+READ = "import pickle, sys; print(pickle.load(sys.stdin.buffer).read('w').tolist())"
 
 
 @pytest.mark.parametrize("write", [write_safetensors, write_sharded, write_torch])
@@ -88,18 +88,15 @@ def test_pickle_holds_paths_and_no_tensors(write, tmp_path):
     assert torch.equal(pickle.loads(pickled).read("w"), torch_like["w"])
 
 
-def test_a_spawned_process_reads_a_pickled_checkpoint(tmp_path, monkeypatch):
+def test_another_process_reads_a_pickled_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_safetensors(tmp_path)
     checkpoint = open_checkpoint("model.safetensors")  # a relative path
     checkpoint.read("w")
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
     monkeypatch.chdir("/")
-    process = context.Process(target=read_in_other_process, args=(pickle.dumps(checkpoint), "w", queue))
-    process.start()
-    assert queue.get(timeout=60) == STATE["w"].tolist()
-    process.join()
+    command = [sys.executable, "-c", READ]
+    done = subprocess.run(command, input=pickle.dumps(checkpoint), capture_output=True, check=True, timeout=120)
+    assert json.loads(done.stdout) == STATE["w"].tolist()
 
 
 def test_opening_safetensors_reads_no_tensor(tmp_path, monkeypatch):
