@@ -7,6 +7,7 @@ Files are memory-mapped, and reopened by path in another process.
 from __future__ import annotations
 
 import json
+import math
 import re
 import zipfile
 from collections import Counter
@@ -24,7 +25,7 @@ from lwptv_lightning.hub import fetch, is_hub_name
 CheckpointSource: TypeAlias = "str | Path | Mapping[str, Tensor] | nn.Module | Checkpoint"
 """What can be opened: a file or folder, a state dict, a module, or a checkpoint that is open already."""
 
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -38,6 +39,7 @@ _SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+"""The format's names of dtypes."""
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 """Where training code keeps averaged weights beside the last ones; timm's comes first."""
@@ -72,6 +74,16 @@ class TensorHeader:
     def of(cls, tensor: Tensor) -> TensorHeader:
         """Describe a tensor."""
         return cls(tuple(tensor.shape), tensor.dtype)
+
+    @property
+    def numel(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes that the elements take."""
+        return self.numel * self.dtype.itemsize
 
 
 class TensorReader(Protocol):
@@ -120,9 +132,17 @@ class Checkpoint:
         """Return one tensor on the CPU, in the dtype of the file; it must not be written to."""
         return self._reader.read(self._stored_names.get(name, name))
 
+    def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
+        """Return a tensor, and whether it is a difference from the base already; neither is to be written to."""
+        return self.read(name), False
+
     def subtract(self, name: str, base: Tensor, out: Tensor) -> None:
         """Write this checkpoint's tensor minus ``base`` to ``out``, in ``base``'s dtype and on its device."""
-        torch.sub(self.read(name).to(base.device, base.dtype), base, out=out)
+        values, is_difference = self.read_for_difference(name)
+        if is_difference:
+            out.copy_(values)
+        else:
+            torch.sub(values.to(base.device, base.dtype), base, out=out)
 
     def without_prefix(self, prefix: str) -> Checkpoint:
         """Return the part whose names start with ``prefix``, named without it.
@@ -342,9 +362,9 @@ def _from_safetensors(source: str, files: list[Path]) -> Checkpoint:
 
 
 def _dtype(path: Path, name: str, code: str) -> torch.dtype:
-    if code not in _SAFETENSORS_DTYPES:
+    if code not in SAFETENSORS_DTYPES:
         raise CheckpointError(f"{path}: tensor {name!r} has the unsupported dtype {code}.")
-    return _SAFETENSORS_DTYPES[code]
+    return SAFETENSORS_DTYPES[code]
 
 
 class _StateDictReader:

@@ -83,16 +83,17 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _merge_arguments(parser: argparse.ArgumentParser) -> None:
-    from lwptv_lightning.layers import GRANULARITIES
-    from lwptv_lightning.pruning import COUNTS, RANKINGS
-    from lwptv_lightning.rules import RULES
-    from lwptv_lightning.saliency import SCORES
+    from lwptv_lightning.choices import COUNTS, GRANULARITIES, RANKINGS
 
     _task_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    parser.add_argument("--max-memory", metavar="SIZE", help="what the merge may hold in memory, such as 512MB")
+    parser.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="a larger model is written in shards")
     parser.add_argument("--recipe", type=Path, metavar="JSON", help="a recipe's file; the options below change it")
-    parser.add_argument("--rule", metavar="NAME", help=f"one of {', '.join(RULES)} (default: task_arithmetic)")
+    parser.add_argument(
+        "--rule", metavar="NAME", help="a merging rule that `lwptv rules` lists (default: task_arithmetic)"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -102,7 +103,7 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scale", type=float, help="scaling coefficient (default: the rule's published one)")
     parser.add_argument(
-        "--score", metavar="NAME", help=f"saliency: one of {', '.join(SCORES)}, reversed with --score=-NAME"
+        "--score", metavar="NAME", help="a saliency score that `lwptv scores` lists; reversed with --score=-NAME"
     )
     parser.add_argument("--ratio", type=float, help="fraction of layers to prune of each task vector, in [0, 1]")
     parser.add_argument("--granularity", choices=GRANULARITIES)
@@ -181,7 +182,7 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _diff_arguments(parser: argparse.ArgumentParser) -> None:
-    from lwptv_lightning.layers import GRANULARITIES
+    from lwptv_lightning.choices import GRANULARITIES
 
     parser.add_argument("first", help="a checkpoint")
     parser.add_argument("second", help="another, an adapter or a task vector of the first")
@@ -204,11 +205,12 @@ _RECIPE_OPTIONS = ("scale", "score", "ratio", "granularity", "ranking", "count",
 
 def _merge(options: argparse.Namespace) -> None:
     from lwptv_lightning.task_vectors import TaskVectors
-    from lwptv_lightning.writing import require_safetensors_path, save_merged
+    from lwptv_lightning.writing import index_of, require_safetensors_path, save_merged
 
     require_safetensors_path(options.out)
-    if options.out.exists() and not options.overwrite:
-        raise ValueError(f"{options.out} exists; give another --out or --overwrite.")
+    for path in (options.out, index_of(options.out)):
+        if path.exists() and not options.overwrite:
+            raise ValueError(f"{path} exists; give another --out or --overwrite.")
     recipe = _recipe(options)
     vectors = TaskVectors.open(
         options.base,
@@ -217,8 +219,15 @@ def _merge(options: argparse.Namespace) -> None:
         ema=options.ema,
         **_opening_options(options),
     )
-    save_merged(vectors, recipe, options.out, device=options.device)
-    print(f"Merged {', '.join(vectors.tasks)} by {recipe.describe()} into {options.out}")
+    written = save_merged(
+        vectors,
+        recipe,
+        options.out,
+        device=options.device,
+        max_memory=options.max_memory,
+        max_shard_size=options.max_shard_size,
+    )
+    print(f"Merged {', '.join(vectors.tasks)} by {recipe.describe()} into {written}")
 
 
 def _recipe(options: argparse.Namespace) -> Any:

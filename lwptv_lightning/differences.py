@@ -20,7 +20,7 @@ TASK_VECTOR = "task_vector"
 
 
 class AddedCheckpoint(Checkpoint):
-    """A base plus a difference, which is what `subtract` gives back unrounded.
+    """A base plus a difference, which `read_for_difference` gives back unrounded.
 
     Args:
         base: The base.
@@ -43,14 +43,13 @@ class AddedCheckpoint(Checkpoint):
         base = self._base.read(name)
         return base.float() + self._difference.read(name).float() if name in self._difference.headers else base
 
-    def subtract(self, name: str, base: Tensor, out: Tensor) -> None:
-        """Write the difference to ``out``."""
+    def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
+        """Return the difference, or the whole tensor where that replaces the base's."""
         if self._replaced is not None and name in self._replaced.headers:
-            super().subtract(name, base, out)
-        elif name in self._difference.headers:
-            out.copy_(self._difference.read(name))
-        else:
-            out.zero_()
+            return self._replaced.read(name), False
+        if name in self._difference.headers:
+            return self._difference.read(name), True
+        return torch.zeros(()).expand(self.headers[name].shape), True
 
 
 def is_task_vector(checkpoint: Checkpoint) -> bool:

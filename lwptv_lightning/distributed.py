@@ -6,9 +6,8 @@ fails answers the exchange which the others wait in, whichever it is, and all st
 
 from __future__ import annotations
 
-import math
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -85,34 +84,34 @@ class Ranks:
             return WHOLE
         return Share(frozenset(name for name, rank in owner.items() if rank == self.rank), self.exchange)
 
-    def compute_each(
+    def spread(
         self,
         owner: Mapping[str, int],
-        compute: Callable[[str], Tensor],
+        own: Iterable[tuple[str, Tensor]],
         headers: Mapping[str, TensorHeader],
         device: torch.device | str | None = None,
     ) -> Iterator[tuple[str, Tensor]]:
-        """Let each tensor be computed by its owner, and yield all on every process, in the order of ``owner``.
+        """Yield the tensors that each process makes on every process, in the order of ``owner``.
 
-        No tensor is yielded before all are computed. One process alone computes them as they are asked for.
+        No tensor is yielded before all are made. One process alone makes them as they are asked for.
 
         Args:
             owner: Name to rank.
-            compute: Makes a tensor.
-            headers: Name to the shape and dtype of what ``compute`` returns.
+            own: Makes this process's tensors, with their names.
+            headers: Name to the shape and dtype of a tensor.
             device: Where the tensors of other processes arrive.
 
         Yields:
             Name and tensor.
         """
         if self.size == 1:
-            yield from ((name, compute(name)) for name in owner)
+            yield from own
             return
         with self.sharing_errors():
-            own = {name: compute(name) for name in self.share(owner).own(owner)}
+            made = dict(own)
         for name, source in owner.items():
             header = headers[name]
-            tensor = own.pop(name) if name in own else torch.empty(header.shape, dtype=header.dtype, device=device)
+            tensor = made.pop(name) if name in made else torch.empty(header.shape, dtype=header.dtype, device=device)
             yield name, self.broadcast(tensor, source)
 
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
@@ -161,17 +160,13 @@ def divide(groups: Sequence[Sequence[str]], headers: Mapping[str, TensorHeader],
         >>> divide([["a"], ["b"], ["c"]], headers, ranks=2)
         {'a': 0, 'b': 1, 'c': 1}
     """
-    sizes = [sum(_bytes(headers[name]) for name in group) for group in groups]
+    sizes = [sum(headers[name].nbytes for name in group) for group in groups]
     load = [0] * ranks
     chosen = [0] * len(groups)
     for index in sorted(range(len(groups)), key=lambda index: -sizes[index]):
         chosen[index] = load.index(min(load))
         load[chosen[index]] += sizes[index]
     return {name: rank for group, rank in zip(groups, chosen, strict=True) for name in group}
-
-
-def _bytes(header: TensorHeader) -> int:
-    return math.prod(header.shape) * header.dtype.itemsize
 
 
 def _backend_device(tensor: Tensor) -> torch.device:

@@ -23,12 +23,11 @@ from typing import overload
 
 from torch import fx, nn
 
+from lwptv_lightning.choices import GRANULARITIES
 from lwptv_lightning.registry import nearest, require_known
 from lwptv_lightning.tracing import TracingError, floating_tensors, trace
 
-__all__ = ["GRANULARITIES", "Layer", "Layers", "TracingError", "layers_from_names", "trace", "trace_layers"]
-
-GRANULARITIES = ("block", "module", "tensor")
+__all__ = ["Layer", "Layers", "TracingError", "layers_from_names", "trace", "trace_layers"]
 
 
 @dataclass(frozen=True)

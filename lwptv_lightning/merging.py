@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lwptv_lightning.combining import Combiner, Piece
 from lwptv_lightning.distributed import ALONE, Ranks, divide
 from lwptv_lightning.layer_scaling import tensor_factors
 from lwptv_lightning.layers import Layers, layers_from_names
+from lwptv_lightning.memory import require_memory
 from lwptv_lightning.pruned_task_vectors import ElementPrunedTaskVectors, LayerPrunedTaskVectors, PrunedTaskVectors
 from lwptv_lightning.pruning import LayerMask, keep_most_salient
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_known
-from lwptv_lightning.rules import DataStatistics, MergeContext
-from lwptv_lightning.rules._ops import per_row
+from lwptv_lightning.rules import DataStatistics
 from lwptv_lightning.saliency import LayerTable, score_layers
 from lwptv_lightning.statistics import LayerStatistics, collect_statistics, merged_layers
 from lwptv_lightning.task_vectors import TaskVectors
@@ -98,6 +100,7 @@ def merge(
     task: str | None = None,
     dtype: torch.dtype = torch.float32,
     ranks: Ranks = ALONE,
+    max_memory: int | str | None = None,
 ) -> dict[str, Tensor]:
     """Merge task vectors into one model.
 
@@ -112,6 +115,8 @@ def merge(
         task: The task whose own model is wanted, for rules that make one for each task.
         dtype: What to compute in, ``torch.float32`` or ``torch.float64``.
         ranks: The processes that divide the work among them, which must all make this call, with the same arguments.
+        max_memory: What the merge may hold in memory besides the result and the mapped files, in bytes or as
+            ``"512MB"``. Rules that work on blocks need little; the limit concerns those that see whole tensors.
 
     Returns:
         Every tensor of the base by name, in the base's dtype: merged where it is to be merged, else a copy of the
@@ -121,6 +126,7 @@ def merge(
         ValueError: Layers and task vectors do not fit, the dtype is neither of the two, the rule needs statistics
             and there are none, or it makes no model for each task.
         CheckpointError: A weight is NaN or infinite.
+        MemoryLimitError: A tensor does not fit into ``max_memory``.
 
     Example:
         >>> vectors = TaskVectors.open({"w": torch.zeros(2)}, {"a": {"w": torch.tensor([1.0, 2.0])}})
@@ -129,7 +135,16 @@ def merge(
     """
     merged = dict(
         iter_merged(
-            vectors, recipe, layers, device, mask=mask, statistics=statistics, task=task, dtype=dtype, ranks=ranks
+            vectors,
+            recipe,
+            layers,
+            device,
+            mask=mask,
+            statistics=statistics,
+            task=task,
+            dtype=dtype,
+            ranks=ranks,
+            max_memory=max_memory,
         )
     )
     return {name: merged[name] for name in vectors.headers}
@@ -146,6 +161,7 @@ def iter_merged(
     task: str | None = None,
     dtype: torch.dtype = torch.float32,
     ranks: Ranks = ALONE,
+    max_memory: int | str | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield what `merge` returns one tensor at a time, merged tensors first, in layer order.
 
@@ -156,106 +172,115 @@ def iter_merged(
     Yields:
         Name and tensor.
     """
+    merge = prepare_merge(
+        vectors,
+        recipe,
+        layers,
+        device,
+        mask=mask,
+        statistics=statistics,
+        task=task,
+        dtype=dtype,
+        ranks=ranks,
+        max_memory=max_memory,
+    )
+    yield from ranks.spread(merge.owner, merge.tensors(), vectors.headers, device)
+
+
+def prepare_merge(
+    vectors: TaskVectors,
+    recipe: MergeRecipe,
+    layers: Layers | None = None,
+    device: torch.device | str | None = None,
+    *,
+    mask: LayerMask | None = None,
+    statistics: DataStatistics | None = None,
+    task: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    ranks: Ranks = ALONE,
+    max_memory: int | str | None = None,
+) -> PreparedMerge:
+    """Prune, and let the rule survey the whole model: all of a merge that comes before the first tensor.
+
+    Args, Raises: See `merge`.
+    """
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}.")
     _check_request(vectors, recipe, statistics, task)
     if mask is not None and recipe.elements is not None:
         raise ValueError("mask=... prunes whole layers; it cannot stand beside the recipe's elements.")
+    if max_memory is not None:
+        # What layers are pruned is not known yet, and pruning only lessens the need.
+        require_memory(max_memory, recipe.rule, _prune(vectors, recipe, layers, None, device, dtype))
     if mask is None and recipe.prunes_layers:
         mask = plan_pruning(vectors, recipe, layers, device, ranks=ranks).mask
     pruned = _prune(vectors, recipe, layers, mask, device, dtype)
-    running_statistics = batch_norm_statistics(pruned.names)
     merged_names = set(pruned.names)
     rest = [(name,) for name in vectors.headers if name not in merged_names]
     owner = divide([*pruned.groups, *rest], vectors.headers, ranks.size)
     pruned.share = ranks.share(owner)
     with ranks.sharing_errors():
-        combiner = _Combiner(recipe, pruned, statistics, task)
+        combiner = Combiner(recipe, pruned, statistics, task)
         scaled_layers = layers_for(vectors, recipe, layers) if recipe.needs_layers else None
         factors = tensor_factors(recipe.layer_scaling, pruned.names, scaled_layers, combiner.published_alpha)
-
-    def result(name: str) -> Tensor:
-        base, merged = vectors.base(name), combiner.combine(name) if name in merged_names else None
-        if merged is None:
-            return base.to(device, copy=True)
-        if name in running_statistics:
-            # A mean of running statistics stays one: no scale or rule may make a variance negative.
-            average = base.to(device, dtype, copy=True).add_(pruned.stack(name).mean(0))
-            return (average.clamp_(min=0) if name.endswith("running_var") else average).to(base.dtype)
-        total = base.to(device, dtype, copy=True).add_(merged, alpha=recipe.effective_scale * factors[name])
-        return total.to(base.dtype)
-
-    yield from ranks.compute_each(owner, result, vectors.headers, device)
+    scales = {name: recipe.effective_scale * factor for name, factor in factors.items()}
+    return PreparedMerge(pruned, combiner, scales, owner)
 
 
-def batch_norm_statistics(names: Iterable[str]) -> set[str]:
-    """Return the running means and variances of batch normalisation among the names of tensors.
+@dataclass(frozen=True)
+class PreparedMerge:
+    """A merge that is ready to make this process's tensors.
 
-    They are no weights: `merge` averages them over the tasks, whatever the rule and its scale, a pruned task counting
-    with the base's. `lwptv_lightning.callbacks.RecalibrateBatchNorm` measures them anew on data.
-
-    Args:
-        names: State-dict names.
-
-    Returns:
-        The names that end in ``running_mean`` or ``running_var`` and have the other beside them.
-
-    Example:
-        >>> sorted(batch_norm_statistics(["bn.weight", "bn.running_mean", "bn.running_var", "running_mean"]))
-        ['bn.running_mean', 'bn.running_var']
+    Attributes:
+        pruned: What is merged.
+        combiner: Merges it.
+        scales: Tensor name to scaling coefficient, for the tensors that are merged.
+        owner: Name of every tensor to the rank of its process, in the order in which tensors are made.
     """
-    known = set(names)
-    return {
-        name
-        for name in known
-        for own, other in (("running_mean", "running_var"), ("running_var", "running_mean"))
-        if name.rpartition(".")[2] == own and name.removesuffix(own) + other in known
-    }
 
+    pruned: PrunedTaskVectors
+    combiner: Combiner
+    scales: Mapping[str, float]
+    owner: Mapping[str, int]
 
-class _Combiner:
-    """Applies a recipe's rule to one tensor after the other, after the rule's survey of all of them."""
+    def pieces(self) -> Iterator[tuple[str, slice, Tensor]]:
+        """Make the tensors piece by piece.
 
-    def __init__(
-        self, recipe: MergeRecipe, pruned: PrunedTaskVectors, statistics: DataStatistics | None, task: str | None
-    ) -> None:
-        self._rule = recipe.rule
-        self._pruned = pruned
-        self._on_parts = recipe.prune_on == "parts"
-        # The rule makes its parts of the whole task vectors; the mask acts on the parts.
-        self._seen = (
-            PrunedTaskVectors(pruned.vectors, pruned.names, pruned.device, pruned.dtype) if self._on_parts else pruned
-        )
-        self._seen.share = pruned.share
-        self._statistics = statistics
-        self._task = task
-        self._survey = recipe.rule.survey(self._seen, statistics)
+        Yields:
+            A tensor's name, which of its flattened elements, and their values, ``(n,)`` in the base's dtype and not to
+            be written to. Pieces of a tensor come one after the other, from the first to the last.
+        """
+        own = self.pruned.share.own(self.owner)
+        for piece in self.combiner.pieces([name for name in own if name in self.scales]):
+            yield piece.name, piece.elements, self._added_to_base(piece)
+        for name in own:
+            if name not in self.scales:
+                values = self.pruned.vectors.base(name).reshape(-1)
+                yield name, slice(0, len(values)), values
 
-    def combine(self, name: str) -> Tensor | None:
-        """Return the merged task vector of one tensor, or None where every task is pruned."""
-        kept = self._pruned.kept(name)
-        if not kept.any():
-            return None
-        tasks = self._pruned.tasks
-        context = MergeContext(name, tasks, self._survey, _stacked(self._statistics, tasks, name), self._task)
-        tau = self._seen.stack(name)
-        if not self._on_parts:
-            return self._rule.combine(tau, context)
-        parts = self._rule.parts(tau, context)
-        return torch.where(per_row(kept, parts).bool(), parts, 0).sum(0)
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Make the tensors, on the device on which they are merged.
 
-    def published_alpha(self) -> float:
-        """Return LiNeS' coefficient of the first block, ``(|sum_t tau_t|_1 / |merged|_1) / T``; 1 for a zero model."""
+        Yields:
+            Name and tensor.
+        """
+        headers, device = self.pruned.vectors.headers, self.pruned.device
+        for name, pieces in itertools.groupby(self.pieces(), key=lambda piece: piece[0]):
+            tensor = torch.empty(headers[name].shape, dtype=headers[name].dtype, device=device)
+            for _, elements, values in pieces:
+                tensor.view(-1)[elements] = values
+            yield name, tensor
 
-        def magnitudes(name: str) -> tuple[float, float]:
-            if (merged := self.combine(name)) is None:
-                return 0.0, 0.0
-            summed = self._pruned.stack(name).sum(0)
-            return float(summed.abs().sum(dtype=torch.float64)), float(merged.abs().sum(dtype=torch.float64))
-
-        found = self._pruned.share.each(self._pruned.names, magnitudes).values()
-        summed, combined = (sum(column) for column in zip(*found, strict=True))
-        return summed / combined / len(self._pruned.tasks) if combined else 1.0
+    def _added_to_base(self, piece: Piece) -> Tensor:
+        if piece.merged is None:
+            return piece.base
+        # A mean of running statistics stays one: no scale or rule may make a variance negative.
+        is_averaged = piece.name in self.combiner.averaged
+        scale = 1.0 if is_averaged else self.scales[piece.name]
+        total = piece.base.to(piece.merged, copy=True).add_(piece.merged, alpha=scale)
+        if is_averaged and piece.name.endswith("running_var"):
+            total.clamp_(min=0)
+        return total.to(piece.base.dtype)
 
 
 def _check_request(
@@ -270,17 +295,6 @@ def _check_request(
         require_known("task", task, vectors.tasks)
         if not rule.per_task:
             raise ValueError(f"rule {rule.name!r} merges all tasks into one model, so task={task!r} has no meaning.")
-
-
-def _stacked(statistics: DataStatistics | None, tasks: tuple[str, ...], name: str) -> Tensor | None:
-    """Return a tensor's statistics of all tasks, ``(T, ...)``, or None where a task has none.
-
-    Statistics of a layer's inputs may stand under the name of its module or of its weight.
-    """
-    for key in (name, name.removesuffix(".weight")):
-        if statistics is not None and all(key in statistics[task] for task in tasks):
-            return torch.stack([statistics[task][key] for task in tasks])
-    return None
 
 
 def _prune(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,7 +12,10 @@ from torch import Tensor
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.pruning import ElementPruning, LayerMask
 from lwptv_lightning.share import WHOLE, Share
+from lwptv_lightning.stacks import Block, HeldStack, Stack, map_blocks, sum_by_tensor, whole
 from lwptv_lightning.task_vectors import TaskVectors
+
+Value = TypeVar("Value")
 
 
 class PrunedTaskVectors:
@@ -68,9 +73,27 @@ class PrunedTaskVectors:
         """Return which tasks keep a tensor, at least in part, ``(T,)`` bool."""
         return torch.ones(len(self.tasks), dtype=torch.bool)
 
+    def open_stack(self, name: str) -> Stack:
+        """Return the T task vectors of one tensor, to be read in blocks."""
+        return self.vectors.open_stack(name, self.device, self.dtype)
+
     def stack(self, name: str) -> Tensor:
         """Return the T task vectors of one tensor, ``(T, *shape)``, for the caller to write to."""
-        return self.vectors.stack(name, self.device, self.dtype)
+        return whole(self.open_stack(name))
+
+    def map_blocks(self, function: Callable[[Block], Value], names: Iterable[str]) -> Iterator[tuple[str, Value]]:
+        """Compute something of each block of some tensors; see `lwptv_lightning.stacks.map_blocks`."""
+        return map_blocks(names, self.open_stack, function, self.dtype, self.device)
+
+    def sum_blocks(self, function: Callable[[Block], Tensor], names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Add up, for each tensor, what a function finds in its blocks, and return it on every process.
+
+        Args:
+            function: Returns a tensor on the CPU, always of the same shape.
+            names: The tensors, the same on every process; all by default.
+        """
+        names = self.names if names is None else tuple(names)
+        return self.share.join(sum_by_tensor(self.map_blocks(function, self.share.own(names))), names)
 
 
 class LayerPrunedTaskVectors(PrunedTaskVectors):
@@ -105,13 +128,12 @@ class LayerPrunedTaskVectors(PrunedTaskVectors):
     def kept(self, name: str) -> Tensor:  # noqa: D102 (inherited)
         return self._kept[name]
 
-    def stack(self, name: str) -> Tensor:  # noqa: D102 (inherited)
+    def open_stack(self, name: str) -> Stack:  # noqa: D102 (inherited)
         kept = self.kept(name)
         if not kept.any():
-            return torch.zeros((len(self.tasks), *self.shape(name)), device=self.device, dtype=self.dtype)
-        tau = super().stack(name)
-        tau[~kept.to(tau.device)] = 0
-        return tau
+            zero = torch.zeros((), device=self.device, dtype=self.dtype)
+            return HeldStack(zero.expand(len(self.tasks), *self.shape(name)), self.vectors.base(name))
+        return self.vectors.open_stack(name, self.device, self.dtype, kept.tolist())
 
 
 class ElementPrunedTaskVectors(PrunedTaskVectors):
@@ -148,14 +170,15 @@ class ElementPrunedTaskVectors(PrunedTaskVectors):
     def kept(self, name: str) -> Tensor:  # noqa: D102 (inherited)
         return torch.full((len(self.tasks),), self._pruning.ratio < 1)
 
-    def stack(self, name: str) -> Tensor:  # noqa: D102 (inherited)
+    def open_stack(self, name: str) -> Stack:  # noqa: D102 (inherited)
         if name not in self._last_layer:
             tensors = self._layers[self._layers.index_of(name)].tensors
             rows = [
-                super(ElementPrunedTaskVectors, self).stack(tensor).reshape(len(self.tasks), -1) for tensor in tensors
+                self.vectors.stack(tensor, self.device, self.dtype).reshape(len(self.tasks), self.numel(tensor))
+                for tensor in tensors
             ]
             pruned = self._pruning.drop_smallest_(torch.cat(rows, dim=1))
             self._last_layer = dict(
                 zip(tensors, torch.split(pruned, [row.shape[1] for row in rows], dim=1), strict=True)
             )
-        return self._last_layer[name].reshape(len(self.tasks), *self.shape(name)).clone()
+        return HeldStack(self._last_layer[name].reshape(len(self.tasks), *self.shape(name)), self.vectors.base(name))

@@ -38,8 +38,11 @@ class Share:
     def each(self, names: Iterable[str], compute: Callable[[str], Value]) -> dict[str, Value]:
         """Compute something of each tensor, where it belongs, and return it on every process, in the order of names."""
         names = tuple(names)
-        own = {name: compute(name) for name in self.own(names)}
-        found: Mapping[str, Value] = {name: value for part in self.exchange(own) for name, value in part.items()}
+        return self.join({name: compute(name) for name in self.own(names)}, names)
+
+    def join(self, own: Mapping[str, Value], names: Iterable[str]) -> dict[str, Value]:
+        """Return what all processes have found, each of its own tensors, in the order of names."""
+        found: Mapping[str, Value] = {name: value for part in self.exchange(dict(own)) for name, value in part.items()}
         return {name: found[name] for name in names}
 
 

@@ -20,6 +20,7 @@ from lwptv_lightning.checkpoints import (
 )
 from lwptv_lightning.opening import align_base, align_expert, open_unprefixed
 from lwptv_lightning.registry import UnknownNameError, nearest
+from lwptv_lightning.stacks import StoredStack, whole
 
 
 class TaskVectors:
@@ -161,16 +162,37 @@ class TaskVectors:
         Raises:
             CheckpointError: A weight is NaN or infinite.
         """
+        return whole(self.open_stack(name, device, dtype))
+
+    def open_stack(
+        self,
+        name: str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        kept: Iterable[bool] | None = None,
+    ) -> StoredStack:
+        """Return the T task vectors of one tensor, to be read in blocks.
+
+        Args:
+            name: One of `names`.
+            device: Where to subtract; the CPU by default.
+            dtype: The dtype to subtract in.
+            kept: Which tasks to read, the others being zero; all by default.
+        """
         if name not in self._base.headers:
             raise UnknownNameError("tensor", name, self.names)
-        base = self._base.read(name).to(device, dtype)
-        tau = torch.empty((len(self._experts), *base.shape), device=base.device, dtype=dtype)
-        for row, expert in zip(tau, self._experts.values(), strict=True):
-            expert.subtract(name, base, row)
-        # NaN and infinity survive a sum, so that one number tells; overflow of a finite sum is told apart below.
-        if not torch.isfinite(tau.sum()):
-            self._raise_unless_finite(name)
-        return tau
+        experts = [
+            expert.read_for_difference(name) if keep else None
+            for expert, keep in zip(self._experts.values(), kept or [True] * len(self), strict=True)
+        ]
+        return StoredStack(
+            self._base.headers[name].shape,
+            self._base.read(name),
+            experts,
+            device,
+            dtype,
+            lambda: self._raise_unless_finite(name),
+        )
 
     def select(self, tasks: Iterable[str]) -> TaskVectors:
         """Return the task vectors of some tasks, in the order given."""

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "lwptv_lightning"
 # Each imports only from those before it.
 ORDER = [
     "registry",
+    "choices",
     "hub",
     "checkpoints",
     "fingerprint",
@@ -19,8 +20,9 @@ ORDER = [
     "differences",
     "lora",
     "opening",
-    "task_vectors",
     "share",
+    "stacks",
+    "task_vectors",
     "tracing",
     "layers",
     "layer_scaling",
@@ -32,6 +34,8 @@ ORDER = [
     "catalogue",
     "distributed",
     "recipe",
+    "combining",
+    "memory",
     "merging",
     "data_statistics",
     "writing",

@@ -99,7 +99,10 @@ def test_scores_are_listed(capsys):
     assert all(len(line.split()) > 2 for line in lines)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["demo", "--help"], ["zoo", "--help"]])
+LIGHT = ("demo", "merge", "check", "diff", "rules", "scores", "zoo")  # `validate` asks Lightning for its options
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([command, "--help"] for command in LIGHT)], ids=str)
 def test_help_loads_neither_torch_nor_lightning(arguments):
     script = (
         "import sys\nfrom lwptv_lightning.cli import main\n"

@@ -21,7 +21,7 @@ from lwptv_lightning.layers import layers_from_names
 from lwptv_lightning.merging import plan_pruning
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.rules import RULES
-from lwptv_lightning.rules._ops import kth_smallest_magnitude
+from lwptv_lightning.rules._order_statistics import kth_smallest_magnitude
 from lwptv_lightning.statistics import collect_statistics
 
 SHAPES = {

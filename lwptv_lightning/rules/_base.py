@@ -6,18 +6,21 @@ import dataclasses
 from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from torch import Tensor
 
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.registry import Registry, UnknownNameError
 from lwptv_lightning.rules._parameters import check_parameters
+from lwptv_lightning.stacks import sum_tasks
 
 RULES: Registry[type[MergeRule]] = Registry("merging rule")
 
 DataStatistics: TypeAlias = Mapping[str, Mapping[str, Tensor]]
 """What was collected on data: task to tensor name to a tensor, such as a diagonal Fisher information."""
+
+Unit: TypeAlias = Literal["element", "task", "tensor"]
 
 RuleType = TypeVar("RuleType", bound="type[MergeRule]")
 
@@ -31,7 +34,8 @@ class MergeContext:
         tasks: The T task names, in the order of the stack.
         survey: What the rule's own `MergeRule.survey` returned.
         statistics: What was collected on data for this tensor, one for each task, ``(T, ...)``; ``None`` where
-            nothing was.
+            nothing was. Where the stack is a block of the tensor, this is the same block of the statistics.
+        start: The position of the stack's first element in the flattened tensor; above 0 for a block of it.
         task: The task whose own model is wanted, for rules that make one for each; ``None`` is the model of all.
     """
 
@@ -39,6 +43,7 @@ class MergeContext:
     tasks: tuple[str, ...]
     survey: Any = None
     statistics: Tensor | None = None
+    start: int = 0
     task: str | None = None
 
 
@@ -63,6 +68,16 @@ class MergeRule(ABC):
     needs: ClassVar[str] = ""
     per_task: ClassVar[bool] = False
 
+    @property
+    def unit(self) -> Unit:
+        """The least that `combine` must see at once, which decides how much memory a merge takes.
+
+        ``"element"``: the result at an element depends on the task vectors there and on the context alone, so that a
+        tensor may come flattened and in blocks, ``(T, n)``. ``"task"``: the rule has `parts`, and each depends on its
+        own task vector alone, so that these may come one by one, ``(1, *shape)``. ``"tensor"``: all of the tensor.
+        """
+        return "tensor"
+
     def __post_init__(self) -> None:
         check_parameters(self)
 
@@ -81,7 +96,7 @@ class MergeRule(ABC):
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return the merged task vector, ``(T, *shape) -> (*shape)``; it may write to ``tau``."""
-        return self.parts(tau, context).sum(0)
+        return sum_tasks(self.parts(tau, context))
 
     @classmethod
     def surveys_model(cls) -> bool:

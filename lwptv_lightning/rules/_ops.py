@@ -1,25 +1,17 @@
 """Tensor operations that several merging rules share.
 
-Shapes: T tasks; ``tau`` is a stack of task vectors ``(T, *shape)``.
+Shapes: T tasks; ``tau`` is a stack of task vectors ``(T, *shape)``. Masks are floats, 1 and 0: on the CPU torch
+compares, selects and counts with booleans several times more slowly than it multiplies and adds.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-
-_DIGIT_BITS = 16
-_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
-
-Transform: TypeAlias = Callable[[Tensor, str], Tensor]
-"""Maps a stack and its tensor's name to other values, on which a search over the whole model works instead."""
+from lwptv_lightning.stacks import sum_tasks
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
@@ -42,126 +34,15 @@ def as_rows(tau: Tensor) -> Tensor:
     return tau.reshape(len(tau), math.prod(tau.shape[1:]))
 
 
-def smallest_kept(elements: int, density: float) -> int:
-    """Return the rank, from the smallest, of the least element that a trim keeps.
-
-    A trim to a fraction ``density`` of d elements keeps all that are at least as large as the
-    ``d - int(d * density)``-th smallest, so ``int(d * density) + 1`` of them and whatever ties with the last, as the
-    authors' code of TIES does. A density of 1 keeps everything.
-
-    Example:
-        >>> smallest_kept(10, 0.2), smallest_kept(10, 1.0)
-        (8, 1)
-    """
-    return max(elements - int(elements * density), 1)
-
-
-def trim_thresholds(vectors: PrunedTaskVectors, density: float, transform: Transform | None = None) -> Tensor:
-    """Return the magnitude that an element needs to stay, for each task over the whole model, ``(T,)``."""
-    if density == 1:
-        return torch.zeros(len(vectors.tasks), dtype=vectors.dtype)
-    return kth_smallest_magnitude(vectors, smallest_kept(count_elements(vectors), density), transform)
-
-
 def trim_(tau: Tensor, thresholds: Tensor) -> Tensor:
     """Zero what is smaller in magnitude than its row's threshold, in place.
 
     Example:
-        >>> trim_(torch.tensor([[1.0, -3.0], [4.0, 2.0]]), torch.tensor([2.0, 3.0]))
-        tensor([[ 0., -3.],
-                [ 4.,  0.]])
+        >>> trim_(torch.tensor([[1.0, -3.0], [4.0, 2.0]]), torch.tensor([2.0, 3.0])).tolist()
+        [[0.0, -3.0], [4.0, 0.0]]
     """
-    return tau.masked_fill_(tau.abs() < per_row(thresholds, tau), 0)
-
-
-def count_elements(vectors: PrunedTaskVectors) -> int:
-    """Return the number of elements of one task vector over the whole model."""
-    return sum(map(vectors.numel, vectors.names))
-
-
-def kth_smallest_magnitude(vectors: PrunedTaskVectors, k: int, transform: Transform | None = None) -> Tensor:
-    """Return each task's k-th smallest ``|tau|`` over the whole model; see `kth_smallest`.
-
-    Args:
-        vectors: What to stream over.
-        k: The rank, counted from 1.
-        transform: Gives the values whose magnitudes are ranked instead.
-
-    Returns:
-        ``(T,)``, on the CPU, in the dtype of the stacks.
-    """
-
-    def magnitudes(tau: Tensor, name: str) -> Tensor:
-        return (tau if transform is None else transform(tau, name)).abs()
-
-    return kth_smallest(vectors, k, magnitudes)
-
-
-def kth_smallest(vectors: PrunedTaskVectors, k: int, transform: Transform) -> Tensor:
-    """Return the k-th smallest value of each row over the whole model, exactly and without holding the model.
-
-    The bits of floats, read as integers, order like the floats once those of negative ones are flipped. So digits of
-    16 bits are fixed one after the other, from the highest: a pass over the stacks counts how often each value of
-    the digit occurs among the elements that match the digits fixed so far. Float32 takes two passes.
-
-    Args:
-        vectors: What to stream over.
-        k: The rank, counted from 1.
-        transform: Gives the values, ``(T, *shape) -> (R, *shape)``; R is the same for all tensors.
-
-    Returns:
-        ``(R,)``, on the CPU, in the dtype of the stacks.
-
-    Raises:
-        ValueError: ``k`` is not in 1 ... number of elements.
-    """
-    total = count_elements(vectors)
-    if not 1 <= k <= total:
-        raise ValueError(f"k must lie in 1 ... {total}, not {k}.")
-    bits = torch.finfo(vectors.dtype).bits
-    digit_values = 1 << _DIGIT_BITS
-    top = bits - _DIGIT_BITS
-    found: list[int] = []
-    remaining: list[int] = []
-    for shift in range(top, -1, -_DIGIT_BITS):
-        counts = torch.zeros(0, digit_values, dtype=torch.int64)
-        for name in vectors.own_names:
-            keys = _order_as_integers(as_rows(transform(vectors.stack(name), name)))
-            if not len(counts):
-                counts = counts.new_zeros(len(keys), digit_values)
-            for row, key in enumerate(keys):
-                # The highest digit holds the sign, so that it counts from the middle.
-                if shift == top:
-                    digits = (key >> shift) + digit_values // 2
-                else:
-                    digits = key[key >> (shift + _DIGIT_BITS) == found[row]] >> shift & (digit_values - 1)
-                _count_(counts[row], digits)
-        if shift == top:
-            found, remaining = [0] * len(counts), [k] * len(counts)
-        # A process without a tensor of its own has no rows.
-        counts = torch.stack([part for part in vectors.share.exchange(counts) if len(part)]).sum(0)
-        reached = counts.cumsum(1)
-        for row in range(len(counts)):
-            digit = int(torch.searchsorted(reached[row], remaining[row]))
-            remaining[row] -= int(reached[row, digit] - counts[row, digit])
-            found[row] = digit - digit_values // 2 if shift == top else found[row] << _DIGIT_BITS | digit
-    values = torch.tensor(found, dtype=_INTEGERS[vectors.dtype])
-    return _order_as_integers(values.view(vectors.dtype)).view(vectors.dtype)
-
-
-def _count_(counts: Tensor, digits: Tensor) -> None:
-    """Add how often each value occurs among the digits, in place."""
-    if digits.numel() < counts.numel():
-        # Small tensors are many in a model, and a sweep over all the counters for each would take most of the time.
-        counts.scatter_add_(0, digits.long().cpu(), torch.ones(digits.numel(), dtype=counts.dtype))
-    else:
-        counts += torch.bincount(digits, minlength=len(counts)).cpu()
-
-
-def _order_as_integers(values: Tensor) -> Tensor:
-    """Map floats to integers of the same order, by an operation that is its own inverse on the bits."""
-    integers = values.view(_INTEGERS[values.dtype])
-    return torch.where(integers < 0, integers ^ torch.iinfo(integers.dtype).max, integers)
+    magnitudes = tau.abs()
+    return tau.mul_(torch.ge(magnitudes, per_row(thresholds, tau), out=magnitudes))
 
 
 def elect_signs(tau: Tensor, tie: float) -> Tensor:
@@ -178,13 +59,22 @@ def elect_signs(tau: Tensor, tie: float) -> Tensor:
         >>> elect_signs(torch.tensor([[1.0, -2.0, 1.0], [1.0, 1.0, -1.0]]), tie=-1.0)
         tensor([ 1., -1., -1.])
     """
-    total = tau.sum(0)
-    return torch.where(total == 0, tie, total.sign())
+    signs = sum_tasks(tau).sign_()
+    return signs.add_(_zeros_of(signs), alpha=tie) if tie else signs
 
 
-def agreeing_with(tau: Tensor, signs: Tensor) -> Tensor:
-    """Mark the entries with the elected sign, ``(T, *shape)`` bool; where none is elected, the negative ones."""
-    return torch.where(signs > 0, tau > 0, tau < 0)
+def agreeing_magnitudes(tau: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the magnitudes of the entries with the elected sign, and this sign; where none is elected, -.
+
+    Args:
+        tau: ``(T, *shape)``.
+        signs: +1, -1 or 0, ``(*shape)``.
+
+    Returns:
+        ``(T, *shape)``, zero for the other entries, and ``(*shape)``, +1 or -1.
+    """
+    direction = signs - _zeros_of(signs)
+    return (tau * direction).clamp_(min=0), direction
 
 
 def combine_agreeing(tau: Tensor, signs: Tensor, reduce: str) -> Tensor:
@@ -203,45 +93,16 @@ def combine_agreeing(tau: Tensor, signs: Tensor, reduce: str) -> Tensor:
         >>> combine_agreeing(torch.tensor([[1.0, -2.0], [3.0, 1.0]]), torch.tensor([1.0, -1.0]), "mean")
         tensor([ 2., -2.])
     """
-    agreeing = agreeing_with(tau, signs)
-    chosen = torch.where(agreeing, tau, 0)
+    magnitudes, direction = agreeing_magnitudes(tau, signs)
     if reduce == "max":
-        return chosen.abs().amax(0) * signs
-    total = chosen.sum(0)
-    return total if reduce == "sum" else total / agreeing.sum(0).clamp_min(1)
+        return magnitudes.amax(0) * signs
+    total = sum_tasks(magnitudes).mul_(direction)
+    return total if reduce == "sum" else total.div_(sum_tasks(magnitudes.sign_()).clamp_(min=1))
 
 
-def random_keep(shape: tuple[int, ...], probability: float | Tensor, *key: int | str) -> Tensor:
-    """Draw which elements to keep, each with a given probability.
-
-    The draw is made on the CPU from a generator of its own, seeded by all of ``key`` together. So it is the same
-    whatever the order of tensors, the number of processes, or the device on which it is used.
-
-    Args:
-        shape: Shape of the result.
-        probability: To keep an element; a number, or one for each element.
-        key: The seed, then what tells this draw from others, such as the task and the tensor's name.
-
-    Returns:
-        Bool, ``shape``, on the CPU.
-
-    Example:
-        >>> bool((random_keep((4,), 0.5, 0, "a", "w") == random_keep((4,), 0.5, 0, "a", "w")).all())
-        True
-    """
-    digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-    return torch.rand(shape, generator=generator) < probability
-
-
-def rescale_kept(tau: Tensor, keep: Tensor, probability: float | Tensor) -> Tensor:
-    """Drop what is not kept and divide the rest by its probability of being kept, which leaves the mean unchanged.
-
-    Example:
-        >>> rescale_kept(torch.tensor([1.0, 2.0]), torch.tensor([True, False]), 0.5)
-        tensor([2., 0.])
-    """
-    return torch.where(keep, tau / probability, 0)
+def _zeros_of(values: Tensor) -> Tensor:
+    """Return 1 where a value is 0, else 0."""
+    return torch.eq(values, 0, out=torch.empty_like(values))
 
 
 def magnitude_probabilities(tau: Tensor, density: float, epsilon: float) -> Tensor:
@@ -272,18 +133,6 @@ def magnitude_probabilities(tau: Tensor, density: float, epsilon: float) -> Tens
     return probabilities.reshape(tau.shape)
 
 
-def keep_largest_(tau: Tensor, density: float) -> Tensor:
-    """Zero all but the ``int(n * density)`` largest magnitudes of each row, in place; of equal ones the first stay.
-
-    Example:
-        >>> keep_largest_(torch.tensor([[1.0, -3.0, 3.0]]), 0.5)
-        tensor([[ 0., -3.,  0.]])
-    """
-    rows = as_rows(tau)
-    dropped = rows.abs().argsort(dim=1, descending=True, stable=True)[:, int(rows.shape[1] * density) :]
-    return rows.scatter_(1, dropped, 0).view(tau.shape)
-
-
 def tall_masks(tau: Tensor, merged: Tensor, tall_lambda: float) -> Tensor:
     """Mark the weights of a merged task vector that matter to each task: ``|tau_t| > lambda |merged - tau_t|``.
 
@@ -293,11 +142,12 @@ def tall_masks(tau: Tensor, merged: Tensor, tall_lambda: float) -> Tensor:
         tall_lambda: The threshold lambda, at least 0.
 
     Returns:
-        Bool, ``(T, *shape)``.
+        1 for a weight that matters and 0 for another, ``(T, *shape)``.
 
     Example:
         >>> tall_masks(torch.tensor([[1.0], [0.1]]), torch.tensor([1.1]), 0.4)
-        tensor([[ True],
-                [False]])
+        tensor([[1.],
+                [0.]])
     """
-    return tau.abs() > tall_lambda * (merged - tau).abs()
+    limits = (merged - tau).abs_().mul_(tall_lambda)
+    return torch.gt(tau.abs(), limits, out=limits)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._ops import agreeing_with, elect_signs, per_row, trim_
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._ops import agreeing_magnitudes, elect_signs, per_row, trim_
 from lwptv_lightning.rules._parameters import flag, number, per_task_by_tensor, require_per_task
 from lwptv_lightning.rules._selection import TrimSurvey, survey_trim
 
@@ -40,6 +41,8 @@ class AdaMerging(MergeRule):
         Yang et al., AdaMerging, arXiv 2310.02575; its "layer-wise" coefficients are one for each tensor.
     """
 
+    unit: ClassVar[Unit] = "element"
+
     coefficients: Mapping[str, tuple[float, ...]] | None = per_task_by_tensor()
     plus_plus: bool = flag(False)
     density: float = number(0.2, "(0, 1]")
@@ -53,7 +56,8 @@ class AdaMerging(MergeRule):
         if survey is None:
             return tau
         trimmed = trim_(tau, survey.thresholds)
-        return torch.where(agreeing_with(trimmed, elect_signs(trimmed, survey.tie)), trimmed, 0)
+        magnitudes, direction = agreeing_magnitudes(trimmed, elect_signs(trimmed, survey.tie))
+        return magnitudes.mul_(direction)
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return ``lambda_t tau_t``, ``(T, *shape)``."""

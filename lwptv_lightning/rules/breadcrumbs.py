@@ -1,10 +1,11 @@
 """Model Breadcrumbs."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
 from lwptv_lightning.rules._parameters import number
 from lwptv_lightning.rules._selection import keep_middle_
 
@@ -24,15 +25,17 @@ class Breadcrumbs(MergeRule):
     Example:
         >>> import torch
         >>> from lwptv_lightning.rules import MergeContext
-        >>> tau = torch.tensor([[1.0, -4.0, 3.0, 2.0]])
+        >>> tau = torch.tensor([[1.0, 4.0, 3.0, -2.0]])
         >>> Breadcrumbs(density=0.5, outliers=0.25).combine(tau, MergeContext("w", ("a",)))
-        tensor([0., 0., 3., 2.])
+        tensor([ 0.,  0.,  3., -2.])
 
     Reference:
         Davari and Belilovsky, Model breadcrumbs, arXiv 2312.06795, by tensor as in mergekit; the authors' code goes
         by rows, which empties convolutions. Deviation from mergekit: where ``int(n * outliers)`` is 0, it drops the
         whole tensor, and here no outlier is dropped.
     """
+
+    unit: ClassVar[Unit] = "task"
 
     density: float = number(0.85, "(0, 1]")
     outliers: float = number(0.01, "[0, 1]")

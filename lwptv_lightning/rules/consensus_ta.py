@@ -1,12 +1,14 @@
 """Consensus task arithmetic."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
 from lwptv_lightning.rules._parameters import number, whole
 from lwptv_lightning.rules._selection import keep_consensus
+from lwptv_lightning.stacks import sum_tasks
 
 
 @merge_rule("consensus_ta", paper="https://arxiv.org/abs/2405.07813", scale=0.3)
@@ -33,9 +35,11 @@ class ConsensusTA(MergeRule):
         on validation data; here one lambda serves all.
     """
 
+    unit: ClassVar[Unit] = "element"
+
     tall_lambda: float = number(0.4, "[0, inf)")
     min_tasks: int = whole(2)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Sum and mask one stack, ``(T, *shape) -> (*shape)``."""
-        return keep_consensus(tau, tau.sum(0), self.tall_lambda, self.min_tasks)
+        return keep_consensus(tau, sum_tasks(tau), self.tall_lambda, self.min_tasks)

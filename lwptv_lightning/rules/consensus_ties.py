@@ -1,11 +1,12 @@
 """Consensus TIES."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
 from lwptv_lightning.rules._parameters import choice, number, whole
 from lwptv_lightning.rules._selection import TrimSurvey, keep_consensus, survey_trim, trim_elect_merge_
 
@@ -37,6 +38,8 @@ class ConsensusTIES(MergeRule):
         Wang et al., Localizing task information, arXiv 2405.07813. Deviation: the authors choose lambda for each task
         on validation data; here one lambda serves all.
     """
+
+    unit: ClassVar[Unit] = "element"
 
     tall_lambda: float = number(0.4, "[0, inf)")
     min_tasks: int = whole(2)

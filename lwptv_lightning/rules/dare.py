@@ -1,12 +1,13 @@
 """DARE: drop and rescale."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
 from lwptv_lightning.rules._parameters import number, whole
-from lwptv_lightning.rules._selection import drop_at_random
+from lwptv_lightning.rules._selection import drop_at_random_
 
 
 @merge_rule("dare", paper="https://arxiv.org/abs/2311.03099", scale=0.3)
@@ -30,9 +31,11 @@ class DARE(MergeRule):
         draw of the authors' code depends on the order in which tensors are visited.
     """
 
+    unit: ClassVar[Unit] = "element"
+
     density: float = number(0.5, "(0, 1]")
     seed: int = whole(0)
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return ``m_t tau_t / density``, ``(T, *shape)``."""
-        return drop_at_random(tau, self.density, self.seed, context.tasks, context.name)
+        return drop_at_random_(tau, self.density, self.seed, context.tasks, context.name, context.start)

@@ -1,13 +1,15 @@
 """DARE followed by TIES."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
 from lwptv_lightning.rules._parameters import choice, number, whole
-from lwptv_lightning.rules._selection import TrimSurvey, drop_at_random, survey_trim, trim_elect_merge_
+from lwptv_lightning.rules._selection import TrimSurvey, drop_at_random_, survey_trim, trim_elect_merge_
+from lwptv_lightning.stacks import Block
 
 
 @merge_rule("dare_ties", paper="https://arxiv.org/abs/2311.03099", scale=0.5)
@@ -35,6 +37,8 @@ class DARETIES(MergeRule):
         FusionBench. Deviation: the random stream is our own, as for ``dare``; densities are fractions to keep.
     """
 
+    unit: ClassVar[Unit] = "element"
+
     density: float = number(0.5, "(0, 1]")
     seed: int = whole(0)
     trim_density: float = number(0.2, "(0, 1]")
@@ -43,12 +47,12 @@ class DARETIES(MergeRule):
     def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> TrimSurvey:
         """Find thresholds and the majority sign of the dropped and rescaled task vectors."""
 
-        def drop(tau: Tensor, name: str) -> Tensor:
-            return drop_at_random(tau, self.density, self.seed, vectors.tasks, name)
+        def drop(block: Block) -> Tensor:
+            return drop_at_random_(block.tau, self.density, self.seed, vectors.tasks, block.name, block.start)
 
         return survey_trim(vectors, self.trim_density, drop)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Drop, rescale, trim, elect and merge one stack, ``(T, *shape) -> (*shape)``."""
-        dropped = drop_at_random(tau, self.density, self.seed, context.tasks, context.name)
+        dropped = drop_at_random_(tau, self.density, self.seed, context.tasks, context.name, context.start)
         return trim_elect_merge_(dropped, context.survey, self.reduce)

@@ -7,7 +7,7 @@ from torch import Tensor
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 from lwptv_lightning.rules._ops import combine_agreeing, elect_signs, magnitude_probabilities
 from lwptv_lightning.rules._parameters import number, whole
-from lwptv_lightning.rules._selection import drop_at_random
+from lwptv_lightning.rules._selection import drop_at_random_
 
 
 @merge_rule("della", paper="https://arxiv.org/abs/2406.11617")
@@ -52,5 +52,5 @@ class DELLA(MergeRule):
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Drop, rescale, elect and merge one stack, ``(T, *shape) -> (*shape)``."""
         probability = magnitude_probabilities(tau, self.density, self.epsilon)
-        kept = drop_at_random(tau, probability, self.seed, context.tasks, context.name)
+        kept = drop_at_random_(tau, probability, self.seed, context.tasks, context.name)
         return combine_agreeing(kept, elect_signs(kept, 1.0), "mean")

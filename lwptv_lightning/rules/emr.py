@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._ops import as_rows, combine_agreeing, elect_signs
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._ops import combine_agreeing, elect_signs
+from lwptv_lightning.stacks import Block
 
 
 @merge_rule("emr", paper="https://arxiv.org/abs/2405.17461")
@@ -32,18 +33,21 @@ class EMR(MergeRule):
         1, where the authors' code divides by 0.
     """
 
+    unit: ClassVar[Unit] = "element"
+
     per_task: ClassVar[bool] = True
 
     def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> Tensor:
         """Find the rescalers, ``(T,)``."""
 
-        def magnitudes(name: str) -> Tensor:
-            tau = vectors.stack(name)
-            unified, mask = _elect(tau)
-            return torch.stack([_mean_magnitudes(tau), _mean_magnitudes(unified * mask)])
+        def magnitudes(block: Block) -> Tensor:
+            unified, mask = _elect(block.tau)
+            sums = torch.stack([block.tau.abs().sum(1), mask.mul_(unified).abs_().sum(1)])
+            return sums.double().cpu() / vectors.numel(block.name)
 
         filled = [name for name in vectors.names if vectors.numel(name)]
-        own, masked = sum(vectors.share.each(filled, magnitudes).values(), torch.zeros(2, 1, dtype=torch.float64))
+        found = vectors.sum_blocks(magnitudes, filled).values()
+        own, masked = sum(found, torch.zeros(2, 1, dtype=torch.float64))
         return torch.where(masked > 0, own / masked, 1.0)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
@@ -58,8 +62,5 @@ class EMR(MergeRule):
 def _elect(tau: Tensor) -> tuple[Tensor, Tensor]:
     """Return the unified task vector, ``(*shape)``, and each task's mask, ``(T, *shape)``."""
     signs = elect_signs(tau, -1.0)
-    return combine_agreeing(tau, signs, "max"), tau * signs > 0
-
-
-def _mean_magnitudes(tau: Tensor) -> Tensor:
-    return as_rows(tau).abs().mean(1).cpu().double()
+    votes = tau * signs
+    return combine_agreeing(tau, signs, "max"), torch.gt(votes, 0, out=votes)

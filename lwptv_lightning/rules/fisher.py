@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
 from lwptv_lightning.rules._ops import per_row
 from lwptv_lightning.rules._parameters import flag, number
+from lwptv_lightning.stacks import sum_tasks
 
 
 @merge_rule("fisher", paper="https://arxiv.org/abs/2111.09832")
@@ -37,6 +38,8 @@ class Fisher(MergeRule):
         added for every task, as in later libraries; the authors' code takes a maximum, for the first model alone.
     """
 
+    unit: ClassVar[Unit] = "element"
+
     needs: ClassVar[str] = "fisher"
 
     normalize: bool = flag(True)
@@ -61,4 +64,4 @@ class Fisher(MergeRule):
         if context.statistics is None:
             return tau / len(tau)
         weights = (context.statistics.to(tau) + self.floor) * per_row(context.survey, tau)
-        return tau * (weights / weights.sum(0))
+        return tau * (weights / sum_tasks(weights))

@@ -10,6 +10,7 @@ from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule,
 from lwptv_lightning.rules._matrices import is_matrix
 from lwptv_lightning.rules._parameters import choice, number, patterns
 from lwptv_lightning.rules._selection import TrimSurvey, survey_trim, trim_elect_merge_
+from lwptv_lightning.stacks import HeldStack, Stack
 
 _LEAST_SINGULAR_VALUE = 1e-5
 
@@ -75,8 +76,8 @@ class AlignedTaskVectors(PrunedTaskVectors):
     def shape(self, name: str) -> tuple[int, ...]:  # noqa: D102 (inherited)
         return self._shapes[name]
 
-    def stack(self, name: str) -> Tensor:  # noqa: D102 (inherited)
-        return align(self._source.stack(name))[1]
+    def open_stack(self, name: str) -> Stack:  # noqa: D102 (inherited)
+        return HeldStack(align(self._source.stack(name))[1], torch.zeros(()).expand(self.shape(name)))
 
 
 def align(tau: Tensor) -> tuple[Tensor, Tensor]:

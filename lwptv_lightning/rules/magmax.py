@@ -1,11 +1,12 @@
 """MagMax."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
 
 
 @merge_rule("magmax", paper="https://arxiv.org/abs/2407.06322", scale=0.5)
@@ -24,6 +25,8 @@ class MagMax(MergeRule):
         Marczak et al., MagMax, arXiv 2407.06322. No deviation; the scale is that for models fine-tuned independently
         of one another.
     """
+
+    unit: ClassVar[Unit] = "element"
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Select from one stack, ``(T, *shape) -> (*shape)``."""

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._ops import keep_largest_, trim_, trim_thresholds
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._ops import trim_
 from lwptv_lightning.rules._parameters import choice, number
+from lwptv_lightning.rules._selection import keep_largest_, trim_thresholds
 
 
 @merge_rule("magnitude", paper="https://arxiv.org/abs/2405.07813", scale=0.3)
@@ -36,6 +37,11 @@ class Magnitude(MergeRule):
 
     density: float = number(0.2, "(0, 1]")
     scope: str = choice("model", ("model", "tensor"))
+
+    @property
+    def unit(self) -> Unit:
+        """All of a task's tensor where it is ranked by itself, else single elements."""
+        return "task" if self.scope == "tensor" else "element"
 
     def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> Tensor | None:
         """Find each task's threshold over the whole model, ``(T,)``."""

@@ -1,14 +1,17 @@
 """PCB-merging: parameter competition balancing."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._ops import count_elements, kth_smallest, kth_smallest_magnitude, per_row
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._ops import per_row
+from lwptv_lightning.rules._order_statistics import count_elements, order_statistics
 from lwptv_lightning.rules._parameters import number
+from lwptv_lightning.stacks import sum_tasks
 
 
 @dataclass(frozen=True)
@@ -47,21 +50,20 @@ class PCB(MergeRule):
         positive their weight is 1; the authors' code divides 0 by 0 in both cases.
     """
 
+    unit: ClassVar[Unit] = "element"
+
     density: float = number(0.1, "(0, 1]")
     clip: float = number(1e-4, "[0, 0.5)")
 
     def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> PCBSurvey:
         """Find the quantiles of magnitudes, then those of scores."""
         count = count_elements(vectors)
-        low = kth_smallest_magnitude(vectors, int(count * self.clip) + 1)
-        high = kth_smallest_magnitude(vectors, int(count * (1 - self.clip) - 1) + 1)
-
-        def scores(tau: Tensor, name: str) -> Tensor:
-            return _scores(tau, low, high)
-
+        ends = int(count * self.clip) + 1, int(count * (1 - self.clip) - 1) + 1
+        low, high = order_statistics(vectors, ends, lambda block: block.tau.abs())
         # For a density next to 0, 1 - density rounds to 1.
-        least = kth_smallest(vectors, min(int(count * (1 - self.density)), count - 1) + 1, scores)
-        return PCBSurvey(low, high, least, kth_smallest(vectors, count, scores))
+        dropped = min(int(count * (1 - self.density)), count - 1)
+        least, most = order_statistics(vectors, [dropped + 1, count], lambda block: _scores(block.tau, low, high))
+        return PCBSurvey(low, high, least, most)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Weigh and average one stack, ``(T, *shape) -> (*shape)``."""
@@ -70,7 +72,8 @@ class PCB(MergeRule):
         least, most = per_row(found.least, tau), per_row(found.most, tau)
         reaching_most = ((scores >= most) & (most > 0)).to(tau.dtype)
         weights = torch.where(most > least, (scores.clamp_min(least) - least) / (most - least), reaching_most)
-        return (tau.sign() * _clamp(tau, found.low, found.high) * weights).sum(0) / weights.sum(0).clamp_min(1e-12)
+        clamped = tau.sign() * _clamp(tau, found.low, found.high)
+        return sum_tasks(clamped * weights) / sum_tasks(weights).clamp_(min=1e-12)
 
 
 def _clamp(tau: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -81,4 +84,4 @@ def _scores(tau: Tensor, low: Tensor, high: Tensor) -> Tensor:
     span = per_row(high - low, tau)
     relative = torch.where(span > 0, (_clamp(tau, low, high) - per_row(low, tau)) / span, 0)
     # The weights do not depend on a common factor of the scores; exp(-T) keeps the exponential from overflowing.
-    return (len(tau) * (relative.square() - 1)).exp() * (tau * tau.sum(0)).tanh()
+    return (len(tau) * (relative.square() - 1)).exp() * (tau * sum_tasks(tau)).tanh()

@@ -1,10 +1,11 @@
 """Simple average."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
 
 
 @merge_rule("simple_average", paper="https://arxiv.org/abs/2203.05482")
@@ -23,6 +24,8 @@ class SimpleAverage(MergeRule):
     Reference:
         Wortsman et al., Model soups, arXiv 2203.05482 (the uniform soup).
     """
+
+    unit: ClassVar[Unit] = "element"
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return ``tau_t / T``, ``(T, *shape)``."""

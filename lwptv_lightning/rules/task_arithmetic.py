@@ -1,11 +1,12 @@
 """Task arithmetic."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
 from lwptv_lightning.rules._ops import per_row
 from lwptv_lightning.rules._parameters import per_task, require_per_task
 
@@ -27,6 +28,8 @@ class TaskArithmetic(MergeRule):
     Reference:
         Ilharco et al., Editing models with task arithmetic, arXiv 2212.04089.
     """
+
+    unit: ClassVar[Unit] = "element"
 
     coefficients: tuple[float, ...] | None = per_task()
 

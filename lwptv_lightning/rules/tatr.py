@@ -1,13 +1,14 @@
 """TATR: task arithmetic in the trust region."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._ops import count_elements, kth_smallest
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._order_statistics import count_elements, order_statistics
 from lwptv_lightning.rules._parameters import number
 
 
@@ -36,17 +37,20 @@ class TATR(MergeRule):
         Deviation: the form with gradients is not offered.
     """
 
+    unit: ClassVar[Unit] = "element"
+
     quantile: float = number(0.99, "[0, 1]")
 
     def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> Tensor:
         """Find the threshold, ``(1,)``."""
         count = count_elements(vectors)
         rank = min(int(count * self.quantile), count - 1)
-        return kth_smallest(vectors, rank + 1, lambda tau, name: _conflict(tau).unsqueeze(0))
+        return order_statistics(vectors, [rank + 1], lambda block: _conflict(block.tau).unsqueeze(0))[0]
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return each task vector inside the trust region, ``(T, *shape)``."""
-        return torch.where(_conflict(tau) < context.survey.to(tau.device), tau, 0)
+        conflict = _conflict(tau)
+        return tau.mul_(torch.lt(conflict, float(context.survey), out=conflict))
 
 
 def _conflict(tau: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._ops import combine_agreeing, elect_signs, keep_largest_
+from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._ops import combine_agreeing, elect_signs
 from lwptv_lightning.rules._parameters import choice, number
-from lwptv_lightning.rules._selection import TrimSurvey, survey_trim, trim_elect_merge_
+from lwptv_lightning.rules._selection import TrimSurvey, keep_largest_, survey_trim, trim_elect_merge_
 
 
 @merge_rule("ties", paper="https://arxiv.org/abs/2306.01708")
@@ -43,6 +43,11 @@ class TIES(MergeRule):
     density: float = number(0.2, "(0, 1]")
     reduce: str = choice("mean", ("mean", "sum", "max"))
     scope: str = choice("model", ("model", "tensor"))
+
+    @property
+    def unit(self) -> Unit:
+        """All of a task's tensor where it is ranked by itself, else single elements."""
+        return "tensor" if self.scope == "tensor" else "element"
 
     def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> TrimSurvey | None:
         """Find each task's threshold over the whole model, then the majority of the elected signs."""

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
 from lwptv_lightning.rules._ops import per_row
 from lwptv_lightning.rules._parameters import flag, per_task, require_per_task
 
@@ -30,6 +31,8 @@ class WeightedAverage(MergeRule):
         default. Deviations: weights that sum to 0 are refused. Without normalization the task vectors are weighted
         and not the models, so that the base keeps the weight 1 whatever the sum.
     """
+
+    unit: ClassVar[Unit] = "element"
 
     weights: tuple[float, ...] | None = per_task()
     normalize: bool = flag(True)

@@ -207,11 +207,10 @@ def test_a_failed_write_leaves_the_last_file(fit, tmp_path, monkeypatch):
     fit(FineTuning(), callback)
     before = (tmp_path / "task_vector.safetensors").read_bytes()
 
-    def fail(tensors, path, metadata):
-        path.write_bytes(b"half")
+    def fail(writer, name, values):
         raise OSError("disk full")
 
-    monkeypatch.setattr("lwptv_lightning.writing.save_file", fail)
+    monkeypatch.setattr("lwptv_lightning.writing.SafetensorsWriter.write", fail)
     with pytest.raises(OSError, match="disk full"):
         fit(FineTuning(), callback)
     assert (tmp_path / "task_vector.safetensors").read_bytes() == before

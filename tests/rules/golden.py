@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -58,3 +59,13 @@ def golden_statistics(name: str) -> dict[str, dict[str, Tensor]]:
         task, _, tensor_name = key.partition("::")
         statistics.setdefault(task, {})[tensor_name] = tensor
     return statistics
+
+
+def use_stored_draws(monkeypatch) -> None:
+    """Let DARE keep what the reference kept."""
+    stored = golden_output("dare_linear.fb_keepmasks")
+
+    def stored_draw(count, probability, seed, tasks, name, start):
+        return torch.stack([stored[f"{task}::{name}"].flatten()[start : start + count].float() for task in tasks])
+
+    monkeypatch.setattr("lwptv_lightning.rules._selection.random_keep", stored_draw)

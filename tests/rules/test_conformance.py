@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
 from lwptv_lightning.layers import layers_from_names
 from lwptv_lightning.merging import iter_merged
+from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.pruning import LayerMask
-from lwptv_lightning.rules import RULES, make_rule
+from lwptv_lightning.rules import RULES, MergeContext, make_rule
 
 SHAPES = {
     "stem.conv.weight": (3, 2, 2, 2),
@@ -191,6 +192,29 @@ def test_order_of_tensors_does_not_matter(rule):
 def test_streaming_gives_what_merging_at_once_gives(rule):
     vectors = vectors_for(rule)
     assert_same_bits(merged(rule, vectors, run=iter_merged), merged(rule, vectors))
+
+
+@EVERY_RULE
+def test_blocks_give_what_whole_tensors_give(rule, monkeypatch):
+    vectors = vectors_for(rule)
+    expected = merged(rule, vectors)
+    monkeypatch.setattr("lwptv_lightning.stacks._CACHE_BYTES", 5 * 4 * len(vectors))
+    monkeypatch.setattr("lwptv_lightning.stacks._ALIGNMENT", 1)
+    assert_same_bits(merged(rule, vectors), expected)
+
+
+@EVERY_RULE
+def test_what_is_merged_in_parts_is_what_combine_makes_of_the_whole(rule):
+    vectors, statistics = vectors_for(rule), statistics_for(rule, vectors_for(rule))
+    result = merged(rule, vectors, scale=1.0, statistics=statistics)
+    made, survey = make_rule(rule), make_rule(rule).survey(PrunedTaskVectors(vectors), statistics)
+    for name in vectors.names:
+        collected = [statistics[task].get(name) for task in vectors.tasks] if statistics else []
+        stacked = torch.stack(collected) if collected and collected[0] is not None else None
+        total = vectors.base(name) + made.combine(
+            vectors.stack(name), MergeContext(name, vectors.tasks, survey, stacked)
+        )
+        assert torch.equal(result[name], total), name
 
 
 @EVERY_RULE

@@ -1,20 +1,15 @@
 import pytest
 import torch
-from rules.golden import golden_item, golden_output, golden_vectors, largest_error
+from rules.golden import golden_item, golden_output, golden_vectors, largest_error, use_stored_draws
 from rules.small_models import merged_row, one_tensor
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.rules import DARE
-from lwptv_lightning.rules._ops import random_keep
+from lwptv_lightning.rules._draws import random_keep
 
 
 def test_equals_the_reference_with_its_draws(monkeypatch):
-    stored = golden_output("dare_linear.fb_keepmasks")
-
-    def stored_draw(shape, probability, seed, task, name):
-        return stored[f"{task}::{name}"].bool()
-
-    monkeypatch.setattr("lwptv_lightning.rules._selection.random_keep", stored_draw)
+    use_stored_draws(monkeypatch)
     dropped = golden_item("dare_linear.fb")["params"]["p"]
     result = merge(golden_vectors("main"), MergeRecipe(rule=DARE(density=1 - dropped), scale=0.3))
     assert largest_error(result, golden_output("dare_linear.fb")) < 1e-6
@@ -23,7 +18,7 @@ def test_equals_the_reference_with_its_draws(monkeypatch):
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
 def test_drops_and_rescales_each_element(density):
     rows = [[1.0, -2.0, 3.0, 0.0, 5.0, 6.0], [0.5, 0.25, -1.0, 2.0, 0.0, 4.0]]
-    keep = [random_keep((6,), density, 7, task, "w").tolist() for task in ("task0", "task1")]
+    keep = random_keep(6, density, 7, ("task0", "task1"), "w").tolist()
     expected = [sum(rows[t][i] / density for t in range(2) if keep[t][i]) for i in range(6)]
     assert merged_row(rows, DARE(density=density, seed=7), one_tensor) == pytest.approx(expected)
 
@@ -37,10 +32,10 @@ def test_the_share_kept_and_the_mean_are_as_announced():
 
 
 def test_draws_differ_by_seed_task_and_tensor_and_repeat_otherwise():
-    draw = random_keep((64,), 0.5, 0, "a", "w")
-    assert torch.equal(draw, random_keep((64,), 0.5, 0, "a", "w"))
-    for key in [(1, "a", "w"), (0, "b", "w"), (0, "a", "v"), (0, "w", "a")]:
-        assert not torch.equal(draw, random_keep((64,), 0.5, *key))
+    draw = random_keep(64, 0.5, 0, ["a"], "w")
+    assert torch.equal(draw, random_keep(64, 0.5, 0, ["a"], "w"))
+    for seed, task, name in [(1, "a", "w"), (0, "b", "w"), (0, "a", "v"), (0, "w", "a")]:
+        assert not torch.equal(draw, random_keep(64, 0.5, seed, [task], name))
 
 
 def test_the_order_of_tensors_does_not_matter():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rules.golden import golden_output, golden_vectors, largest_error
+from rules.golden import golden_vectors, largest_error, use_stored_draws
 from rules.small_models import merged_row, quick, task_rows, ties, vectors_of
 
 from lwptv_lightning import MergeRecipe, merge
@@ -27,12 +27,7 @@ def test_is_ties_of_what_dare_leaves(rows, density, trim_density, seed):
 
 
 def test_the_survey_streams_over_the_draws_of_dare_on_a_real_model(monkeypatch):
-    stored = golden_output("dare_linear.fb_keepmasks")
-
-    def stored_draw(shape, probability, seed, task, name):
-        return stored[f"{task}::{name}"].bool()
-
-    monkeypatch.setattr("lwptv_lightning.rules._selection.random_keep", stored_draw)
+    use_stored_draws(monkeypatch)
     vectors = golden_vectors("main")
     result = merge(vectors, MergeRecipe(rule="dare_ties", scale=0.5))
     merged = iter(ties(dropped_rows(vectors, DARE()), 0.2, "sum"))

@@ -7,20 +7,23 @@ from rules.small_models import merged_row, one_tensor, quick, reduced, sign, tas
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.rules import DELLA, MergeContext
-from lwptv_lightning.rules._ops import magnitude_probabilities, random_keep
+from lwptv_lightning.rules._draws import random_keep
+from lwptv_lightning.rules._ops import magnitude_probabilities
 
 
 def test_equals_the_reference_with_its_draws(monkeypatch):
     generator = torch.Generator().manual_seed(0)
+    vectors = golden_vectors("main")
 
-    def draw_in_order(shape, probability, *key):
+    def draw_in_order(count, probability, seed, tasks, name, start):
         # The reference was run on matrices alone, tensor after tensor and in each task after task.
-        if len(shape) != 2:
-            return torch.zeros(shape, dtype=torch.bool)
-        return torch.rand(shape, generator=generator) < probability
+        if len(vectors.headers[name].shape) != 2:
+            return torch.zeros(len(tasks), count)
+        drawn = torch.stack([torch.rand(vectors.headers[name].shape, generator=generator).flatten() for _ in tasks])
+        return (drawn < probability).float()
 
     monkeypatch.setattr("lwptv_lightning.rules._selection.random_keep", draw_in_order)
-    result = merge(golden_vectors("main"), MergeRecipe(rule="della"))
+    result = merge(vectors, MergeRecipe(rule="della"))
     for name, expected in golden_output("della.official_2d").items():
         assert (result[name] - expected).abs().max() < 1e-6, name
 
@@ -47,7 +50,7 @@ def test_drops_rescales_elects_and_averages(rows, window, seed):
     left = []
     for task, row in enumerate(rows):
         chances = loop_probabilities(row, density, epsilon)
-        keep = random_keep((len(row),), torch.tensor(chances), seed, f"task{task}", "w").tolist()
+        keep = random_keep(len(row), torch.tensor([chances]), seed, [f"task{task}"], "w")[0].tolist()
         left.append([v / p if k else 0.0 for v, p, k in zip(row, chances, keep, strict=True)])
     columns = torch.tensor(left).T
     # The sum decides the vote; what rounds to other than zero where it is zero would hide an error.

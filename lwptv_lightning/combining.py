@@ -1,0 +1,158 @@
+"""Apply a rule to pruned task vectors: in blocks, task by task or whole tensors, as the rule must see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
+from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.rules import DataStatistics, MergeContext
+from lwptv_lightning.rules._ops import per_row
+from lwptv_lightning.stacks import Stack, keep_freed_memory, spans, sum_by_tensor, sum_tasks, whole
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Merged elements of one tensor.
+
+    Attributes:
+        name: The tensor's name.
+        elements: Which elements of the flattened tensor.
+        base: The base's elements there, ``(n,)``, on the CPU in their own dtype; not to be written to.
+        merged: The merged task vector there, ``(n,)``; ``None`` where every task is pruned.
+    """
+
+    name: str
+    elements: slice
+    base: Tensor
+    merged: Tensor | None
+
+
+class Combiner:
+    """Applies a recipe's rule to one tensor after the other, after the rule's survey of all of them.
+
+    Args:
+        recipe: Names the rule, and what the mask acts on.
+        pruned: The task vectors.
+        statistics: What was collected on data, for rules that need it.
+        task: The task whose own model is wanted.
+    """
+
+    def __init__(
+        self, recipe: MergeRecipe, pruned: PrunedTaskVectors, statistics: DataStatistics | None, task: str | None
+    ) -> None:
+        self._rule = recipe.rule
+        self._pruned = pruned
+        self._on_parts = recipe.prune_on == "parts"
+        # The rule makes its parts of the whole task vectors; the mask acts on the parts.
+        self._seen = (
+            PrunedTaskVectors(pruned.vectors, pruned.names, pruned.device, pruned.dtype) if self._on_parts else pruned
+        )
+        self._seen.share = pruned.share
+        self._statistics = statistics
+        self._task = task
+        self.averaged = batch_norm_statistics(pruned.names)
+        self._survey = recipe.rule.survey(self._seen, statistics)
+
+    def pieces(self, names: Iterable[str]) -> Iterator[Piece]:
+        """Yield the merged task vectors of some tensors, each from its first piece to its last."""
+        keep_freed_memory()
+        pruned, in_blocks = self._pruned, self._rule.unit == "element"
+        for name in names:
+            stack = (pruned if name in self.averaged else self._seen).open_stack(name)
+            size = pruned.numel(name)
+            parts = spans(size, len(pruned.tasks), pruned.dtype, pruned.device) if in_blocks else [slice(0, size)]
+            for elements in parts:
+                yield Piece(name, elements, stack.base[elements], self._combine(name, stack, elements))
+
+    def published_alpha(self) -> float:
+        """Return LiNeS' coefficient of the first block, ``(|sum_t tau_t|_1 / |merged|_1) / T``; 1 for a zero model."""
+
+        def magnitudes(piece: Piece) -> Tensor:
+            if piece.merged is None:
+                return torch.zeros(2, dtype=torch.float64)
+            summed = sum_tasks(self._pruned.open_stack(piece.name).part(piece.elements))
+            return torch.stack([tau.abs().sum(dtype=torch.float64).cpu() for tau in (summed, piece.merged)])
+
+        own = sum_by_tensor((piece.name, magnitudes(piece)) for piece in self.pieces(self._pruned.own_names))
+        found = self._pruned.share.join(own, self._pruned.names).values()
+        summed, combined = sum(found, torch.zeros(2, dtype=torch.float64)).tolist()
+        return summed / combined / len(self._pruned.tasks) if combined else 1.0
+
+    def _combine(self, name: str, stack: Stack, elements: slice) -> Tensor | None:
+        kept = self._pruned.kept(name)
+        if not kept.any():
+            return None
+        if name in self.averaged:
+            return sum_tasks(stack.part(elements)).div_(len(kept))
+        if self._rule.unit == "task":
+            return self._sum_of_tasks(name, stack, kept).flatten()
+        in_blocks = self._rule.unit == "element"
+        tau = stack.part(elements) if in_blocks else whole(stack)
+        context = MergeContext(
+            name,
+            self._pruned.tasks,
+            self._survey,
+            self._statistics_of(name, elements if in_blocks else None),
+            elements.start,
+            self._task,
+        )
+        if not self._on_parts:
+            return self._rule.combine(tau, context).flatten()
+        parts = self._rule.parts(tau, context)
+        return sum_tasks(torch.where(per_row(kept, parts).bool(), parts, 0)).flatten()
+
+    def _sum_of_tasks(self, name: str, stack: Stack, kept: Tensor) -> Tensor:
+        """Add up the parts of the tasks that are kept; the part of a pruned one is zero."""
+        first, *others = kept.nonzero().flatten().tolist()
+
+        def part(index: int) -> Tensor:
+            context = MergeContext(name, self._pruned.tasks[index : index + 1], self._survey)
+            return self._rule.parts(stack.task(index), context)[0]
+
+        total = part(first)
+        for index in others:
+            total += part(index)
+        return total
+
+    def _statistics_of(self, name: str, elements: slice | None) -> Tensor | None:
+        """Return a tensor's statistics of all tasks, ``(T, ...)``, or None where a task has none.
+
+        Statistics of a layer's inputs may stand under the name of its module or of its weight.
+        """
+        if self._statistics is None:
+            return None
+        for key in (name, name.removesuffix(".weight")):
+            if all(key in self._statistics[task] for task in self._pruned.tasks):
+                found = [self._statistics[task][key] for task in self._pruned.tasks]
+                return torch.stack(found if elements is None else [values.reshape(-1)[elements] for values in found])
+        return None
+
+
+def batch_norm_statistics(names: Iterable[str]) -> set[str]:
+    """Return the running means and variances of batch normalisation among the names of tensors.
+
+    They are no weights: a merge averages them over the tasks, whatever the rule and its scale, a pruned task counting
+    with the base's. `lwptv_lightning.callbacks.RecalibrateBatchNorm` measures them anew on data.
+
+    Args:
+        names: State-dict names.
+
+    Returns:
+        The names that end in ``running_mean`` or ``running_var`` and have the other beside them.
+
+    Example:
+        >>> sorted(batch_norm_statistics(["bn.weight", "bn.running_mean", "bn.running_var", "running_mean"]))
+        ['bn.running_mean', 'bn.running_var']
+    """
+    known = set(names)
+    return {
+        name
+        for name in known
+        for own, other in (("running_mean", "running_var"), ("running_var", "running_mean"))
+        if name.rpartition(".")[2] == own and name.removesuffix(own) + other in known
+    }

@@ -1,0 +1,80 @@
+"""Random draws that depend on an element's position and on names alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_ALL_BITS = (1 << 64) - 1
+_PER_NUMBER = 8
+"""Draws made of one random number of 64 bits."""
+_GENERATOR = np.random.PCG64DXSM(0)
+"""Only its state is ever used, which each call sets: that takes less time than making a generator."""
+
+
+def random_keep(
+    count: int, probability: float | Tensor, seed: int, tasks: Sequence[str], name: str, start: int = 0
+) -> Tensor:
+    """Draw which elements of a tensor's task vectors to keep, each with a given probability.
+
+    The draw of an element depends on the seed, the names of its task and tensor, and its position alone. So it is the
+    same whatever the order of tensors and tasks, the blocks they are read in, the number of processes, or the device on
+    which it is used.
+
+    Args:
+        count: The number of elements n.
+        probability: To keep an element, in [0, 1]; a number, or one below 1 for each element, ``(T, n)``.
+        seed: Seeds the draw.
+        tasks: The T task names.
+        name: The tensor's name.
+        start: The position of the first element in the flattened tensor.
+
+    Returns:
+        1 for each element to keep and 0 for the others, ``(T, n)`` float32, on the CPU.
+
+    Example:
+        >>> draw = random_keep(4, 0.5, 0, ["a"], "w")
+        >>> bool((draw[:, 2:] == random_keep(2, 0.5, 0, ["a"], "w", start=2)).all())
+        True
+    """
+    if not isinstance(probability, Tensor) and probability >= 1:
+        return torch.ones(len(tasks), count)
+    limits = np.asarray(probability, dtype=np.float64) * 2.0**8
+    whole, rest = np.floor(limits).astype(np.uint8), limits % 1
+    keys = [(seed, task, name) for task in tasks]
+    drawn = np.stack([_draws_of_8_bits(count, start, key) for key in keys])
+    kept = drawn < whole
+    if rest.any():
+        # Where the 8 bits are the limit's own, 53 more decide.
+        row, position = np.divmod(np.flatnonzero(drawn == whole), max(count, 1))
+        salts = np.array([_first_state((*key, "rest"))["state"]["state"] & _ALL_BITS for key in keys], dtype=np.uint64)
+        further = _scrambled(salts[row] + (position + start).astype(np.uint64)) >> np.uint64(11)
+        kept[row, position] = further * 2.0**-53 < (rest[row, position] if rest.ndim else rest)
+    return torch.from_numpy(kept.view(np.uint8).astype(np.float32))
+
+
+def _scrambled(numbers: Any) -> Any:
+    """Return the finaliser of SplitMix64: numbers of 64 bits that look independent for neighbouring arguments."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        numbers = (numbers ^ (numbers >> np.uint64(shift))) * np.uint64(factor)
+    return numbers ^ (numbers >> np.uint64(31))
+
+
+def _draws_of_8_bits(count: int, start: int, key: tuple[int | str, ...]) -> Any:
+    first, skipped = divmod(start, _PER_NUMBER)
+    _GENERATOR.state = _first_state(key)
+    _GENERATOR.advance(first)
+    numbers = _GENERATOR.random_raw(-(-(skipped + count) // _PER_NUMBER))
+    return numbers.view(np.uint8)[skipped : skipped + count]
+
+
+@lru_cache(maxsize=1 << 14)
+def _first_state(key: tuple[int | str, ...]) -> Any:
+    digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
+    return np.random.PCG64DXSM(int.from_bytes(digest, "little")).state

@@ -1,0 +1,257 @@
+"""The k-th smallest of all values of a model, exact to the bit, in a pass or two over blocks and little memory.
+
+The bits of a float, read as an integer, order like the floats once those of negative ones are turned round: these are
+the keys here. The search keeps a bracket of keys for each row. A pass counts the values below the bracket and, inside,
+how many fall into each of many bins of neighbouring keys. The bin that holds the k-th value is the next bracket, until
+that is a single key. The first bracket is estimated from a sample. One that misses costs another pass, and no accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from operator import le, lt
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
+from lwptv_lightning.rules._masks import compare, count_true, kth_smallest, select
+from lwptv_lightning.stacks import Block
+
+Transform: TypeAlias = Callable[[Block], Tensor]
+"""Maps a block to other values, ``(R, n)``, on which a search over the whole model works instead."""
+
+_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+_MOST_BINS = 1 << 19
+_SAMPLE = 1 << 19
+"""How many values of each row the first bracket is estimated from; a model with few more does without."""
+_SMALL_SAMPLE = 1 << 14
+"""The same for a single tensor."""
+_DEVIATIONS = 4.0
+"""Half the width of the first bracket, in standard deviations of a sample's quantile."""
+_LEAST_MARGIN = 16
+"""That half width is at least so many values of the sample, since near its ends the deviation says little."""
+
+
+def count_elements(vectors: PrunedTaskVectors) -> int:
+    """Return the number of elements of one task vector over the whole model."""
+    return sum(map(vectors.numel, vectors.names))
+
+
+def kth_smallest_magnitude(vectors: PrunedTaskVectors, k: int, transform: Transform | None = None) -> Tensor:
+    """Return each task's k-th smallest ``|tau|`` over the whole model; see `order_statistics`.
+
+    Args:
+        vectors: What to stream over.
+        k: The rank, counted from 1.
+        transform: Gives the values whose magnitudes are ranked instead.
+
+    Returns:
+        ``(T,)``, on the CPU, in the dtype of the stacks.
+    """
+
+    def magnitudes(block: Block) -> Tensor:
+        return (block.tau if transform is None else transform(block)).abs()
+
+    return order_statistics(vectors, [k], magnitudes)[0]
+
+
+def order_statistics(vectors: PrunedTaskVectors, ranks: Sequence[int], transform: Transform) -> Tensor:
+    """Return the k-th smallest value of each row over the whole model, for several k.
+
+    Args:
+        vectors: What to stream over.
+        ranks: The K ranks k, counted from 1.
+        transform: Gives the values, R rows, the same number for every block.
+
+    Returns:
+        ``(K, R)``, on the CPU, in the dtype of the stacks.
+
+    Raises:
+        ValueError: A rank is not in 1 ... number of elements.
+    """
+    total = count_elements(vectors)
+    for k in ranks:
+        if not 1 <= k <= total:
+            raise ValueError(f"k must lie in 1 ... {total}, not {k}.")
+    brackets = _first_brackets(vectors, ranks, total, transform)
+    while not all(bracket.is_found for row in brackets for bracket in row):
+        below, bins = _count(vectors, transform, brackets)
+        if len(brackets[0]) == 1:  # what is known of all rows before one has been seen
+            brackets = [row * bins.shape[1] for row in brackets]
+        brackets = [
+            [
+                bracket.narrowed(k - int(below[i, row]), bins[i, row].cumsum(0, dtype=torch.int64), vectors.dtype)
+                for row, bracket in enumerate(brackets[i])
+            ]
+            for i, k in enumerate(ranks)
+        ]
+    return torch.stack([_floats([bracket.low for bracket in row], vectors.dtype) for row in brackets])
+
+
+def ranked_values(values: Tensor, ranks: Sequence[int]) -> list[float]:
+    """Return the k-th smallest of some values, ``(n,)``, for several k counted from 1.
+
+    Example:
+        >>> ranked_values(torch.tensor([3.0, 1.0, 2.0]), [1, 3])
+        [1.0, 3.0]
+    """
+    count, stride = len(values), len(values) // _SMALL_SAMPLE
+    if stride < 2:
+        return kth_smallest(values, ranks)
+    sample = values[::stride]
+    found: list[float] = []
+    for k in ranks:
+        margins = [min(max(rank, 1), len(sample)) for rank in _margins(k, count, len(sample))]
+        low, high = kth_smallest(sample, margins)
+        smaller = compare(lt, values, low)
+        inside = select(values, compare(le, values, high) ^ smaller)
+        rank = k - int(count_true(smaller[None]))
+        found += kth_smallest(inside, [rank]) if 1 <= rank <= len(inside) else kth_smallest(values, [k])
+    return found
+
+
+@dataclass(frozen=True)
+class _Bracket:
+    """Keys between which the wanted value lies, both included; unless it is a guess, it does for certain."""
+
+    low: int
+    high: int
+    guessed: bool = False
+
+    @property
+    def is_found(self) -> bool:
+        """Whether it is the wanted value's key."""
+        return self.low == self.high and not self.guessed
+
+    @cached_property
+    def shift(self) -> int:
+        """How many low bits of a key tell nothing of its bin."""
+        shift = 0
+        while (self.high >> shift) - (self.low >> shift) >= _MOST_BINS:
+            shift += 1
+        return shift
+
+    @property
+    def bins(self) -> int:
+        """The number of bins."""
+        return (self.high >> self.shift) - (self.low >> self.shift) + 1
+
+    def narrowed(self, k: int, reached: Tensor, dtype: torch.dtype) -> _Bracket:
+        """Return the bracket of the k-th value, counted from the first one in here.
+
+        Args:
+            k: Below 1 or too large where the value lies outside.
+            reached: How many values lie in the first bins, ``(bins,)``.
+            dtype: Of the values.
+        """
+        everything = _everything(dtype)
+        if k < 1:
+            return _Bracket(everything.low, self.low - 1)
+        if k > reached[-1]:
+            return _Bracket(self.high + 1, everything.high)
+        start = ((self.low >> self.shift) + int(torch.searchsorted(reached, k))) << self.shift
+        return _Bracket(max(self.low, start), min(self.high, start + (1 << self.shift) - 1))
+
+
+def _everything(dtype: torch.dtype) -> _Bracket:
+    infinity = int(_keys(torch.tensor(math.inf, dtype=dtype)))
+    return _Bracket(-infinity, infinity)
+
+
+def _first_brackets(
+    vectors: PrunedTaskVectors, ranks: Sequence[int], total: int, transform: Transform
+) -> list[list[_Bracket]]:
+    """Return a bracket for each rank and row; one for all rows where the model is too small to take a sample."""
+    if total < 4 * _SAMPLE:
+        return [[_everything(vectors.dtype)] for _ in ranks]
+    stride = total // _SAMPLE | 1  # odd, since the lengths of rows rarely are
+
+    elements = slice(None, None, stride)
+    drawn = []
+    for name in vectors.own_names:
+        stack = vectors.open_stack(name)
+        drawn.append(transform(Block(name, 0, stack.part(elements), stack.base[elements])).cpu())
+    sample = torch.cat([part for found in vectors.share.exchange(drawn) for part in found], dim=1)
+    size = sample.shape[1]
+    brackets = []
+    for k in ranks:
+        first, last = _margins(k, total, size)
+        everything = _everything(vectors.dtype)
+        lows = _keys(sample.kthvalue(first, dim=1).values).tolist() if first >= 1 else [everything.low] * len(sample)
+        highs = _keys(sample.kthvalue(last, dim=1).values).tolist() if last <= size else [everything.high] * len(sample)
+        brackets.append([_Bracket(low, high, guessed=True) for low, high in zip(lows, highs, strict=True)])
+    return brackets
+
+
+def _margins(k: int, total: int, size: int) -> tuple[int, int]:
+    """Return the ranks in a sample between which the k-th of all values almost certainly lies."""
+    margin = _DEVIATIONS * math.sqrt(k / total * (1 - k / total) * size) + _LEAST_MARGIN
+    return math.floor(k / total * size - margin), math.ceil(k / total * size + margin)
+
+
+def _count(vectors: PrunedTaskVectors, transform: Transform, brackets: list[list[_Bracket]]) -> tuple[Tensor, Tensor]:
+    """Return how many values lie below each bracket, ``(K, R)``, and in each of its bins, ``(K, R, bins)``."""
+    bins = max(bracket.bins for row in brackets for bracket in row)
+    tables = [_Table.of(row, bins, vectors.dtype, vectors.device) for row in brackets]
+
+    def tally(block: Block) -> list[tuple[Tensor, Tensor]]:
+        values = transform(block)
+        return [table.look_up(values) for table in tables]
+
+    below = counts = torch.zeros(0, dtype=torch.int64)
+    dtype = torch.int32 if count_elements(vectors) <= torch.iinfo(torch.int32).max else torch.int64
+    for _, found in vectors.map_blocks(tally, vectors.own_names):
+        if not len(below):
+            below = torch.zeros(len(found), len(found[0][0]), dtype=torch.int64, device=vectors.device)
+            counts = torch.zeros(len(found), below.shape[1] * bins, dtype=dtype, device=vectors.device)
+        for rank, (smaller, hits) in enumerate(found):
+            below[rank] += smaller
+            counts[rank].scatter_add_(0, hits, torch.ones_like(hits, dtype=dtype))
+    # A process without a tensor of its own has counted nothing.
+    parts = [part for part in vectors.share.exchange((below.cpu(), counts.cpu())) if len(part[0])]
+    below, counts = (sum(column[1:], start=column[0]) for column in zip(*parts, strict=True))
+    return below, counts.reshape(*below.shape, bins)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The brackets of the rows for one rank, or one bracket for all rows; tensors of shape ``(R,)``."""
+
+    low: Tensor
+    high: Tensor
+    shift: Tensor
+    first: Tensor
+    bins: int
+
+    @classmethod
+    def of(cls, row: list[_Bracket], bins: int, dtype: torch.dtype, device: torch.device | str | None) -> _Table:
+        low, high = (_floats(keys, dtype).to(device) for keys in zip(*((b.low, b.high) for b in row), strict=True))
+        shift, first = zip(*((bracket.shift, bracket.low >> bracket.shift) for bracket in row), strict=True)
+        return cls(low, high, torch.tensor(shift, device=device), torch.tensor(first, device=device), bins)
+
+    def look_up(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Count the values below the bracket, ``(R,)``, and number the bins of those inside, row after row."""
+        smaller, through = (
+            compare(operator, values, limit[:, None]) for operator, limit in ((lt, self.low), (le, self.high))
+        )
+        inside = through ^ smaller
+        rows = torch.arange(len(values), device=values.device).repeat_interleave(count_true(inside))
+        shift, first = (given.expand(len(values))[rows] for given in (self.shift, self.first))
+        return count_true(smaller), rows * self.bins + (_keys(select(values, inside)) >> shift) - first
+
+
+def _keys(values: Tensor) -> Tensor:
+    """Map floats to integers of the same order: from sign and magnitude to two's complement."""
+    integers = values.view(_INTEGERS[values.dtype])
+    return torch.where(integers < 0, -(integers & torch.iinfo(integers.dtype).max), integers).long()
+
+
+def _floats(keys: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Map keys back to floats."""
+    integers = torch.tensor(keys, dtype=_INTEGERS[dtype])
+    return torch.where(integers < 0, -integers | torch.iinfo(integers.dtype).min, integers).view(dtype)

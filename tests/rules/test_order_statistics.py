@@ -1,0 +1,121 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rules.small_models import quick, random_rows, task_rows, vectors_of
+
+from lwptv_lightning import TaskVectors
+from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
+from lwptv_lightning.rules import _order_statistics
+from lwptv_lightning.rules._ops import as_rows
+from lwptv_lightning.rules._order_statistics import kth_smallest_magnitude, order_statistics, ranked_values
+
+DTYPES = [torch.float32, torch.float64]
+
+
+def flat(vectors):
+    return torch.cat([as_rows(vectors.stack(name)) for name in vectors.names], dim=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@quick
+@given(task_rows(), st.data())
+def test_the_kth_smallest_magnitude_is_that_of_a_full_sort(dtype, rows, data):
+    vectors = PrunedTaskVectors(vectors_of(rows), dtype=dtype)
+    k = data.draw(st.integers(1, len(rows[0])))
+    found = kth_smallest_magnitude(vectors, k)
+    assert found.dtype == dtype
+    assert torch.equal(found, flat(vectors).abs().sort(dim=1).values[:, k - 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1e-42, 1e-20, 1.0, 1e20])
+def test_the_kth_smallest_value_orders_negative_ones_too(dtype, scale):
+    rows = (torch.tensor(random_rows(3, 200)) * scale).tolist()
+    vectors = PrunedTaskVectors(vectors_of(rows), dtype=dtype)
+    ordered = flat(vectors).sort(dim=1).values
+    ranks = [1, 2, 57, 100, 199, 200]
+    found = order_statistics(vectors, ranks, lambda block: block.tau)
+    for k, values in zip(ranks, found, strict=True):
+        assert torch.equal(values, ordered[:, k - 1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_neighbouring_floats_are_told_apart(dtype):
+    vectors = PrunedTaskVectors(vectors_of([[1.0] * 6]), dtype=dtype)
+    one = torch.ones((), dtype=dtype)
+    above = torch.nextafter(one, one * 2)
+
+    def factor(name):
+        return above if name == "c" else -above if name == "a" else one
+
+    values = torch.cat([as_rows(vectors.stack(n) * factor(n)) for n in vectors.names], dim=1).sort(dim=1).values
+    found = order_statistics(vectors, range(1, 7), lambda block: block.tau * factor(block.name))
+    assert torch.equal(found, values.T)
+
+
+def test_a_transform_may_give_another_number_of_rows():
+    vectors = PrunedTaskVectors(vectors_of(random_rows(4, 30)))
+    (found,) = order_statistics(vectors, [11], lambda block: block.tau.sum(0, keepdim=True))
+    expected = torch.cat([as_rows(vectors.stack(n).sum(0, keepdim=True)) for n in vectors.names], dim=1)
+    assert torch.equal(found, expected.sort(dim=1).values[:, 10])
+
+
+def test_magnitudes_may_be_transformed_too():
+    vectors = PrunedTaskVectors(vectors_of(random_rows(2, 20)))
+    found = kth_smallest_magnitude(vectors, 20, lambda block: block.tau * 2)
+    assert torch.equal(found, 2 * flat(vectors).abs().amax(1))
+
+
+@pytest.mark.parametrize("k", [0, -1, 7])
+def test_refuses_a_rank_that_does_not_exist(k):
+    vectors = PrunedTaskVectors(vectors_of([[1.0] * 6]))
+    with pytest.raises(ValueError, match=r"k must lie in 1 \.\.\. 6"):
+        kth_smallest_magnitude(vectors, k)
+
+
+SHAPES_OF_VALUES = {
+    "normal": lambda noise: noise,
+    "heavy tails": lambda noise: noise**5,
+    "many zeros": lambda noise: noise * (noise.abs() > 1.5),
+    "many ties": lambda noise: (noise * 2).round(),
+    "bfloat16": lambda noise: noise.bfloat16().float(),
+    "all equal": lambda noise: torch.full_like(noise, -2.5),
+    "zeros of both signs and a few more": lambda noise: noise.sign() * (noise.abs() > 3.9),
+    "huge and tiny": lambda noise: noise * 10 ** (20 * noise.sign()),
+}
+
+
+@pytest.fixture
+def small_search(monkeypatch):
+    """Sample, brackets and blocks so small that a small model needs several of each."""
+    monkeypatch.setattr(_order_statistics, "_SAMPLE", 400)
+    monkeypatch.setattr(_order_statistics, "_MOST_BINS", 64)
+    monkeypatch.setattr("lwptv_lightning.stacks._CACHE_BYTES", 4096)
+
+
+@pytest.mark.parametrize("shape", SHAPES_OF_VALUES.values(), ids=SHAPES_OF_VALUES)
+@pytest.mark.parametrize("margins", [None, (1, 1), (1, 20), (390, 390)], ids=str)
+def test_a_sample_only_shortens_the_search(shape, margins, small_search, monkeypatch):
+    if margins is not None:  # most ranks lie outside
+        monkeypatch.setattr(_order_statistics, "_margins", lambda k, total, size: margins)
+    states = [shape(torch.randn(6000, generator=torch.Generator().manual_seed(seed))) for seed in range(2)]
+    tasks = {str(seed): {"a": state[:5000], "b": state[5000:]} for seed, state in enumerate(states)}
+    vectors = PrunedTaskVectors(TaskVectors.open({"a": torch.zeros(5000), "b": torch.zeros(1000)}, tasks))
+    ordered = torch.stack(states).sort(dim=1).values
+    ranks = [1, 2, 1000, 3000, 4800, 5999, 6000]
+    found = order_statistics(vectors, ranks, lambda block: block.tau)
+    assert torch.equal(found, ordered[:, [k - 1 for k in ranks]].T)
+    # One row is searched in its own way.
+    assert ranked_values(states[0], ranks) == [float(ordered[0, k - 1]) for k in ranks]
+
+
+def test_a_good_sample_makes_one_pass_enough(monkeypatch):
+    monkeypatch.setattr(_order_statistics, "_SAMPLE", 50_000)
+    passes = []
+    count = _order_statistics._count
+    monkeypatch.setattr(_order_statistics, "_count", lambda *given: passes.append(given) or count(*given))
+    task = {"a": torch.randn(400_000, generator=torch.Generator().manual_seed(0))}
+    vectors = PrunedTaskVectors(TaskVectors.open({"a": torch.zeros(400_000)}, {"t": task}))
+    assert kth_smallest_magnitude(vectors, 320_000) == task["a"].abs().sort().values[319_999]
+    assert len(passes) == 1

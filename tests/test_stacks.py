@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from lwptv_lightning import TaskVectors
+from lwptv_lightning.stacks import HeldStack, map_blocks, spans, sum_tasks, whole
+
+
+@pytest.mark.parametrize("elements", [0, 1, 63, 64, 65, 1000])
+def test_spans_cover_a_tensor_once(elements, monkeypatch):
+    monkeypatch.setattr("lwptv_lightning.stacks._CACHE_BYTES", 64 * 3 * 4)
+    parts = list(spans(elements, 3, torch.float32, None))
+    assert [index for part in parts for index in range(elements)[part]] == list(range(elements))
+    assert parts[0].start == 0
+    assert all(part.start % 64 == 0 for part in parts)
+
+
+def test_a_block_holds_the_same_bytes_for_any_number_of_tasks():
+    lengths = {tasks: next(spans(1 << 30, tasks, torch.float32, None)).stop for tasks in (1, 4, 8, 16)}
+    assert len({tasks * length for tasks, length in lengths.items()}) == 1
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 5, 8, 16, 33])
+def test_the_sum_over_tasks_does_not_depend_on_the_number_of_elements(tasks):
+    tau = torch.randn(tasks, 100, generator=torch.Generator().manual_seed(0))
+    total = sum_tasks(tau)
+    assert torch.equal(torch.cat([sum_tasks(part.contiguous()) for part in tau.split([1, 7, 92], dim=1)]), total)
+    torch.testing.assert_close(total, tau.double().sum(0).float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("elements", [slice(0, 4), slice(7, 15), slice(None), slice(None, None, 4)])
+def test_parts_of_stored_and_held_task_vectors_are_those_of_the_whole(dtype, elements, base_state, task_states):
+    base, *tasks = [
+        {name: tensor.to(dtype) for name, tensor in state.items()} for state in (base_state, *task_states.values())
+    ]
+    vectors = TaskVectors.open(base, dict(zip(task_states, tasks, strict=True)))
+    expected = torch.stack([state["fc.weight"].float() - base["fc.weight"].float() for state in tasks])
+    for stack in (vectors.open_stack("fc.weight"), HeldStack(expected, base["fc.weight"])):
+        assert stack.shape == (3, 5, 3)
+        assert torch.equal(stack.part(elements), expected.flatten(1)[:, elements])
+        assert torch.equal(stack.task(1), expected[1:2])
+        assert torch.equal(stack.base, base["fc.weight"].flatten())
+        stack.part(elements).fill_(9)
+        assert torch.equal(whole(stack), expected)
+
+
+def test_blocks_come_in_order_and_with_their_place(vectors, monkeypatch):
+    monkeypatch.setattr("lwptv_lightning.stacks._CACHE_BYTES", 4 * 3 * 4)
+    monkeypatch.setattr("lwptv_lightning.stacks._ALIGNMENT", 1)
+    seen = {}
+
+    def look(block):
+        seen.setdefault(block.name, []).append(block)
+
+    found = list(map_blocks(["fc.weight", "gain"], vectors.open_stack, look, torch.float32, None))
+    assert [name for name, _ in found] == ["fc.weight"] * 4 + ["gain"]
+    for name, blocks in seen.items():
+        assert [block.start for block in blocks] == list(range(0, vectors.headers[name].numel, 4))
+        assert torch.equal(torch.cat([block.tau for block in blocks], dim=1), vectors.stack(name).reshape(3, -1))
+        assert torch.equal(torch.cat([block.base for block in blocks]), vectors.base(name).flatten())
