@@ -11,22 +11,12 @@ import time
 import warnings
 from pathlib import Path
 
-import timm
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from inputs import write_checkpoints
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
 from lwptv_lightning.distributed import ALONE, Ranks
-
-
-def write_checkpoints(folder: Path, model: str, tasks: int) -> None:
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in timm.create_model(model).state_dict().items()}
-    for number in range(tasks + 1):
-        generator = torch.Generator().manual_seed(number)
-        state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-        save_file(state, folder / f"{number}.safetensors")
 
 
 def timed(vectors: TaskVectors, recipe: MergeRecipe, ranks: Ranks, threads: int) -> float:
@@ -41,8 +31,8 @@ def work(rank: int, folder: Path, options: argparse.Namespace) -> None:
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=options.ranks)
     ranks = Ranks.current()
-    paths = [folder / f"{number}.safetensors" for number in range(options.tasks + 1)]
-    vectors = TaskVectors.open(paths[0], {f"task{number}": path for number, path in enumerate(paths[1:])})
+    # Written before the processes began, so that each finds the files there.
+    vectors = TaskVectors.open(*write_checkpoints(folder, options.model, options.tasks))
     recipe = MergeRecipe(options.rule)
     alone, together = [], []
     for _ in range(options.rounds):

@@ -174,6 +174,33 @@ class Checkpoint:
         return f"Checkpoint({self.source!r}, {len(self.headers)} tensors)"
 
 
+class LoadedCheckpoint(Checkpoint):
+    """A checkpoint whose tensors are held on a device.
+
+    Args:
+        source: The checkpoint.
+        names: The tensors to hold; the others are read from ``source`` when asked for.
+        device: Where to hold them.
+    """
+
+    def __init__(self, source: Checkpoint, names: Iterable[str], device: torch.device | str) -> None:
+        super().__init__(source.source, source.headers, source, metadata=source.metadata)
+        self._source = source
+        self._held: dict[str, tuple[Tensor, bool]] = {}
+        for name in names:
+            tensor, is_difference = source.read_for_difference(name)
+            self._held[name] = (tensor.to(device, copy=True), is_difference)
+
+    def read(self, name: str) -> Tensor:
+        """Return the held tensor; one that is held as a difference is read again."""
+        tensor, is_difference = self._held.get(name, (None, True))
+        return self._source.read(name) if tensor is None or is_difference else tensor
+
+    def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
+        """Return the held tensor, and whether it is a difference."""
+        return self._held[name] if name in self._held else self._source.read_for_difference(name)
+
+
 def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema: bool | None = None) -> Checkpoint:
     """Open a checkpoint of any supported format without reading its tensors.
 

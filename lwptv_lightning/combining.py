@@ -12,7 +12,7 @@ from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.rules import DataStatistics, MergeContext
 from lwptv_lightning.rules._ops import per_row
-from lwptv_lightning.stacks import Stack, keep_freed_memory, spans, sum_by_tensor, sum_tasks, whole
+from lwptv_lightning.stacks import Stack, keep_freed_memory, part, read_blocks, sum_by_tensor, sum_tasks, whole
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Piece:
     Attributes:
         name: The tensor's name.
         elements: Which elements of the flattened tensor.
-        base: The base's elements there, ``(n,)``, on the CPU in their own dtype; not to be written to.
+        base: The base's elements there, ``(n,)``, in their own dtype; not to be written to.
         merged: The merged task vector there, ``(n,)``; ``None`` where every task is pruned.
     """
 
@@ -60,63 +60,69 @@ class Combiner:
 
     def pieces(self, names: Iterable[str]) -> Iterator[Piece]:
         """Yield the merged task vectors of some tensors, each from its first piece to its last."""
+
+        def open_stack(name: str) -> Stack:
+            return (self._pruned if name in self.averaged else self._seen).open_stack(name)
+
+        if self._rule.unit == "element":
+            for block in read_blocks(names, open_stack, self._pruned.dtype, self._pruned.device):
+                elements = slice(block.start, block.start + len(block.base))
+                yield Piece(block.name, elements, block.base, self._combine(block.name, block.tau, elements))
+            return
         keep_freed_memory()
-        pruned, in_blocks = self._pruned, self._rule.unit == "element"
         for name in names:
-            stack = (pruned if name in self.averaged else self._seen).open_stack(name)
-            size = pruned.numel(name)
-            parts = spans(size, len(pruned.tasks), pruned.dtype, pruned.device) if in_blocks else [slice(0, size)]
-            for elements in parts:
-                yield Piece(name, elements, stack.base[elements], self._combine(name, stack, elements))
+            stack = open_stack(name)
+            base = stack.sources(slice(None))[0]
+            yield Piece(name, slice(0, len(base)), base, self._combine_whole(name, stack))
 
     def published_alpha(self) -> float:
         """Return LiNeS' coefficient of the first block, ``(|sum_t tau_t|_1 / |merged|_1) / T``; 1 for a zero model."""
 
         def magnitudes(piece: Piece) -> Tensor:
             if piece.merged is None:
-                return torch.zeros(2, dtype=torch.float64)
-            summed = sum_tasks(self._pruned.open_stack(piece.name).part(piece.elements))
-            return torch.stack([tau.abs().sum(dtype=torch.float64).cpu() for tau in (summed, piece.merged)])
+                return torch.zeros(2, dtype=torch.float64, device=self._pruned.device)
+            summed = sum_tasks(part(self._pruned.open_stack(piece.name), piece.elements))
+            return torch.stack([tau.abs().sum(dtype=torch.float64) for tau in (summed, piece.merged)])
 
         own = sum_by_tensor((piece.name, magnitudes(piece)) for piece in self.pieces(self._pruned.own_names))
         found = self._pruned.share.join(own, self._pruned.names).values()
         summed, combined = sum(found, torch.zeros(2, dtype=torch.float64)).tolist()
         return summed / combined / len(self._pruned.tasks) if combined else 1.0
 
-    def _combine(self, name: str, stack: Stack, elements: slice) -> Tensor | None:
+    def _combine_whole(self, name: str, stack: Stack) -> Tensor | None:
+        """Return the merged task vector of a whole tensor, flattened."""
+        kept = self._pruned.kept(name)
+        if not kept.any():
+            return None
+        if self._rule.unit == "task" and name not in self.averaged:
+            return self._sum_of_tasks(name, stack, kept.nonzero().flatten().tolist()).flatten()
+        merged = self._combine(name, whole(stack))
+        return None if merged is None else merged.flatten()
+
+    def _combine(self, name: str, tau: Tensor, elements: slice | None = None) -> Tensor | None:
+        """Return the merged task vector of a whole tensor, ``(T, *shape) -> (*shape)``, or of some elements of it."""
         kept = self._pruned.kept(name)
         if not kept.any():
             return None
         if name in self.averaged:
-            return sum_tasks(stack.part(elements)).div_(len(kept))
-        if self._rule.unit == "task":
-            return self._sum_of_tasks(name, stack, kept).flatten()
-        in_blocks = self._rule.unit == "element"
-        tau = stack.part(elements) if in_blocks else whole(stack)
-        context = MergeContext(
-            name,
-            self._pruned.tasks,
-            self._survey,
-            self._statistics_of(name, elements if in_blocks else None),
-            elements.start,
-            self._task,
-        )
+            return sum_tasks(tau).div_(len(kept))
+        found, start = self._statistics_of(name, elements), 0 if elements is None else elements.start
+        context = MergeContext(name, self._pruned.tasks, self._survey, found, start, self._task)
         if not self._on_parts:
-            return self._rule.combine(tau, context).flatten()
+            return self._rule.combine(tau, context)
         parts = self._rule.parts(tau, context)
-        return sum_tasks(torch.where(per_row(kept, parts).bool(), parts, 0)).flatten()
+        return sum_tasks(torch.where(per_row(kept, parts).bool(), parts, 0))
 
-    def _sum_of_tasks(self, name: str, stack: Stack, kept: Tensor) -> Tensor:
-        """Add up the parts of the tasks that are kept; the part of a pruned one is zero."""
-        first, *others = kept.nonzero().flatten().tolist()
+    def _sum_of_tasks(self, name: str, stack: Stack, kept: list[int]) -> Tensor:
+        """Add up the parts of the tasks that are kept, one by one; the part of a pruned one is zero."""
 
-        def part(index: int) -> Tensor:
-            context = MergeContext(name, self._pruned.tasks[index : index + 1], self._survey)
-            return self._rule.parts(stack.task(index), context)[0]
+        def made_of(task: int) -> Tensor:
+            context = MergeContext(name, self._pruned.tasks[task : task + 1], self._survey)
+            return self._rule.parts(stack.task(task), context)[0]
 
-        total = part(first)
-        for index in others:
-            total += part(index)
+        total = made_of(kept[0])
+        for task in kept[1:]:
+            total += made_of(task)
         return total
 
     def _statistics_of(self, name: str, elements: slice | None) -> Tensor | None:

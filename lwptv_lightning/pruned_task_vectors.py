@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,10 +11,8 @@ from torch import Tensor
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.pruning import ElementPruning, LayerMask
 from lwptv_lightning.share import WHOLE, Share
-from lwptv_lightning.stacks import Block, HeldStack, Stack, map_blocks, sum_by_tensor, whole
+from lwptv_lightning.stacks import Block, HeldStack, Stack, read_blocks, sum_by_tensor, whole
 from lwptv_lightning.task_vectors import TaskVectors
-
-Value = TypeVar("Value")
 
 
 class PrunedTaskVectors:
@@ -81,19 +78,20 @@ class PrunedTaskVectors:
         """Return the T task vectors of one tensor, ``(T, *shape)``, for the caller to write to."""
         return whole(self.open_stack(name))
 
-    def map_blocks(self, function: Callable[[Block], Value], names: Iterable[str]) -> Iterator[tuple[str, Value]]:
-        """Compute something of each block of some tensors; see `lwptv_lightning.stacks.map_blocks`."""
-        return map_blocks(names, self.open_stack, function, self.dtype, self.device)
+    def read_blocks(self, names: Iterable[str]) -> Iterator[Block]:
+        """Read some tensors block by block; see `lwptv_lightning.stacks.read_blocks`."""
+        return read_blocks(names, self.open_stack, self.dtype, self.device)
 
     def sum_blocks(self, function: Callable[[Block], Tensor], names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Add up, for each tensor, what a function finds in its blocks, and return it on every process.
 
         Args:
-            function: Returns a tensor on the CPU, always of the same shape.
+            function: Returns a tensor, always of the same shape.
             names: The tensors, the same on every process; all by default.
         """
         names = self.names if names is None else tuple(names)
-        return self.share.join(sum_by_tensor(self.map_blocks(function, self.share.own(names))), names)
+        own = sum_by_tensor((block.name, function(block)) for block in self.read_blocks(self.share.own(names)))
+        return self.share.join(own, names)
 
 
 class LayerPrunedTaskVectors(PrunedTaskVectors):

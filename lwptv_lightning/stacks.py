@@ -1,14 +1,17 @@
-"""The T task vectors of one tensor, read whole or in blocks of its flattened elements; and passes over such blocks."""
+"""The T task vectors of one tensor, read whole or in blocks of its flattened elements."""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from lwptv_lightning.transfer import PinnedTransfer
 
 Value = TypeVar("Value")
 
@@ -33,7 +36,7 @@ class Block:
         name: The tensor's name.
         start: The position of the first element in the flattened tensor.
         tau: The T task vectors there, ``(T, n)``, for the receiver to write to.
-        base: The base's elements there, ``(n,)``, on the CPU in their own dtype; not to be written to.
+        base: The base's elements there, ``(n,)``, in their own dtype; not to be written to.
     """
 
     name: str
@@ -50,13 +53,12 @@ class Stack(Protocol):
         """T, then the tensor's shape."""
         ...
 
-    @property
-    def base(self) -> Tensor:
-        """The base's tensor, flattened, on the CPU in its own dtype."""
+    def sources(self, elements: slice) -> list[Tensor]:
+        """Return what some elements of the flattened task vectors are made of: the base's elements, then others."""
         ...
 
-    def part(self, elements: slice) -> Tensor:
-        """Return some elements of the flattened task vectors, ``(T, n)``, freshly made."""
+    def tau(self, sources: Sequence[Tensor]) -> Tensor:
+        """Make elements of the task vectors of their sources, or of copies of these, ``(T, n)``, freshly made."""
         ...
 
     def task(self, index: int) -> Tensor:
@@ -87,29 +89,34 @@ class StoredStack:
         report_broken: Callable[[], None],
     ) -> None:
         self.shape = (len(experts), *shape)
-        self.base = base.reshape(-1)
+        self._base = base.reshape(-1)
         self._experts = [None if expert is None else (expert[0].reshape(-1), expert[1]) for expert in experts]
         self._device = device
         self._dtype = dtype
         self._report_broken = report_broken
 
-    def part(self, elements: slice) -> Tensor:  # noqa: D102 (as the protocol says)
-        return self._subtract(elements, slice(None))
+    def sources(self, elements: slice) -> list[Tensor]:  # noqa: D102 (as the protocol says)
+        return [self._base[elements], *(expert[0][elements] for expert in self._experts if expert is not None)]
+
+    def tau(self, sources: Sequence[Tensor]) -> Tensor:  # noqa: D102 (as the protocol says)
+        return self._subtract(sources, self._experts)
 
     def task(self, index: int) -> Tensor:  # noqa: D102 (as the protocol says)
-        return self._subtract(slice(None), slice(index, index + 1)).reshape(1, *self.shape[1:])
+        expert = self._experts[index]
+        sources = [self._base] if expert is None else [self._base, expert[0]]
+        return self._subtract(sources, [expert]).reshape(1, *self.shape[1:])
 
-    def _subtract(self, elements: slice, tasks: slice) -> Tensor:
-        base = self.base[elements].to(self._device, self._dtype)
-        experts = self._experts[tasks]
+    def _subtract(self, sources: Sequence[Tensor], experts: Sequence[tuple[Tensor, bool] | None]) -> Tensor:
+        base, *stored = sources
+        base, given = base.to(self._device, self._dtype), iter(stored)
         tau = torch.empty((len(experts), *base.shape), device=base.device, dtype=base.dtype)
         for row, expert in zip(tau, experts, strict=True):
             if expert is None:
                 row.zero_()
             elif expert[1]:
-                row.copy_(expert[0][elements])
+                row.copy_(next(given))
             else:
-                torch.sub(expert[0][elements].to(base.device, base.dtype), base, out=row)
+                torch.sub(next(given).to(base.device, base.dtype), base, out=row)
         # NaN and infinity survive a sum, so that one number tells; overflow of a finite sum is told apart by the rest.
         if not math.isfinite(tau.sum().item()):
             self._report_broken()
@@ -126,14 +133,27 @@ class HeldStack:
 
     def __init__(self, tau: Tensor, base: Tensor) -> None:
         self.shape = tuple(tau.shape)
-        self.base = base.reshape(-1)
+        self._base = base.reshape(-1)
         self._rows = tau.reshape(len(tau), math.prod(tau.shape[1:]))
 
-    def part(self, elements: slice) -> Tensor:  # noqa: D102 (as the protocol says)
-        return self._rows[:, elements].clone(memory_format=torch.contiguous_format)
+    def sources(self, elements: slice) -> list[Tensor]:  # noqa: D102 (as the protocol says)
+        return [self._base[elements], self._rows[:, elements]]
+
+    def tau(self, sources: Sequence[Tensor]) -> Tensor:  # noqa: D102 (as the protocol says)
+        return sources[1].clone(memory_format=torch.contiguous_format)
 
     def task(self, index: int) -> Tensor:  # noqa: D102 (as the protocol says)
         return self._rows[index].clone(memory_format=torch.contiguous_format).reshape(1, *self.shape[1:])
+
+
+def part(stack: Stack, elements: slice) -> Tensor:
+    """Return some elements of the flattened task vectors, ``(T, n)``, freshly made.
+
+    Example:
+        >>> part(HeldStack(torch.ones(2, 1, 3), base=torch.zeros(1, 3)), slice(2)).shape
+        torch.Size([2, 2])
+    """
+    return stack.tau(stack.sources(elements))
 
 
 def whole(stack: Stack) -> Tensor:
@@ -143,7 +163,7 @@ def whole(stack: Stack) -> Tensor:
         >>> whole(HeldStack(torch.ones(2, 1, 3), base=torch.zeros(1, 3))).shape
         torch.Size([2, 1, 3])
     """
-    return stack.part(slice(None)).reshape(stack.shape)
+    return part(stack, slice(None)).reshape(stack.shape)
 
 
 def sum_tasks(tau: Tensor) -> Tensor:
@@ -197,35 +217,56 @@ def spans(elements: int, tasks: int, dtype: torch.dtype, device: torch.device | 
         yield slice(start, min(start + length, elements))
 
 
-def map_blocks(
+def read_blocks(
     names: Iterable[str],
     open_stack: Callable[[str], Stack],
-    function: Callable[[Block], Value],
     dtype: torch.dtype,
     device: torch.device | str | None,
-) -> Iterator[tuple[str, Value]]:
-    """Compute something of each block of some tensors.
+) -> Iterator[Block]:
+    """Read some tensors block by block, in order; on a CUDA device the next one is copied there meanwhile.
 
     Args:
         names: The tensors' names.
         open_stack: Returns a tensor's stack.
-        function: May write to a block's task vectors.
         dtype: What is computed in.
         device: Where.
-
-    Yields:
-        The tensor's name and the function's value, block by block, tensors in order.
     """
     keep_freed_memory()
+    jobs = _divided(names, open_stack, dtype, device)
+    if torch.device(device or "cpu").type != "cuda":
+        for name, stack, span in jobs:
+            sources = stack.sources(span)
+            yield Block(name, span.start, stack.tau(sources), sources[0])
+        return
+    transfer = PinnedTransfer(torch.device(device or "cuda"))
+    sent = ((job, transfer.send(job[1].sources(job[2]))) for job in jobs)
+    for (name, stack, span), arrive in _one_ahead(sent):
+        sources = arrive()
+        yield Block(name, span.start, stack.tau(sources), sources[0])
+
+
+def _divided(
+    names: Iterable[str], open_stack: Callable[[str], Stack], dtype: torch.dtype, device: torch.device | str | None
+) -> Iterator[tuple[str, Stack, slice]]:
     for name in names:
         stack = open_stack(name)
         tasks, *shape = stack.shape
         for span in spans(math.prod(shape), tasks, dtype, device):
-            yield name, function(Block(name, span.start, stack.part(span), stack.base[span]))
+            yield name, stack, span
+
+
+def _one_ahead(items: Iterable[Value]) -> Iterator[Value]:
+    """Yield items, each after the next one has been taken."""
+    waiting: deque[Value] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def sum_by_tensor(found: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Add up the values of each tensor's blocks, in their order.
+    """Add up the values of each tensor's blocks, in their order, and return the sums on the CPU.
 
     Example:
         >>> sum_by_tensor([("w", torch.ones(1)), ("w", torch.ones(1)), ("b", torch.ones(1))])
@@ -234,4 +275,4 @@ def sum_by_tensor(found: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     for name, value in found:
         sums[name] = sums[name] + value if name in sums else value
-    return sums
+    return {name: total.cpu() for name, total in sums.items()}

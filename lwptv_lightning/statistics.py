@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lwptv_lightning.layers import Layer, Layers
 from lwptv_lightning.share import WHOLE, Share
-from lwptv_lightning.stacks import Block, Stack, map_blocks, sum_by_tensor, sum_tasks
+from lwptv_lightning.stacks import Block, Stack, read_blocks, sum_by_tensor, sum_tasks
 from lwptv_lightning.task_vectors import TaskVectors
 
 
@@ -95,7 +96,9 @@ def collect_statistics(
         return torch.cat([_sums(block.tau), block.base.to(torch.float64).square().sum()[None]])
 
     names = share.own(layers.tensors)
-    sums = sum_by_tensor(map_blocks(names, open_stack, sum_up, torch.float32, device))
+    with _full_precision():
+        found = ((block.name, sum_up(block)) for block in read_blocks(names, open_stack, torch.float32, device))
+        sums = sum_by_tensor(found)
     return _by_layer(vectors, layers, share.join(sums, layers.tensors))
 
 
@@ -114,8 +117,19 @@ def merged_layers(vectors: TaskVectors, layers: Layers) -> Layers:
     return layers.restrict(vectors.names)
 
 
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Compute products in float32 although a trainer's script may have asked for fewer bits."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def _sums(tau: Tensor) -> Tensor:
-    """Sum up a block ``tau (T, n)``: Gram matrix, L1 norms, agreeing, opposing; ``(T * T + 3 T,)`` float64, on the CPU.
+    """Sum up a block ``tau (T, n)``: Gram matrix, L1 norms, agreeing, opposing; ``(T * T + 3 T,)`` float64.
 
     The sums of a block are taken in the dtype of tau, and added up in float64 by the caller.
     """
@@ -124,7 +138,7 @@ def _sums(tau: Tensor) -> Tensor:
     agreement = signs @ mean_sign
     voting = signs.abs_() @ mean_sign.abs_()
     l1 = tau.abs_().sum(1)
-    return torch.cat([gram.flatten(), l1, (voting + agreement) / 2, (voting - agreement) / 2]).double().cpu()
+    return torch.cat([gram.flatten(), l1, (voting + agreement) / 2, (voting - agreement) / 2]).double()
 
 
 def _by_layer(vectors: TaskVectors, layers: Layers, sums: Mapping[str, Tensor]) -> LayerStatistics:

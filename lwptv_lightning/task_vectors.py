@@ -15,6 +15,7 @@ from lwptv_lightning.checkpoints import (
     Checkpoint,
     CheckpointError,
     CheckpointSource,
+    LoadedCheckpoint,
     TensorHeader,
     some_of,
 )
@@ -198,6 +199,23 @@ class TaskVectors:
         """Return the task vectors of some tasks, in the order given."""
         experts = {task: self._expert(task) for task in tasks}
         return TaskVectors(self._base, experts, self.names, self.copied, self.classifiers)
+
+    def load(self, device: torch.device | str = "cpu") -> TaskVectors:
+        """Return the same task vectors with the tensors that are merged held in a device's memory.
+
+        Worth its memory, ``T + 1`` models, where the same checkpoints are merged on that device again and again.
+
+        Args:
+            device: Where to hold the weights, in their own dtype; merge there.
+
+        Example:
+            >>> vectors = TaskVectors.open({"w": torch.zeros(2)}, {"a": {"w": torch.ones(2)}}).load()
+            >>> vectors.stack("w")
+            tensor([[1., 1.]])
+        """
+        experts = {task: LoadedCheckpoint(expert, self.names, device) for task, expert in self._experts.items()}
+        base = LoadedCheckpoint(self._base, self.names, device)
+        return TaskVectors(base, experts, self.names, self.copied, self.classifiers)
 
     def with_task(self, task: str, source: CheckpointSource) -> TaskVectors:
         """Return the task vectors with one task more, the last.

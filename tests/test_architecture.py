@@ -21,6 +21,7 @@ ORDER = [
     "lora",
     "opening",
     "share",
+    "transfer",
     "stacks",
     "task_vectors",
     "tracing",

@@ -108,3 +108,16 @@ def test_merged_tensor_in_no_layer(vectors):
     layers = layers_from_names(["stem.weight", "stem.bias", "fc.weight"])
     with pytest.raises(ValueError, match=r"in no layer: gain, head\.weight\. .*exclude"):
         collect_statistics(vectors, layers)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_the_precision_asked_for_products_changes_nothing_and_stays(precision, large_vectors):
+    layers = layers_from_names(large_vectors.names)
+    expected = collect_statistics(large_vectors, layers).gram
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert torch.equal(collect_statistics(large_vectors, layers).gram, expected)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -242,3 +242,26 @@ def test_one_task_more_has_to_fit(vectors, task_states):
         vectors.with_task("d", {name: task_states["a"][name] for name in ("stem.weight", "stem.bias", "fc.weight")})
     with pytest.raises(CheckpointError, match="'gain' has shape"):
         vectors.with_task("d", task_states["a"] | {"gain": torch.ones(2)})
+
+
+def test_loaded_task_vectors_are_the_same_and_read_nothing_more(counting_checkpoint, base_state, task_states):
+    base, reads = counting_checkpoint(base_state)
+    vectors = TaskVectors.open(base, task_states)
+    loaded = vectors.load()
+    reads.clear()
+    for name in vectors.names:
+        assert torch.equal(
+            loaded.stack(name), torch.stack([state[name] - base_state[name] for state in task_states.values()])
+        )
+        assert torch.equal(loaded.base(name), base_state[name])
+        assert torch.equal(loaded.expert("b", name), task_states["b"][name])
+    assert not reads
+
+
+def test_a_loaded_task_vector_stays_exact(base_state, tmp_path):
+    tau = {"gain": torch.tensor(1e-9)}
+    save_file(tau, tmp_path / "tau.safetensors", {"lwptv_kind": "task_vector"})
+    vectors = TaskVectors.open(base_state, {"a": tmp_path / "tau.safetensors"}).load()
+    assert vectors.stack("gain").item() == pytest.approx(1e-9)
+    assert not vectors.stack("fc.weight").any()
+    assert torch.equal(vectors.expert("a", "fc.weight"), base_state["fc.weight"])

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 _ALL_BITS = (1 << 64) - 1
-_PER_NUMBER = 8
-"""Draws made of one random number of 64 bits."""
 _GENERATOR = np.random.PCG64DXSM(0)
 """Only its state is ever used, which each call sets: that takes less time than making a generator."""
 
@@ -45,13 +43,15 @@ def random_keep(
     """
     if not isinstance(probability, Tensor) and probability >= 1:
         return torch.ones(len(tasks), count)
-    limits = np.asarray(probability, dtype=np.float64) * 2.0**8
+    # One bit decides a half, which is the usual density.
+    bits = 1 if not isinstance(probability, Tensor) and probability == 0.5 else 8
+    limits = np.asarray(probability, dtype=np.float64) * 2.0**bits
     whole, rest = np.floor(limits).astype(np.uint8), limits % 1
     keys = [(seed, task, name) for task in tasks]
-    drawn = np.stack([_draws_of_8_bits(count, start, key) for key in keys])
+    drawn = np.stack([_draws_of(bits, count, start, key) for key in keys])
     kept = drawn < whole
     if rest.any():
-        # Where the 8 bits are the limit's own, 53 more decide.
+        # Where the bits are the limit's own, 53 more decide.
         row, position = np.divmod(np.flatnonzero(drawn == whole), max(count, 1))
         salts = np.array([_first_state((*key, "rest"))["state"]["state"] & _ALL_BITS for key in keys], dtype=np.uint64)
         further = _scrambled(salts[row] + (position + start).astype(np.uint64)) >> np.uint64(11)
@@ -66,12 +66,14 @@ def _scrambled(numbers: Any) -> Any:
     return numbers ^ (numbers >> np.uint64(31))
 
 
-def _draws_of_8_bits(count: int, start: int, key: tuple[int | str, ...]) -> Any:
-    first, skipped = divmod(start, _PER_NUMBER)
+def _draws_of(bits: int, count: int, start: int, key: tuple[int | str, ...]) -> Any:
+    """Return random numbers of 1 or 8 bits for the elements from ``start`` on, cut out of numbers of 64 bits."""
+    first, skipped = divmod(start, 64 // bits)
     _GENERATOR.state = _first_state(key)
     _GENERATOR.advance(first)
-    numbers = _GENERATOR.random_raw(-(-(skipped + count) // _PER_NUMBER))
-    return numbers.view(np.uint8)[skipped : skipped + count]
+    numbers = _GENERATOR.random_raw(-(-(skipped + count) * bits // 64)).view(np.uint8)
+    drawn = np.unpackbits(numbers, bitorder="little") if bits == 1 else numbers
+    return drawn[skipped : skipped + count]
 
 
 @lru_cache(maxsize=1 << 14)

@@ -175,7 +175,8 @@ def _first_brackets(
     drawn = []
     for name in vectors.own_names:
         stack = vectors.open_stack(name)
-        drawn.append(transform(Block(name, 0, stack.part(elements), stack.base[elements])).cpu())
+        sources = stack.sources(elements)
+        drawn.append(transform(Block(name, 0, stack.tau(sources), sources[0])).cpu())
     sample = torch.cat([part for found in vectors.share.exchange(drawn) for part in found], dim=1)
     size = sample.shape[1]
     brackets = []
@@ -199,18 +200,17 @@ def _count(vectors: PrunedTaskVectors, transform: Transform, brackets: list[list
     bins = max(bracket.bins for row in brackets for bracket in row)
     tables = [_Table.of(row, bins, vectors.dtype, vectors.device) for row in brackets]
 
-    def tally(block: Block) -> list[tuple[Tensor, Tensor]]:
-        values = transform(block)
-        return [table.look_up(values) for table in tables]
-
     below = counts = torch.zeros(0, dtype=torch.int64)
     dtype = torch.int32 if count_elements(vectors) <= torch.iinfo(torch.int32).max else torch.int64
-    for _, found in vectors.map_blocks(tally, vectors.own_names):
+    for block in vectors.read_blocks(vectors.own_names):
+        values = transform(block)
+        found = [table.look_up(values) for table in tables]
         if not len(below):
             below = torch.zeros(len(found), len(found[0][0]), dtype=torch.int64, device=vectors.device)
             counts = torch.zeros(len(found), below.shape[1] * bins, dtype=dtype, device=vectors.device)
-        for rank, (smaller, hits) in enumerate(found):
+        for rank, (smaller, lowest, hits) in enumerate(found):
             below[rank] += smaller
+            counts[rank, ::bins] += lowest.to(dtype)
             counts[rank].scatter_add_(0, hits, torch.ones_like(hits, dtype=dtype))
     # A process without a tensor of its own has counted nothing.
     parts = [part for part in vectors.share.exchange((below.cpu(), counts.cpu())) if len(part[0])]
@@ -234,15 +234,22 @@ class _Table:
         shift, first = zip(*((bracket.shift, bracket.low >> bracket.shift) for bracket in row), strict=True)
         return cls(low, high, torch.tensor(shift, device=device), torch.tensor(first, device=device), bins)
 
-    def look_up(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Count the values below the bracket, ``(R,)``, and number the bins of those inside, row after row."""
-        smaller, through = (
-            compare(operator, values, limit[:, None]) for operator, limit in ((lt, self.low), (le, self.high))
-        )
-        inside = through ^ smaller
+    def look_up(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Count the values below the bracket and those at its low end, and number the bins of the others inside.
+
+        The low end belongs to the first bin. It is told apart because pruning and dropping make a great many zeros.
+
+        Returns:
+            ``(R,)``, ``(R,)``, and a number for each value inside, those of all rows counted through.
+        """
+        limits = ((lt, self.low), (le, self.low), (le, self.high))
+        smaller, lowest, through = (compare(operator, values, limit[:, None]) for operator, limit in limits)
+        inside = through ^ lowest
         rows = torch.arange(len(values), device=values.device).repeat_interleave(count_true(inside))
         shift, first = (given.expand(len(values))[rows] for given in (self.shift, self.first))
-        return count_true(smaller), rows * self.bins + (_keys(select(values, inside)) >> shift) - first
+        bins = rows * self.bins + (_keys(select(values, inside)) >> shift) - first
+        below = count_true(smaller)
+        return below, count_true(lowest) - below, bins
 
 
 def _keys(values: Tensor) -> Tensor:

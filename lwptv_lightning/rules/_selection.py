@@ -68,7 +68,7 @@ def survey_trim(vectors: PrunedTaskVectors, density: float, transform: Transform
 
     def vote(block: Block) -> Tensor:
         tau = block.tau if transform is None else transform(block)
-        return sum_tasks(trim_(tau, thresholds)).sign_().sum().double().cpu()
+        return sum_tasks(trim_(tau, thresholds)).sign_().sum().double()
 
     majority = float(sum(vectors.sum_blocks(vote).values()))
     return TrimSurvey(thresholds, float((majority > 0) - (majority < 0)))

@@ -43,7 +43,7 @@ class EMR(MergeRule):
         def magnitudes(block: Block) -> Tensor:
             unified, mask = _elect(block.tau)
             sums = torch.stack([block.tau.abs().sum(1), mask.mul_(unified).abs_().sum(1)])
-            return sums.double().cpu() / vectors.numel(block.name)
+            return sums.double() / vectors.numel(block.name)
 
         filled = [name for name in vectors.names if vectors.numel(name)]
         found = vectors.sum_blocks(magnitudes, filled).values()
