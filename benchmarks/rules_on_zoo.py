@@ -33,18 +33,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs"), help="where to write benchmark.md and benchmark.csv")
     parser.add_argument("--size", type=int, default=450, help="test images in each set")
     parser.add_argument("--samples", type=int, default=128, help="training images of each task for Fisher and Gram")
+    parser.add_argument("--rules", nargs="+", choices=sorted(RULES), help="measure only these anew")
     options = parser.parse_args()
 
     module = zoo_module()
     statistics = collect_statistics(module, options.samples)
     test_sets = zoo.loaders("test", size=options.size)
     validation_sets = zoo.loaders("validation", size=150, sets=zoo.ID_SETS)
-    rows = []
+    rows = [] if options.rules is None else [row for row in read(options.out) if row["rule"] not in options.rules]
     with quiet_lightning():
-        for name in track(sorted(RULES), description="rules"):
+        for name in track(options.rules or sorted(RULES), description="rules"):
             for ratio in (0.0, RATIO):
                 rows.append(measure(module, MergeRecipe(name, ratio=ratio), statistics, test_sets, validation_sets))
-    write(rows, options)
+    write(sorted(rows, key=lambda row: (row["rule"], row["pruned"])), options)
 
 
 def collect_statistics(module: MergeModule, samples: int) -> dict[str, DataStatistics]:
@@ -97,6 +98,14 @@ def over_parts(test: SweepResult, name: str, domain: str) -> tuple[float, float]
         # Every PARTS-th sample, so that each part has all classes.
         averages += torch.stack([outcomes[part::PARTS].mean() for part in range(PARTS)]) / len(loaders)
     return 100 * float(averages.mean()), 100 * float((averages - averages.mean()).abs().max())
+
+
+def read(folder: Path) -> list[dict[str, object]]:
+    with (folder / "benchmark.csv").open(newline="") as file:
+        return [
+            {column: text if column == "rule" else float(text) for column, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 def write(rows: list[dict[str, object]], options: argparse.Namespace) -> None:

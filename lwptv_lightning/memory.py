@@ -17,11 +17,11 @@ _BLOCKS = 16
 """Blocks held at once: the results of operations on one."""
 _SEARCH_OF_A_TASK = 12 << 20
 """Bytes that a search for a threshold takes for each task: bins, and a sample."""
-_COPIES_OF_A_TASK = 12
+_COPIES_OF_A_TASK = 20
 """Copies of one task's tensor, where tasks are worked on one by one."""
 _COPIES_OF_A_LAYER = 6
 """Copies of a layer's stacks while element pruning ranks them together, their order among them."""
-_COPIES_OF_A_STACK = 12
+_COPIES_OF_A_STACK = 14
 """Copies of a stack that rules which see whole tensors hold, float64 and singular vectors among them."""
 
 

@@ -20,8 +20,8 @@ _CACHE_BYTES = 1 << 21
 threads have enough to share."""
 _DEVICE_BYTES = 1 << 28
 """Size of a block on an accelerator, where starting an operation costs more than reading memory again."""
-_FREED_BYTES = 30 << 20
-"""A little less than the most that moves glibc's limits."""
+_FREED_BYTES = 1 << 23
+"""Several blocks, and less than the large tensors of a result, which had better not stand between blocks."""
 _ALIGNMENT = 64
 """Blocks begin at multiples of so many elements, where vector instructions need no unaligned loads."""
 _MOST_ELEMENTS = 1 << 22
@@ -188,7 +188,7 @@ def block_bytes(device: torch.device | str | None) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the memory of freed blocks, some 60 MB at most, for the blocks that follow.
+    """Let the C library keep the memory of freed blocks, some 16 MB at most, for the blocks that follow.
 
     glibc gives large blocks back to the system at once, and the system clears each page of the next one, which takes
     longer than the arithmetic. It raises its limits when a larger block is freed; an untouched one costs nothing.
