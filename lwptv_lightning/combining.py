@@ -91,11 +91,11 @@ class Combiner:
 
     def _combine_whole(self, name: str, stack: Stack) -> Tensor | None:
         """Return the merged task vector of a whole tensor, flattened."""
-        kept = self._pruned.kept(name)
-        if not kept.any():
+        kept = self._pruned.kept(name).nonzero().flatten().tolist()
+        if not kept:  # then the stack need not be made either
             return None
         if self._rule.unit == "task" and name not in self.averaged:
-            return self._sum_of_tasks(name, stack, kept.nonzero().flatten().tolist()).flatten()
+            return self._sum_of_tasks(name, stack, kept).flatten()
         merged = self._combine(name, whole(stack))
         return None if merged is None else merged.flatten()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -250,7 +249,7 @@ class TaskVectors:
         return self._experts[task]
 
     def _unchanged_tasks(self) -> list[str]:
-        smallest_first = sorted(self.names, key=lambda name: math.prod(self.headers[name].shape))
+        smallest_first = sorted(self.names, key=lambda name: self.headers[name].numel)
         return [task for task in self.tasks if not any(self._changed(task, name) for name in smallest_first)]
 
     def _changed(self, task: str, name: str) -> bool:
