@@ -83,7 +83,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _merge_arguments(parser: argparse.ArgumentParser) -> None:
-    from lwptv_lightning.choices import COUNTS, GRANULARITIES, RANKINGS
+    from lwptv_lightning.registry import COUNTS, GRANULARITIES, RANKINGS
 
     _task_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
@@ -182,7 +182,7 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _diff_arguments(parser: argparse.ArgumentParser) -> None:
-    from lwptv_lightning.choices import GRANULARITIES
+    from lwptv_lightning.registry import GRANULARITIES
 
     parser.add_argument("first", help="a checkpoint")
     parser.add_argument("second", help="another, an adapter or a task vector of the first")

@@ -23,8 +23,7 @@ from typing import overload
 
 from torch import fx, nn
 
-from lwptv_lightning.choices import GRANULARITIES
-from lwptv_lightning.registry import nearest, require_known
+from lwptv_lightning.registry import GRANULARITIES, nearest, require_known
 from lwptv_lightning.tracing import TracingError, floating_tensors, trace
 
 __all__ = ["Layer", "Layers", "TracingError", "layers_from_names", "trace", "trace_layers"]

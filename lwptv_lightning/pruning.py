@@ -14,8 +14,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from lwptv_lightning.choices import COUNTS, RANKINGS
-from lwptv_lightning.registry import UnknownNameError, require_known
+from lwptv_lightning.registry import COUNTS, RANKINGS, UnknownNameError, require_known
 from lwptv_lightning.saliency import LayerTable
 
 

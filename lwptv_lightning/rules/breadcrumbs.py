@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lwptv_lightning.registry import number
 from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.rules._parameters import number
 from lwptv_lightning.rules._selection import keep_middle_
 
 

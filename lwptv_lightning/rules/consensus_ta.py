@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lwptv_lightning.registry import number, whole
 from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.rules._parameters import number, whole
 from lwptv_lightning.rules._selection import keep_consensus
 from lwptv_lightning.stacks import sum_tasks
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lwptv_lightning.registry import number
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._parameters import number
 
 
 @merge_rule("regmean", paper="https://arxiv.org/abs/2212.09849")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lwptv_lightning.registry import require_known
+from lwptv_lightning.registry.errors import require_known
 
 
 def number(default: float, interval: str) -> Any:

@@ -2,55 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
+from lwptv_lightning.registry.errors import require_known
+
 Record = TypeVar("Record")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the hint that ends an error message about an unknown name.
-
-    Args:
-        name: What the caller gave.
-        known: The names that exist.
-
-    Returns:
-        ``" Did you mean 'x'?"`` with the nearest known name, or ``""`` where none is near.
-
-    Example:
-        >>> nearest("modul", ["block", "module", "tensor"])
-        " Did you mean 'module'?"
-    """
-    lowered = {candidate.lower(): candidate for candidate in known}
-    matches = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
-    return f" Did you mean {lowered[matches[0]]!r}?" if matches else ""
-
-
-class UnknownNameError(KeyError, ValueError):
-    """A name that is not among the known ones; both a failed look-up and a wrong value.
-
-    Args:
-        kind: What the name was meant to name, for example ``"merging rule"``.
-        name: The name that was given.
-        known: The names that exist.
-    """
-
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        known = tuple(known)
-        self.message = f"unknown {kind} {name!r}.{nearest(str(name), known)} Known: {', '.join(known) or 'none'}."
-        super().__init__(kind, name, known)
-
-    def __str__(self) -> str:
-        return self.message
-
-
-def require_known(kind: str, name: str, known: Iterable[str]) -> None:
-    """Raise `UnknownNameError` unless ``name`` is among ``known``."""
-    known = tuple(known)
-    if name not in known:
-        raise UnknownNameError(kind, name, known)
 
 
 class Registry(Mapping[str, Record], Generic[Record]):
@@ -65,7 +22,7 @@ class Registry(Mapping[str, Record], Generic[Record]):
         1.0
         >>> scores["mean_ab"]
         Traceback (most recent call last):
-        lwptv_lightning.registry.UnknownNameError: unknown score 'mean_ab'. Did you mean 'mean_abs'? Known: mean_abs.
+        lwptv_lightning.registry.errors.UnknownNameError: unknown score 'mean_ab'. Did you mean 'mean_abs'? Known: mean_abs.
     """
 
     def __init__(self, kind: str) -> None:
