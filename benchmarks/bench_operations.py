@@ -15,12 +15,18 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from lwptv_lightning import TaskVectors
+from lwptv_lightning.functional import (
+    combine_agreeing,
+    elect_signs,
+    keep_middle_,
+    random_keep,
+    sum_tasks,
+    tall_masks,
+    trim_,
+)
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules._draws import random_keep
-from lwptv_lightning.rules._ops import combine_agreeing, elect_signs, tall_masks, trim_
 from lwptv_lightning.rules._order_statistics import order_statistics
-from lwptv_lightning.rules._selection import keep_middle_
-from lwptv_lightning.stacks import keep_freed_memory, part, spans, sum_tasks
+from lwptv_lightning.stacks import keep_freed_memory, part, spans
 from lwptv_lightning.statistics import _sums
 
 TASKS = 8

@@ -166,22 +166,6 @@ def whole(stack: Stack) -> Tensor:
     return part(stack, slice(None)).reshape(stack.shape)
 
 
-def sum_tasks(tau: Tensor) -> Tensor:
-    """Sum over the tasks, ``(T, *shape) -> (*shape)``, from the first to the last.
-
-    ``tau.sum(0)`` adds in an order that depends on the number of elements, so that a block of a tensor could get other
-    last bits than the whole.
-
-    Example:
-        >>> sum_tasks(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-        tensor([4., 6.])
-    """
-    total = tau[0].clone()
-    for row in tau[1:]:
-        total += row
-    return total
-
-
 def block_bytes(device: torch.device | str | None) -> int:
     """Return the size of a block of all tasks together."""
     return _CACHE_BYTES if torch.device(device or "cpu").type == "cpu" else _DEVICE_BYTES

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from lwptv_lightning import TaskVectors
-from lwptv_lightning.stacks import HeldStack, part, read_blocks, spans, sum_tasks, whole
+from lwptv_lightning.functional import sum_tasks
+from lwptv_lightning.stacks import HeldStack, part, read_blocks, spans, whole
 
 
 @pytest.mark.parametrize("elements", [0, 1, 63, 64, 65, 1000])

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from torch import Tensor
 
+from lwptv_lightning.functional import sum_tasks
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.registry import Registry, UnknownNameError, check_parameters
-from lwptv_lightning.stacks import sum_tasks
 
 RULES: Registry[type[MergeRule]] = Registry("merging rule")
 

@@ -18,8 +18,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from lwptv_lightning.functional import compare, count_true, sample_margins, select
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules._masks import compare, count_true, kth_smallest, select
 from lwptv_lightning.stacks import Block
 
 Transform: TypeAlias = Callable[[Block], Tensor]
@@ -29,12 +29,6 @@ _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 _MOST_BINS = 1 << 19
 _SAMPLE = 1 << 19
 """How many values of each row the first bracket is estimated from; a model with few more does without."""
-_SMALL_SAMPLE = 1 << 14
-"""The same for a single tensor."""
-_DEVIATIONS = 4.0
-"""Half the width of the first bracket, in standard deviations of a sample's quantile."""
-_LEAST_MARGIN = 16
-"""That half width is at least so many values of the sample, since near its ends the deviation says little."""
 
 
 def count_elements(vectors: PrunedTaskVectors) -> int:
@@ -91,28 +85,6 @@ def order_statistics(vectors: PrunedTaskVectors, ranks: Sequence[int], transform
             for i, k in enumerate(ranks)
         ]
     return torch.stack([_floats([bracket.low for bracket in row], vectors.dtype) for row in brackets])
-
-
-def ranked_values(values: Tensor, ranks: Sequence[int]) -> list[float]:
-    """Return the k-th smallest of some values, ``(n,)``, for several k counted from 1.
-
-    Example:
-        >>> ranked_values(torch.tensor([3.0, 1.0, 2.0]), [1, 3])
-        [1.0, 3.0]
-    """
-    count, stride = len(values), len(values) // _SMALL_SAMPLE
-    if stride < 2:
-        return kth_smallest(values, ranks)
-    sample = values[::stride]
-    found: list[float] = []
-    for k in ranks:
-        margins = [min(max(rank, 1), len(sample)) for rank in _margins(k, count, len(sample))]
-        low, high = kth_smallest(sample, margins)
-        smaller = compare(lt, values, low)
-        inside = select(values, compare(le, values, high) ^ smaller)
-        rank = k - int(count_true(smaller[None]))
-        found += kth_smallest(inside, [rank]) if 1 <= rank <= len(inside) else kth_smallest(values, [k])
-    return found
 
 
 @dataclass(frozen=True)
@@ -181,18 +153,12 @@ def _first_brackets(
     size = sample.shape[1]
     brackets = []
     for k in ranks:
-        first, last = _margins(k, total, size)
+        first, last = sample_margins(k, total, size)
         everything = _everything(vectors.dtype)
         lows = _keys(sample.kthvalue(first, dim=1).values).tolist() if first >= 1 else [everything.low] * len(sample)
         highs = _keys(sample.kthvalue(last, dim=1).values).tolist() if last <= size else [everything.high] * len(sample)
         brackets.append([_Bracket(low, high, guessed=True) for low, high in zip(lows, highs, strict=True)])
     return brackets
-
-
-def _margins(k: int, total: int, size: int) -> tuple[int, int]:
-    """Return the ranks in a sample between which the k-th of all values almost certainly lies."""
-    margin = _DEVIATIONS * math.sqrt(k / total * (1 - k / total) * size) + _LEAST_MARGIN
-    return math.floor(k / total * size - margin), math.ceil(k / total * size + margin)
 
 
 def _count(vectors: PrunedTaskVectors, transform: Transform, brackets: list[list[_Bracket]]) -> tuple[Tensor, Tensor]:

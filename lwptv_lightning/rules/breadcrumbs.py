@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lwptv_lightning.functional import keep_middle_
 from lwptv_lightning.registry import number
 from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.rules._selection import keep_middle_
 
 
 @merge_rule("breadcrumbs", paper="https://arxiv.org/abs/2312.06795", scale=0.3)

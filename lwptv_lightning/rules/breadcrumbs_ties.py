@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lwptv_lightning.functional import combine_agreeing, elect_signs, keep_middle_
 from lwptv_lightning.registry import choice, number
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._ops import combine_agreeing, elect_signs
-from lwptv_lightning.rules._selection import keep_middle_
 
 
 @merge_rule("breadcrumbs_ties", paper="https://arxiv.org/abs/2312.06795", scale=0.3)

@@ -5,10 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lwptv_lightning.functional import keep_consensus, sum_tasks
 from lwptv_lightning.registry import number, whole
 from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.rules._selection import keep_consensus
-from lwptv_lightning.stacks import sum_tasks
 
 
 @merge_rule("consensus_ta", paper="https://arxiv.org/abs/2405.07813", scale=0.3)

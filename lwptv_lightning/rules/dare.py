@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lwptv_lightning.functional import drop_at_random_
 from lwptv_lightning.registry import number, whole
 from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.rules._selection import drop_at_random_
 
 
 @merge_rule("dare", paper="https://arxiv.org/abs/2311.03099", scale=0.3)

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lwptv_lightning.functional import combine_agreeing, drop_at_random_, elect_signs, magnitude_probabilities
 from lwptv_lightning.registry import number, whole
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._ops import combine_agreeing, elect_signs, magnitude_probabilities
-from lwptv_lightning.rules._selection import drop_at_random_
 
 
 @merge_rule("della", paper="https://arxiv.org/abs/2406.11617")

@@ -6,11 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lwptv_lightning.functional import per_row, sum_tasks
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.registry import flag, number
 from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.rules._ops import per_row
-from lwptv_lightning.stacks import sum_tasks
 
 
 @merge_rule("fisher", paper="https://arxiv.org/abs/2111.09832")

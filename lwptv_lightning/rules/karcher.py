@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lwptv_lightning.functional import NEGLIGIBLE, directions
 from lwptv_lightning.registry import number, whole
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._matrices import NEGLIGIBLE, directions
 
 
 @merge_rule("karcher", paper="https://doi.org/10.1002/cpa.3160300502")

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lwptv_lightning.functional import keep_largest_, trim_
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.registry import choice, number
 from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.rules._ops import trim_
-from lwptv_lightning.rules._selection import keep_largest_, trim_thresholds
+from lwptv_lightning.rules._selection import trim_thresholds
 
 
 @merge_rule("magnitude", paper="https://arxiv.org/abs/2405.07813", scale=0.3)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lwptv_lightning.functional import NEGLIGIBLE, directions
 from lwptv_lightning.registry import flag
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._matrices import NEGLIGIBLE, directions
 
 
 @merge_rule("model_stock", paper="https://arxiv.org/abs/2403.19522")

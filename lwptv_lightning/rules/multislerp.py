@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lwptv_lightning.functional import NEGLIGIBLE, directions
 from lwptv_lightning.registry import per_task
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._matrices import NEGLIGIBLE, directions
 from lwptv_lightning.rules.weighted_average import WeightedAverage
 
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lwptv_lightning.functional import NEGLIGIBLE, directions, per_row
 from lwptv_lightning.registry import number
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._matrices import NEGLIGIBLE, directions
-from lwptv_lightning.rules._ops import per_row
 
 
 @merge_rule("nuslerp", paper="https://doi.org/10.1145/325334.325242")

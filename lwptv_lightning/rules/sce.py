@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lwptv_lightning.functional import as_rows, elect_signs, per_row
 from lwptv_lightning.registry import number
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._ops import as_rows, elect_signs, per_row
 
 
 @merge_rule("sce", paper="https://arxiv.org/abs/2408.07990")

@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lwptv_lightning.functional import per_row
 from lwptv_lightning.registry import per_task, require_per_task
 from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.rules._ops import per_row
 
 
 @merge_rule("task_arithmetic", paper="https://arxiv.org/abs/2212.04089", scale=0.3)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lwptv_lightning.functional import directions, is_matrix
 from lwptv_lightning.registry import number, patterns, whole
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._matrices import directions, is_matrix
 
 LINEAR_WEIGHTS = (
     "*attn.in_proj_weight",

@@ -68,4 +68,4 @@ def use_stored_draws(monkeypatch) -> None:
     def stored_draw(count, probability, seed, tasks, name, start):
         return torch.stack([stored[f"{task}::{name}"].flatten()[start : start + count].float() for task in tasks])
 
-    monkeypatch.setattr("lwptv_lightning.rules._selection.random_keep", stored_draw)
+    monkeypatch.setattr("lwptv_lightning.functional.trims.random_keep", stored_draw)

@@ -6,8 +6,8 @@ from rules.golden import golden_output, golden_vectors, largest_error
 from rules.small_models import in_consensus, merged_row, quick, task_rows
 
 from lwptv_lightning import MergeRecipe, merge
+from lwptv_lightning.functional import tall_masks
 from lwptv_lightning.rules import ConsensusTA
-from lwptv_lightning.rules._ops import tall_masks
 
 
 def test_equals_the_reference():

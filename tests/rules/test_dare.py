@@ -4,8 +4,8 @@ from rules.golden import golden_item, golden_output, golden_vectors, largest_err
 from rules.small_models import merged_row, one_tensor
 
 from lwptv_lightning import MergeRecipe, merge
+from lwptv_lightning.functional import random_keep
 from lwptv_lightning.rules import DARE
-from lwptv_lightning.rules._draws import random_keep
 
 
 def test_equals_the_reference_with_its_draws(monkeypatch):

@@ -6,9 +6,8 @@ from rules.golden import golden_output, golden_vectors
 from rules.small_models import merged_row, one_tensor, quick, reduced, sign, task_rows
 
 from lwptv_lightning import MergeRecipe, merge
+from lwptv_lightning.functional import magnitude_probabilities, random_keep
 from lwptv_lightning.rules import DELLA, MergeContext
-from lwptv_lightning.rules._draws import random_keep
-from lwptv_lightning.rules._ops import magnitude_probabilities
 
 
 def test_equals_the_reference_with_its_draws(monkeypatch):
@@ -22,7 +21,7 @@ def test_equals_the_reference_with_its_draws(monkeypatch):
         drawn = torch.stack([torch.rand(vectors.headers[name].shape, generator=generator).flatten() for _ in tasks])
         return (drawn < probability).float()
 
-    monkeypatch.setattr("lwptv_lightning.rules._selection.random_keep", draw_in_order)
+    monkeypatch.setattr("lwptv_lightning.functional.trims.random_keep", draw_in_order)
     result = merge(vectors, MergeRecipe(rule="della"))
     for name, expected in golden_output("della.official_2d").items():
         assert (result[name] - expected).abs().max() < 1e-6, name

@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 from rules.small_models import quick, random_rows, task_rows, vectors_of
 
 from lwptv_lightning import TaskVectors
+from lwptv_lightning.functional import as_rows, ranked_values
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.rules import _order_statistics
-from lwptv_lightning.rules._ops import as_rows
-from lwptv_lightning.rules._order_statistics import kth_smallest_magnitude, order_statistics, ranked_values
+from lwptv_lightning.rules._order_statistics import kth_smallest_magnitude, order_statistics
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -98,7 +98,7 @@ def small_search(monkeypatch):
 @pytest.mark.parametrize("margins", [None, (1, 1), (1, 20), (390, 390)], ids=str)
 def test_a_sample_only_shortens_the_search(shape, margins, small_search, monkeypatch):
     if margins is not None:  # most ranks lie outside
-        monkeypatch.setattr(_order_statistics, "_margins", lambda k, total, size: margins)
+        monkeypatch.setattr(_order_statistics, "sample_margins", lambda k, total, size: margins)
     states = [shape(torch.randn(6000, generator=torch.Generator().manual_seed(seed))) for seed in range(2)]
     tasks = {str(seed): {"a": state[:5000], "b": state[5000:]} for seed, state in enumerate(states)}
     vectors = PrunedTaskVectors(TaskVectors.open({"a": torch.zeros(5000), "b": torch.zeros(1000)}, tasks))

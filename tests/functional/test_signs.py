@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lwptv_lightning.rules._ops import as_rows, combine_agreeing, elect_signs
+from lwptv_lightning.functional import as_rows, combine_agreeing, elect_signs
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (2, 3, 4)])

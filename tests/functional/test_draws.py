@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lwptv_lightning.rules._draws import random_keep
+from lwptv_lightning.functional import random_keep
 
 MANY = 200_000
 

@@ -5,11 +5,10 @@ from hypothesis import strategies as st
 from rules.golden import golden_vectors
 from rules.small_models import quick, task_rows
 
+from lwptv_lightning.functional import as_rows, keep_largest_, keep_middle_, trim_
 from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules import _order_statistics
-from lwptv_lightning.rules._ops import as_rows, trim_
 from lwptv_lightning.rules._order_statistics import count_elements
-from lwptv_lightning.rules._selection import keep_largest_, keep_middle_, smallest_kept, trim_thresholds
+from lwptv_lightning.rules._selection import smallest_kept, trim_thresholds
 
 
 @pytest.mark.parametrize("density", [0.01, 0.2, 0.5, 0.999, 1.0])
@@ -65,6 +64,6 @@ def test_long_rows_are_searched_by_a_sample_with_the_same_result(ties, monkeypat
     row = torch.randn(5000, generator=torch.Generator().manual_seed(0))
     row = (row * 4).round() if ties else row
     exact = keep_middle_(row.clone()[None], 0.85, 0.01)
-    monkeypatch.setattr(_order_statistics, "_SMALL_SAMPLE", 200)
+    monkeypatch.setattr("lwptv_lightning.functional.ranked._SMALL_SAMPLE", 200)
     assert torch.equal(keep_middle_(row.clone()[None], 0.85, 0.01), exact)
     assert exact[0].tolist() == middle(row.tolist(), 0.85, 0.01)

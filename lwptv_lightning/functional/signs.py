@@ -1,0 +1,72 @@
+"""Elected signs, and the entries that agree with them.
+
+Shapes: T tasks; ``tau`` is a stack of task vectors ``(T, *shape)``. Masks are floats, 1 and 0: on the CPU torch
+compares, selects and counts with booleans several times more slowly than it multiplies and adds.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.functional.sums import sum_tasks
+
+
+def elect_signs(tau: Tensor, tie: float) -> Tensor:
+    """Elect one sign per weight: that of the sum over tasks, and ``tie`` where the sum is zero.
+
+    Args:
+        tau: ``(T, *shape)``.
+        tie: +1, -1, or 0 where none is elected.
+
+    Returns:
+        +1, -1 or ``tie``, ``(*shape)``.
+
+    Example:
+        >>> elect_signs(torch.tensor([[1.0, -2.0, 1.0], [1.0, 1.0, -1.0]]), tie=-1.0)
+        tensor([ 1., -1., -1.])
+    """
+    signs = sum_tasks(tau).sign_()
+    return signs.add_(_zeros_of(signs), alpha=tie) if tie else signs
+
+
+def agreeing_magnitudes(tau: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the magnitudes of the entries with the elected sign, and this sign; where none is elected, -.
+
+    Args:
+        tau: ``(T, *shape)``.
+        signs: +1, -1 or 0, ``(*shape)``.
+
+    Returns:
+        ``(T, *shape)``, zero for the other entries, and ``(*shape)``, +1 or -1.
+    """
+    direction = signs - _zeros_of(signs)
+    return (tau * direction).clamp_(min=0), direction
+
+
+def combine_agreeing(tau: Tensor, signs: Tensor, reduce: str) -> Tensor:
+    """Combine, for each weight, the entries with the elected sign; zeros count as absent.
+
+    Args:
+        tau: ``(T, *shape)``.
+        signs: +1, -1 or 0, ``(*shape)``.
+        reduce: ``"mean"`` over the entries that agree, their ``"sum"``, or ``"max"``, the largest of them. Where no
+            sign is elected the first two keep the negative entries and ``"max"`` keeps none, as in the code of TIES.
+
+    Returns:
+        ``(*shape)``; zero where no entry agrees.
+
+    Example:
+        >>> combine_agreeing(torch.tensor([[1.0, -2.0], [3.0, 1.0]]), torch.tensor([1.0, -1.0]), "mean")
+        tensor([ 2., -2.])
+    """
+    magnitudes, direction = agreeing_magnitudes(tau, signs)
+    if reduce == "max":
+        return magnitudes.amax(0) * signs
+    total = sum_tasks(magnitudes).mul_(direction)
+    return total if reduce == "sum" else total.div_(sum_tasks(magnitudes.sign_()).clamp_(min=1))
+
+
+def _zeros_of(values: Tensor) -> Tensor:
+    """Return 1 where a value is 0, else 0."""
+    return torch.eq(values, 0, out=torch.empty_like(values))

@@ -1,0 +1,43 @@
+"""Sums and shapes of stacks of task vectors, ``(T, *shape)``."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+
+def sum_tasks(tau: Tensor) -> Tensor:
+    """Sum over the tasks, ``(T, *shape) -> (*shape)``, from the first to the last.
+
+    ``tau.sum(0)`` adds in an order that depends on the number of elements, so that a block of a tensor could get other
+    last bits than the whole.
+
+    Example:
+        >>> sum_tasks(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        tensor([4., 6.])
+    """
+    total = tau[0].clone()
+    for row in tau[1:]:
+        total += row
+    return total
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """Shape T numbers so that they act on the rows of a stack: ``(T,) -> (T, 1, ..., 1)``.
+
+    Example:
+        >>> per_row(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4)).shape
+        torch.Size([2, 1, 1])
+    """
+    return values.to(like.device, like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+
+
+def as_rows(tau: Tensor) -> Tensor:
+    """Flatten all but the first dimension: ``(T, *shape) -> (T, n)``, also where shape is ``()`` or n is 0.
+
+    Example:
+        >>> as_rows(torch.zeros(2, 3, 4)).shape, as_rows(torch.zeros(2)).shape
+        (torch.Size([2, 12]), torch.Size([2, 1]))
+    """
+    return tau.reshape(len(tau), math.prod(tau.shape[1:]))
