@@ -15,11 +15,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lwptv_lightning import __version__
-from lwptv_lightning.checkpoints import CheckpointError, open_checkpoint
-from lwptv_lightning.fingerprint import fingerprint
+from lwptv_lightning.checkpoints import CheckpointError, fingerprint, open_checkpoint, write_safetensors
 from lwptv_lightning.gathering import gather_state
 from lwptv_lightning.registry import require_known
-from lwptv_lightning.writing import write_safetensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BASE_FILE = "base.safetensors"

@@ -11,9 +11,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, some_of
-from lwptv_lightning.differences import is_task_vector
-from lwptv_lightning.lora import is_adapter
+from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, is_task_vector, some_of
 from lwptv_lightning.opening import align_base, align_expert, open_unprefixed
 from lwptv_lightning.task_vectors import differing_classifiers
 

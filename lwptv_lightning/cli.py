@@ -204,8 +204,9 @@ _RECIPE_OPTIONS = ("scale", "score", "ratio", "granularity", "ranking", "count",
 
 
 def _merge(options: argparse.Namespace) -> None:
+    from lwptv_lightning.checkpoints import index_of, require_safetensors_path
     from lwptv_lightning.task_vectors import TaskVectors
-    from lwptv_lightning.writing import index_of, require_safetensors_path, save_merged
+    from lwptv_lightning.writing import save_merged
 
     require_safetensors_path(options.out)
     for path in (options.out, index_of(options.out)):

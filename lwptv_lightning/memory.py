@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from lwptv_lightning.pruned_task_vectors import ElementPrunedTaskVectors, PrunedTaskVectors
+from lwptv_lightning.registry.sizes import parse_bytes
 from lwptv_lightning.rules import MergeRule
 from lwptv_lightning.stacks import block_bytes
 
-_UNITS = {"": 1, "B": 1} | {
-    f"{prefix}{binary}B": (1024 if binary else 1000) ** power
-    for power, prefix in enumerate("KMGT", start=1)
-    for binary in ("", "i")
-}
 _BLOCKS = 16
 """Blocks held at once: the results of operations on one."""
 _SEARCH_OF_A_TASK = 12 << 20
@@ -27,27 +21,6 @@ _COPIES_OF_A_STACK = 14
 
 class MemoryLimitError(ValueError):
     """A merge that cannot be done within ``max_memory``."""
-
-
-def parse_bytes(what: str, value: int | str) -> int:
-    """Read a number of bytes.
-
-    Args:
-        what: The option's name, for the message.
-        value: A whole number, or a number with a unit: ``"512MB"``, ``"1.5GiB"``.
-
-    Raises:
-        ValueError: It is neither, or not above 0.
-
-    Example:
-        >>> parse_bytes("max_memory", "1.5KiB"), parse_bytes("max_memory", "2 MB")
-        (1536, 2000000)
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(\w*)\s*", str(value))
-    units = {name.lower(): size for name, size in _UNITS.items()}
-    if isinstance(value, bool) or not match or match[2].lower() not in units or float(match[1]) == 0:
-        raise ValueError(f"{what} must be a number of bytes above 0 such as 512MB or 2GiB, not {value!r}.")
-    return int(float(match[1]) * units[match[2].lower()])
 
 
 def require_memory(max_memory: int | str, rule: MergeRule, vectors: PrunedTaskVectors) -> None:

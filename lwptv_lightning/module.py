@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics import Metric, MetricCollection
 
-from lwptv_lightning.checkpoints import some_of
+from lwptv_lightning.checkpoints import require_safetensors_path, some_of, write_safetensors
 from lwptv_lightning.datamodule import is_iterable, repeated_loaders, require_loaders, sample_positions
 from lwptv_lightning.distributed import ALONE, Ranks
 from lwptv_lightning.installing import materialize_, merge_into_, whole_state
@@ -24,7 +24,7 @@ from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import UnknownNameError, nearest
 from lwptv_lightning.rules import DataStatistics
 from lwptv_lightning.task_vectors import TaskVectors
-from lwptv_lightning.writing import metadata_of, require_safetensors_path, write_safetensors
+from lwptv_lightning.writing import metadata_of
 
 
 class MergeModule(LightningModule):

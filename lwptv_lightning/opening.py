@@ -8,12 +8,15 @@ from lwptv_lightning.checkpoints import (
     Checkpoint,
     CheckpointSource,
     TensorHeader,
+    add_difference,
+    expand_adapter,
+    is_adapter,
+    is_task_vector,
+    match_names,
     open_checkpoint,
+    require_base,
     without_wrappers,
 )
-from lwptv_lightning.differences import add_difference, is_task_vector, require_base
-from lwptv_lightning.key_maps import match_names
-from lwptv_lightning.lora import expand_adapter, is_adapter
 
 
 def open_unprefixed(source: CheckpointSource, prefix: str | None = None, ema: bool | None = None) -> Checkpoint:

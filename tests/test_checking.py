@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from lwptv_lightning import open_checkpoint, zoo
 from lwptv_lightning.checking import SAME_BASE, check
+from lwptv_lightning.checkpoints import fingerprint
 from lwptv_lightning.cli import main
-from lwptv_lightning.fingerprint import fingerprint
 
 TIMM = ["--model", "vit_base_patch32_clip_quickgelu_224"]
 SIZES = {"img_size": 32, "patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 24}

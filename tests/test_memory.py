@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
-from lwptv_lightning.memory import MemoryLimitError, parse_bytes
+from lwptv_lightning.memory import MemoryLimitError
+from lwptv_lightning.registry import parse_bytes
 
 
 @pytest.mark.parametrize(

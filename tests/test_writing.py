@@ -10,9 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lwptv_lightning import CheckpointError, MergeRecipe, TaskVectors, merge, open_checkpoint, save_merged
-from lwptv_lightning.checkpoints import SAFETENSORS_DTYPES, TensorHeader
+from lwptv_lightning.checkpoints import SAFETENSORS_DTYPES, SafetensorsWriter, TensorHeader, write_safetensors
 from lwptv_lightning.memory import MemoryLimitError
-from lwptv_lightning.writing import SafetensorsWriter, write_safetensors
 
 
 def test_file_holds_the_merged_tensors_and_the_recipe(vectors, tmp_path):

@@ -23,6 +23,7 @@ def ranked_values(values: Tensor, ranks: Sequence[int]) -> list[float]:
     """Return the k-th smallest of some values, ``(n,)``, for several k counted from 1.
 
     Example:
+        >>> import torch
         >>> ranked_values(torch.tensor([3.0, 1.0, 2.0]), [1, 3])
         [1.0, 3.0]
     """
@@ -51,6 +52,7 @@ def kth_smallest(values: Tensor, ranks: Sequence[int]) -> list[float]:
     """Return the k-th smallest of some values, ``(n,)``, for several k counted from 1; for some thousand values.
 
     Example:
+        >>> import torch
         >>> kth_smallest(torch.tensor([3.0, 1.0, 2.0]), [1, 3])
         [1.0, 3.0]
     """

@@ -14,6 +14,7 @@ def sum_tasks(tau: Tensor) -> Tensor:
     last bits than the whole.
 
     Example:
+        >>> import torch
         >>> sum_tasks(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
         tensor([4., 6.])
     """
@@ -27,6 +28,7 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     """Shape T numbers so that they act on the rows of a stack: ``(T,) -> (T, 1, ..., 1)``.
 
     Example:
+        >>> import torch
         >>> per_row(torch.tensor([1.0, 2.0]), torch.zeros(2, 3, 4)).shape
         torch.Size([2, 1, 1])
     """
@@ -37,6 +39,7 @@ def as_rows(tau: Tensor) -> Tensor:
     """Flatten all but the first dimension: ``(T, *shape) -> (T, n)``, also where shape is ``()`` or n is 0.
 
     Example:
+        >>> import torch
         >>> as_rows(torch.zeros(2, 3, 4)).shape, as_rows(torch.zeros(2)).shape
         (torch.Size([2, 12]), torch.Size([2, 1]))
     """

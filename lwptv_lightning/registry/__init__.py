@@ -14,6 +14,7 @@ from lwptv_lightning.registry.declared import (
 )
 from lwptv_lightning.registry.errors import UnknownNameError, nearest, require_known
 from lwptv_lightning.registry.registry import Registry
+from lwptv_lightning.registry.sizes import parse_bytes
 
 __all__ = [
     "COUNTS",
@@ -26,6 +27,7 @@ __all__ = [
     "flag",
     "nearest",
     "number",
+    "parse_bytes",
     "patterns",
     "per_task",
     "per_task_by_tensor",

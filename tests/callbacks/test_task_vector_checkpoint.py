@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lwptv_lightning import CheckpointError, TaskVectorCheckpoint, open_checkpoint
-from lwptv_lightning.fingerprint import fingerprint
+from lwptv_lightning.checkpoints import fingerprint
 from lwptv_lightning.registry import UnknownNameError
 
 # A run may be resumed without the callback that saved its checkpoint.
@@ -210,7 +210,7 @@ def test_a_failed_write_leaves_the_last_file(fit, tmp_path, monkeypatch):
     def fail(writer, name, values):
         raise OSError("disk full")
 
-    monkeypatch.setattr("lwptv_lightning.writing.SafetensorsWriter.write", fail)
+    monkeypatch.setattr("lwptv_lightning.checkpoints.SafetensorsWriter.write", fail)
     with pytest.raises(OSError, match="disk full"):
         fit(FineTuning(), callback)
     assert (tmp_path / "task_vector.safetensors").read_bytes() == before

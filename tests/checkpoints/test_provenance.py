@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from lwptv_lightning import open_checkpoint
-from lwptv_lightning.fingerprint import fingerprint
+from lwptv_lightning.checkpoints import fingerprint
 
 STATE = {"b": torch.ones(2, 3), "a": torch.tensor(2.0), "half": torch.ones(4).bfloat16(), "empty": torch.zeros(0)}
 

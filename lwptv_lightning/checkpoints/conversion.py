@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, TensorHeader
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader
 
 
 def convert(checkpoint: Checkpoint, function: Callable[[dict[str, Tensor]], Mapping[str, Any]]) -> Checkpoint:

@@ -6,7 +6,7 @@ import hashlib
 
 import torch
 
-from lwptv_lightning.checkpoints import Checkpoint
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

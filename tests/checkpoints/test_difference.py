@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from lwptv_lightning import CheckpointError, TaskVectors, open_checkpoint
-from lwptv_lightning.fingerprint import fingerprint
+from lwptv_lightning.checkpoints import fingerprint
 
 
 def write_task_vector(folder, base, tau, **metadata):

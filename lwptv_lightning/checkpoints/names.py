@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, TensorHeader, align_prefix
-from lwptv_lightning.lazy_conversion import convert
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader
+from lwptv_lightning.checkpoints.conversion import convert
+from lwptv_lightning.checkpoints.prefixes import align_prefix
 
 _OPEN_CLIP_SWAPS = (
     ("conv1.", "patch_embed.proj."),

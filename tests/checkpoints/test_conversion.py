@@ -3,8 +3,7 @@ import pickle
 import pytest
 import torch
 
-from lwptv_lightning.checkpoints import CheckpointError
-from lwptv_lightning.lazy_conversion import convert
+from lwptv_lightning.checkpoints import CheckpointError, convert
 
 
 def twist(state):

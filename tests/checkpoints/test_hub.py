@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from lwptv_lightning import TaskVectors, open_checkpoint
 from lwptv_lightning.checking import SAME_BASE
+from lwptv_lightning.checkpoints import fetch
 from lwptv_lightning.cli import main
-from lwptv_lightning.hub import fetch
 
 STATE = {"w": torch.arange(4.0), "b": torch.ones(2)}
 COMMIT = "a" * 40

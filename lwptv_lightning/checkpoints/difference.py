@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, TensorHeader, some_of
-from lwptv_lightning.fingerprint import fingerprint
-from lwptv_lightning.key_maps import match_names
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader, some_of
+from lwptv_lightning.checkpoints.names import match_names
+from lwptv_lightning.checkpoints.provenance import fingerprint
 from lwptv_lightning.registry import nearest
 
 TASK_VECTOR = "task_vector"

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, TensorHeader, some_of
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader, some_of
 
 _ROOT = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")

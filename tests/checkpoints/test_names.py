@@ -8,8 +8,7 @@ import timm
 import torch
 
 from lwptv_lightning import CheckpointError, TaskVectors, open_checkpoint
-from lwptv_lightning.checkpoints import TensorHeader
-from lwptv_lightning.key_maps import match_names
+from lwptv_lightning.checkpoints import TensorHeader, match_names
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lwptv_lightning import CheckpointError, TaskVectors
-from lwptv_lightning.lora import _REFUSED
+from lwptv_lightning.checkpoints.lora import _REFUSED
 
 peft = pytest.importorskip("peft")
 

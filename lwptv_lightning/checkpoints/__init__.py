@@ -1,0 +1,39 @@
+"""One model's tensors, read on demand, whatever wrote them; and files written so that none is left half done."""
+
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, LoadedCheckpoint, TensorHeader, some_of
+from lwptv_lightning.checkpoints.conversion import convert
+from lwptv_lightning.checkpoints.difference import add_difference, is_task_vector, require_base
+from lwptv_lightning.checkpoints.hub import fetch
+from lwptv_lightning.checkpoints.lora import expand_adapter, is_adapter
+from lwptv_lightning.checkpoints.names import match_names
+from lwptv_lightning.checkpoints.open import CheckpointSource, open_checkpoint
+from lwptv_lightning.checkpoints.prefixes import align_prefix, without_wrappers
+from lwptv_lightning.checkpoints.provenance import fingerprint
+from lwptv_lightning.checkpoints.safetensors import SAFETENSORS_DTYPES
+from lwptv_lightning.checkpoints.write import SafetensorsWriter, index_of, require_safetensors_path, write_safetensors
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointSource",
+    "LoadedCheckpoint",
+    "SAFETENSORS_DTYPES",
+    "SafetensorsWriter",
+    "TensorHeader",
+    "add_difference",
+    "align_prefix",
+    "convert",
+    "expand_adapter",
+    "fetch",
+    "fingerprint",
+    "index_of",
+    "is_adapter",
+    "is_task_vector",
+    "match_names",
+    "open_checkpoint",
+    "require_base",
+    "require_safetensors_path",
+    "some_of",
+    "without_wrappers",
+    "write_safetensors",
+]

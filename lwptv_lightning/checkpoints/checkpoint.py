@@ -1,0 +1,174 @@
+"""A checkpoint: named tensors of one model, whose shapes and dtypes are known before a tensor is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or that does not hold what it should."""
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What is known of a tensor without reading it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorHeader:
+        """Describe a tensor."""
+        return cls(tuple(tensor.shape), tensor.dtype)
+
+    @property
+    def numel(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes that the elements take."""
+        return self.numel * self.dtype.itemsize
+
+
+class TensorReader(Protocol):
+    """Reads tensors of one checkpoint by the names they have there."""
+
+    def read(self, name: str) -> Tensor:
+        """Return a CPU tensor, mapped from the file where the format allows; not to be written to."""
+        ...
+
+
+class Checkpoint:
+    """Named tensors of one model, read on demand.
+
+    Args:
+        source: What it was opened from, for messages.
+        headers: Name to shape and dtype.
+        reader: Reads a tensor by its name in the file.
+        stored_names: Name to name in the file, where the two differ.
+        metadata: What the file says of itself.
+        is_lightning: Whether Lightning wrote it, so that names carry the prefix of an attribute.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        headers: Mapping[str, TensorHeader],
+        reader: TensorReader,
+        *,
+        stored_names: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        is_lightning: bool = False,
+    ) -> None:
+        self.source = source
+        self.headers = dict(headers)
+        self.metadata = dict(metadata or {})
+        self.is_lightning = is_lightning
+        self._reader = reader
+        self._stored_names = dict(stored_names or {})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors' names, in the order of the file."""
+        return tuple(self.headers)
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor on the CPU, in the dtype of the file; it must not be written to."""
+        return self._reader.read(self._stored_names.get(name, name))
+
+    def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
+        """Return a tensor, and whether it is a difference from the base already; neither is to be written to."""
+        return self.read(name), False
+
+    def subtract(self, name: str, base: Tensor, out: Tensor) -> None:
+        """Write this checkpoint's tensor minus ``base`` to ``out``, in ``base``'s dtype and on its device."""
+        values, is_difference = self.read_for_difference(name)
+        if is_difference:
+            out.copy_(values)
+        else:
+            torch.sub(values.to(base.device, base.dtype), base, out=out)
+
+    def without_prefix(self, prefix: str) -> Checkpoint:
+        """Return the part whose names start with ``prefix``, named without it.
+
+        Raises:
+            CheckpointError: No name starts with ``prefix``.
+        """
+        stored = {name.removeprefix(prefix): name for name in self.names if name.startswith(prefix)}
+        if not stored:
+            raise CheckpointError(f"{self.source}: no tensor starts with prefix={prefix!r}. {some_of(self.names)}")
+        return self.renamed(stored)
+
+    def renamed(self, old_names: Mapping[str, str]) -> Checkpoint:
+        """Return a checkpoint of some tensors under new names.
+
+        Args:
+            old_names: New name to the name here.
+        """
+        return Checkpoint(
+            self.source,
+            {name: self.headers[old] for name, old in old_names.items()},
+            self._reader,
+            stored_names={name: self._stored_names.get(old, old) for name, old in old_names.items()},
+            metadata=self.metadata,
+            is_lightning=self.is_lightning,
+        )
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.source!r}, {len(self.headers)} tensors)"
+
+
+class LoadedCheckpoint(Checkpoint):
+    """A checkpoint whose tensors are held on a device.
+
+    Args:
+        source: The checkpoint.
+        names: The tensors to hold; the others are read from ``source`` when asked for.
+        device: Where to hold them.
+    """
+
+    def __init__(self, source: Checkpoint, names: Iterable[str], device: torch.device | str) -> None:
+        super().__init__(source.source, source.headers, source, metadata=source.metadata)
+        self._source = source
+        self._held: dict[str, tuple[Tensor, bool]] = {}
+        for name in names:
+            tensor, is_difference = source.read_for_difference(name)
+            self._held[name] = (tensor.to(device, copy=True), is_difference)
+
+    def read(self, name: str) -> Tensor:
+        """Return the held tensor; one that is held as a difference is read again."""
+        tensor, is_difference = self._held.get(name, (None, True))
+        return self._source.read(name) if tensor is None or is_difference else tensor
+
+    def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
+        """Return the held tensor, and whether it is a difference."""
+        return self._held[name] if name in self._held else self._source.read_for_difference(name)
+
+
+class _StateDictReader:
+    """Reads from tensors in memory."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = dict(tensors)
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+def _headers(tensors: Mapping[str, Tensor]) -> dict[str, TensorHeader]:
+    return {name: TensorHeader.of(tensor) for name, tensor in tensors.items()}
+
+
+def some_of(names: Iterable[object], most: int = 8) -> str:
+    """List the first names, and say how many more there are."""
+    listed = [str(name) for name in names]
+    more = f", and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more + "."

@@ -1,0 +1,91 @@
+"""Open one checkpoint lazily, whatever its format; pickled code is never run.
+
+A `Checkpoint` knows the shape and dtype of every tensor from the file's header and reads a tensor only when asked.
+Files are memory-mapped, and reopened by path in another process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from lwptv_lightning.checkpoints.checkpoint import (
+    Checkpoint,
+)
+from lwptv_lightning.checkpoints.folder import _main_file
+from lwptv_lightning.checkpoints.hub import fetch, is_hub_name
+from lwptv_lightning.checkpoints.prefixes import without_wrappers
+from lwptv_lightning.checkpoints.safetensors import _from_index, _from_safetensors
+from lwptv_lightning.checkpoints.torch_file import _from_state_dict, _from_torch_file, _no_averaged_weights
+
+CheckpointSource: TypeAlias = "str | Path | Mapping[str, Tensor] | nn.Module | Checkpoint"
+"""What can be opened: a file or folder, a state dict, a module, or a checkpoint that is open already."""
+
+
+def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema: bool | None = None) -> Checkpoint:
+    """Open a checkpoint of any supported format without reading its tensors.
+
+    Args:
+        source: A ``.safetensors`` file; a folder or ``*.index.json`` of sharded safetensors, such as a transformers
+            model; a file of ``torch.save`` (read with ``weights_only=True``), among them Lightning's ``.ckpt``; a name
+            on the hub, ``"hf-hub:owner/model"``; a state dict; a module. A state dict or module is copied, so that
+            training it or installing weights into it changes nothing here.
+        prefix: What the names of the wanted tensors start with, to be stripped, such as ``"model."``; ``""`` leaves
+            the names as they are. By default a Lightning checkpoint with a single top-level attribute loses that
+            prefix, and any checkpoint what `torch.compile` and DistributedDataParallel put into the names.
+        ema: For a training checkpoint, whether to take the averaged weights (True) or the last ones (False). By
+            default what it holds as its state dict, which are the averaged ones where Lightning's ``WeightAveraging``
+            wrote it.
+
+    Returns:
+        The open checkpoint.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        CheckpointError: The format is not supported, the file is damaged, or it holds pickled objects; or there are
+            no averaged weights where ``ema=True`` asks for them.
+        TypeError: ``source`` is none of the above.
+
+    Example:
+        >>> import torch
+        >>> checkpoint = open_checkpoint({"weight": torch.ones(2, 3)})
+        >>> checkpoint.headers["weight"].shape, checkpoint.read("weight").sum().item()
+        ((2, 3), 6.0)
+    """
+    if isinstance(source, Checkpoint):
+        checkpoint = source
+    elif isinstance(source, nn.Module):
+        checkpoint = _from_state_dict(source.state_dict(), type(source).__name__, ema)
+    elif isinstance(source, Mapping):
+        checkpoint = _from_state_dict(source, "state dict", ema)
+    elif isinstance(source, str) and is_hub_name(source):
+        checkpoint = _from_path(fetch(source), ema)
+    elif isinstance(source, str | Path):
+        checkpoint = _from_path(Path(source).expanduser(), ema)
+    else:
+        raise TypeError(f"a checkpoint is a path, a state dict or a module, not {type(source).__name__}.")
+    if prefix is not None:
+        return checkpoint.without_prefix(prefix) if prefix else checkpoint
+    checkpoint = without_wrappers(checkpoint)
+    if checkpoint.is_lightning:
+        heads = {name.partition(".")[0] + "." for name in checkpoint.names}
+        if len(heads) == 1 and all("." in name for name in checkpoint.names):
+            return checkpoint.without_prefix(heads.pop())
+    return checkpoint
+
+
+def _from_path(path: Path, ema: bool | None) -> Checkpoint:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint at {str(path)!r}.")
+    if path.is_dir():
+        return _from_path(_main_file(path), ema)
+    if path.suffix in (".json", ".safetensors") and ema:
+        raise _no_averaged_weights(path)
+    if path.name.endswith(".index.json"):
+        return _from_index(path)
+    if path.suffix == ".safetensors":
+        return _from_safetensors(str(path), [path])
+    return _from_torch_file(path, ema)

@@ -1,0 +1,107 @@
+"""Reads files of ``torch.save`` and state dicts, wherever in them the weights stand; pickled code is never run."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    _headers,
+    _StateDictReader,
+    some_of,
+)
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+"""Where training code keeps averaged weights beside the last ones; timm's comes first."""
+_LAST_BESIDE_AVERAGED = "current_model_state"
+"""Where Lightning's WeightAveraging keeps the last weights, when it puts the averaged ones into ``state_dict``."""
+_FOREIGN_CODE = re.compile(r"GLOBAL \S|must be imported|TorchScript")
+"""What torch says of a file with code: a class or function outside its list of harmless ones, or a script."""
+
+
+class _TorchFileReader:
+    """Reads from a mapped ``torch.save`` file, which is loaded again by path in another process."""
+
+    def __init__(self, path: Path, ema: bool | None, tensors: Mapping[str, Tensor]) -> None:
+        self._path = path.absolute()
+        self._ema = ema
+        self._tensors: dict[str, Tensor] | None = dict(tensors)
+
+    def read(self, name: str) -> Tensor:
+        if self._tensors is None:
+            self._tensors = _tensors_of(_load(self._path), str(self._path), self._ema)
+        return self._tensors[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_path": self._path, "_ema": self._ema, "_tensors": None}
+
+
+def _from_state_dict(state: Mapping[str, Any], source: str, ema: bool | None) -> Checkpoint:
+    tensors = {name: value.detach().cpu().clone() for name, value in _tensors_of(state, source, ema).items()}
+    return Checkpoint(source, _headers(tensors), _StateDictReader(tensors))
+
+
+def _from_torch_file(path: Path, ema: bool | None) -> Checkpoint:
+    content = _load(path)
+    tensors = _tensors_of(content, str(path), ema)
+    is_lightning = "pytorch-lightning_version" in content
+    reader = _TorchFileReader(path, ema, tensors)
+    return Checkpoint(str(path), _headers(tensors), reader, is_lightning=is_lightning)
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    try:
+        # Files in the format from before torch 1.6 are no zip archives and cannot be mapped.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged file makes the unpickler fail in any way whatever
+        if _FOREIGN_CODE.search(str(error)):
+            raise CheckpointError(
+                f"{path}: holds pickled Python objects, which are never unpickled here because that can run code. "
+                "Where you trust the file, load it yourself and store the weights alone: "
+                "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')."
+            ) from error
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint of torch.save ({type(error).__name__}: {reason})."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a state dict.")
+    return content
+
+
+def _tensors_of(content: Mapping[str, Any], source: str, ema: bool | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a state dict, or of the one wrapped inside a training checkpoint."""
+    for key in _entries(content, source, ema):
+        if isinstance(content.get(key), Mapping):
+            return _tensors_of(content[key], f"{source}[{key!r}]")
+    entries = {name: value for name, value in content.items() if not str(name).endswith("_extra_state")}
+    strangers = [name for name, value in entries.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise CheckpointError(f"{source}: expected a state dict of tensors, but these are none: {some_of(strangers)}")
+    return entries
+
+
+def _entries(content: Mapping[str, Any], source: str, ema: bool | None) -> tuple[str, ...]:
+    """Return where a training checkpoint may hold the wanted weights, most likely first."""
+    main_is_averaged = _LAST_BESIDE_AVERAGED in content
+    if ema and not main_is_averaged:
+        averaged = tuple(key for key in _AVERAGED if isinstance(content.get(key), Mapping))
+        if not averaged:
+            raise _no_averaged_weights(source)
+        return averaged
+    return (_LAST_BESIDE_AVERAGED, *_WRAPPERS) if ema is False and main_is_averaged else _WRAPPERS
+
+
+def _no_averaged_weights(source: object) -> CheckpointError:
+    return CheckpointError(
+        f"{source}: no averaged (EMA) weights; expected Lightning's WeightAveraging or one of {', '.join(_AVERAGED)}."
+    )
