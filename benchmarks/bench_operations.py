@@ -15,6 +15,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from lwptv_lightning import TaskVectors
+from lwptv_lightning.engine import PrunedTaskVectors, keep_freed_memory, order_statistics, spans
 from lwptv_lightning.functional import (
     combine_agreeing,
     elect_signs,
@@ -24,10 +25,8 @@ from lwptv_lightning.functional import (
     tall_masks,
     trim_,
 )
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules._order_statistics import order_statistics
-from lwptv_lightning.stacks import keep_freed_memory, part, spans
-from lwptv_lightning.statistics import _sums
+from lwptv_lightning.saliency.statistics import _sums
+from lwptv_lightning.task_vectors import part
 
 TASKS = 8
 SHAPE = (1024, 1024)  # of a tensor; the model has four of them

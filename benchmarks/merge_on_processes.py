@@ -16,7 +16,7 @@ import torch.distributed as dist
 from inputs import write_checkpoints
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
-from lwptv_lightning.distributed import ALONE, Ranks
+from lwptv_lightning.engine import ALONE, Ranks
 
 
 def timed(vectors: TaskVectors, recipe: MergeRecipe, ranks: Ranks, threads: int) -> float:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from lwptv_lightning import CollectStatistics, MergeModule, MergeRecipe, TaskVectors, merge, zoo
 from lwptv_lightning.demo import quiet_lightning, quiet_trainer, zoo_module
 from lwptv_lightning.report import markdown_table
-from lwptv_lightning.rules import RULES, DataStatistics
+from lwptv_lightning.rules._base import RULES, DataStatistics
 from lwptv_lightning.sweep import SweepResult, sweep
 
 RATIO = 0.5

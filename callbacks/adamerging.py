@@ -10,8 +10,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lwptv_lightning.engine import PrunedTaskVectors
 from lwptv_lightning.module import MergeModule
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.rules import get_rule

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints import some_of
-from lwptv_lightning.distributed import Ranks
+from lwptv_lightning.engine import Ranks
 from lwptv_lightning.installing import install_, merge_into_, snapshot
 from lwptv_lightning.layers import trace_layers
 from lwptv_lightning.module import MergeModule, ranks_of

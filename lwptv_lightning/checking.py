@@ -12,8 +12,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, is_task_vector, some_of
-from lwptv_lightning.opening import align_base, align_expert, open_unprefixed
-from lwptv_lightning.task_vectors import differing_classifiers
+from lwptv_lightning.task_vectors import align_base, align_expert, differing_classifiers, open_unprefixed
 
 SAME_BASE = "same base"
 _LEAST_COSINE = 0.5

@@ -284,7 +284,7 @@ def _rules_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _rules(options: argparse.Namespace) -> None:
-    from lwptv_lightning.catalogue import rule_entries, rules_markdown
+    from lwptv_lightning.rules import rule_entries, rules_markdown
 
     if options.markdown:
         print(rules_markdown(), end="")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lwptv_lightning.engine import PrunedTaskVectors, keep_freed_memory, read_blocks, sum_by_tensor
 from lwptv_lightning.functional import per_row, sum_tasks
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.rules import DataStatistics, MergeContext
-from lwptv_lightning.stacks import Stack, keep_freed_memory, part, read_blocks, sum_by_tensor, whole
+from lwptv_lightning.task_vectors import Stack, part, whole
 
 
 @dataclass(frozen=True)

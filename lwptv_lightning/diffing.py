@@ -11,7 +11,7 @@ from torch import nn
 
 from lwptv_lightning.checkpoints import CheckpointSource
 from lwptv_lightning.layers import layers_from_names
-from lwptv_lightning.opening import align_base, align_expert, open_unprefixed
+from lwptv_lightning.task_vectors import align_base, align_expert, open_unprefixed
 
 
 @dataclass(frozen=True)

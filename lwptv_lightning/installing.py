@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from lwptv_lightning.checkpoints import some_of
-from lwptv_lightning.distributed import ALONE, Ranks
+from lwptv_lightning.engine import ALONE, Ranks
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.merging import iter_merged
-from lwptv_lightning.pruning import LayerMask
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import nearest
 from lwptv_lightning.rules import DataStatistics
+from lwptv_lightning.saliency import LayerMask
 from lwptv_lightning.task_vectors import TaskVectors
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from lwptv_lightning.pruned_task_vectors import ElementPrunedTaskVectors, PrunedTaskVectors
+from lwptv_lightning.engine import PrunedTaskVectors, block_bytes
 from lwptv_lightning.registry.sizes import parse_bytes
 from lwptv_lightning.rules import MergeRule
-from lwptv_lightning.stacks import block_bytes
+from lwptv_lightning.saliency import ElementPrunedTaskVectors
 
 _BLOCKS = 16
 """Blocks held at once: the results of operations on one."""

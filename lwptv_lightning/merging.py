@@ -10,17 +10,24 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.combining import Combiner, Piece
-from lwptv_lightning.distributed import ALONE, Ranks, divide
+from lwptv_lightning.engine import ALONE, PrunedTaskVectors, Ranks, divide
 from lwptv_lightning.layer_scaling import tensor_factors
 from lwptv_lightning.layers import Layers, layers_from_names
 from lwptv_lightning.memory import require_memory
-from lwptv_lightning.pruned_task_vectors import ElementPrunedTaskVectors, LayerPrunedTaskVectors, PrunedTaskVectors
-from lwptv_lightning.pruning import LayerMask, keep_most_salient
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.rules import DataStatistics
-from lwptv_lightning.saliency import LayerTable, score_layers
-from lwptv_lightning.statistics import LayerStatistics, collect_statistics, merged_layers
+from lwptv_lightning.saliency import (
+    ElementPrunedTaskVectors,
+    LayerMask,
+    LayerPrunedTaskVectors,
+    LayerStatistics,
+    LayerTable,
+    collect_statistics,
+    keep_most_salient,
+    merged_layers,
+    score_layers,
+)
 from lwptv_lightning.task_vectors import TaskVectors
 
 

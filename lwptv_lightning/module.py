@@ -15,7 +15,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lwptv_lightning.checkpoints import require_safetensors_path, some_of, write_safetensors
 from lwptv_lightning.datamodule import is_iterable, repeated_loaders, require_loaders, sample_positions
-from lwptv_lightning.distributed import ALONE, Ranks
+from lwptv_lightning.engine import ALONE, Ranks
 from lwptv_lightning.installing import materialize_, merge_into_, whole_state
 from lwptv_lightning.layers import Layers, trace_layers
 from lwptv_lightning.merging import PruningPlan, plan_pruning

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lwptv_lightning.layer_scaling import LiNeS, read_layer_scaling, write_layer_scaling
-from lwptv_lightning.pruning import ElementPruning, require_ratio
 from lwptv_lightning.registry import COUNTS, GRANULARITIES, RANKINGS, require_known
 from lwptv_lightning.rules import MergeRule, make_rule
-from lwptv_lightning.saliency import require_score
+from lwptv_lightning.saliency import ElementPruning, require_ratio, require_score
 
 PRUNE_ON = ("task_vectors", "parts")
 

@@ -19,7 +19,7 @@ from lwptv_lightning.metrics import SampleOutcomes, averages
 from lwptv_lightning.module import MergeModule
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_known
-from lwptv_lightning.statistics import LayerStatistics, collect_statistics
+from lwptv_lightning.saliency import LayerStatistics, collect_statistics
 
 Candidate: TypeAlias = "MergeRecipe | Mapping[str, Tensor]"
 """A model to evaluate: a recipe, or weights by the names of the base's tensors."""

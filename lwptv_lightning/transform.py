@@ -10,11 +10,10 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from lwptv_lightning.installing import install_
-from lwptv_lightning.layers import Layers, trace_layers
+from lwptv_lightning.layers import Layers, trace, trace_layers
 from lwptv_lightning.merging import PruningPlan, merge, plan_pruning
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.task_vectors import TaskVectors
-from lwptv_lightning.tracing import trace
 
 
 def merge_transform(

@@ -8,7 +8,7 @@ import torch
 from lwptv_lightning import ElementPruning, LayerMask, MergeRecipe, TaskVectors, layers_from_names, merge, plan_pruning
 from lwptv_lightning.merging import iter_merged
 from lwptv_lightning.registry import UnknownNameError
-from lwptv_lightning.rules import RULES, MergeRule, get_rule
+from lwptv_lightning.rules._base import RULES, MergeRule, get_rule
 
 DATA_FREE = sorted(name for name, rule in RULES.items() if not rule.needs)
 

@@ -6,7 +6,7 @@ import pytest
 from lwptv_lightning import ElementPruning, MergeRecipe
 from lwptv_lightning.layer_scaling import LiNeS
 from lwptv_lightning.registry import UnknownNameError
-from lwptv_lightning.rules import RULES, get_rule
+from lwptv_lightning.rules._base import RULES, get_rule
 
 OTHER_VALUES = {
     "rule": [get_rule("ties")(density=0.3, reduce="sum"), {"name": "dare", "seed": 5}, "consensus_ta"],

@@ -7,9 +7,8 @@ from PIL import Image
 
 from lwptv_lightning.layers import layers_from_names
 from lwptv_lightning.merging import PruningPlan
-from lwptv_lightning.pruning import keep_most_salient
 from lwptv_lightning.report import ResultRow, ResultTable, plot_id_ood, plot_saliency
-from lwptv_lightning.saliency import LayerTable
+from lwptv_lightning.saliency import LayerTable, keep_most_salient
 
 ROWS = [
     ResultRow("base", {"id/a": 0.5, "id/avg": 0.5, "ood/b_c": 0.25, "ood/avg": 0.25}),

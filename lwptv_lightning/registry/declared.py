@@ -17,7 +17,7 @@ def number(default: float, interval: str) -> Any:
     """Declare a real number in an interval such as ``"(0, 1]"``; a round bracket excludes the end.
 
     Example:
-        >>> from lwptv_lightning.rules import get_rule
+        >>> from lwptv_lightning.rules._base import get_rule
         >>> get_rule("ties")(density=20)
         Traceback (most recent call last):
         ValueError: density must be a number in (0, 1], not 20.

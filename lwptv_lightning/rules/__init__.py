@@ -9,8 +9,20 @@ from pkgutil import iter_modules
 from typing import Any
 
 from lwptv_lightning.rules._base import RULES, DataStatistics, MergeContext, MergeRule, get_rule, make_rule, merge_rule
+from lwptv_lightning.rules._catalogue import RuleEntry, rule_entries, rules_markdown
 
-__all__ = ["RULES", "DataStatistics", "MergeContext", "MergeRule", "get_rule", "make_rule", "merge_rule"]
+__all__ = [
+    "RULES",
+    "DataStatistics",
+    "MergeContext",
+    "MergeRule",
+    "RuleEntry",
+    "get_rule",
+    "make_rule",
+    "merge_rule",
+    "rule_entries",
+    "rules_markdown",
+]
 
 for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from torch import Tensor
 
+from lwptv_lightning.engine import PrunedTaskVectors
 from lwptv_lightning.functional import sum_tasks
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.registry import Registry, UnknownNameError, check_parameters
 
 RULES: Registry[type[MergeRule]] = Registry("merging rule")

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lwptv_lightning.engine import Block, PrunedTaskVectors, Transform, count_elements, kth_smallest_magnitude
 from lwptv_lightning.functional import combine_agreeing, elect_signs, sum_tasks, trim_
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules._order_statistics import Transform, count_elements, kth_smallest_magnitude
-from lwptv_lightning.stacks import Block
 
 
 @dataclass(frozen=True)

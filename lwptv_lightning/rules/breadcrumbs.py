@@ -24,7 +24,7 @@ class Breadcrumbs(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> tau = torch.tensor([[1.0, 4.0, 3.0, -2.0]])
         >>> Breadcrumbs(density=0.5, outliers=0.25).combine(tau, MergeContext("w", ("a",)))
         tensor([ 0.,  0.,  3., -2.])

@@ -24,7 +24,7 @@ class ConsensusTA(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> tau = torch.tensor([[1.0, 1.0], [1.0, 0.1]])
         >>> ConsensusTA().combine(tau, MergeContext("w", ("a", "b")))
         tensor([2., 0.])

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lwptv_lightning.engine import PrunedTaskVectors
 from lwptv_lightning.functional import keep_consensus
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.registry import choice, number, whole
 from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
 from lwptv_lightning.rules._selection import TrimSurvey, survey_trim, trim_elect_merge_

@@ -22,7 +22,7 @@ class DARE(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> DARE(density=0.5).combine(torch.ones(1, 4), MergeContext("w", ("a",))).unique()
         tensor([0., 2.])
 

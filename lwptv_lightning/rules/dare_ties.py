@@ -5,12 +5,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lwptv_lightning.engine import Block, PrunedTaskVectors
 from lwptv_lightning.functional import drop_at_random_
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.registry import choice, number, whole
 from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
 from lwptv_lightning.rules._selection import TrimSurvey, survey_trim, trim_elect_merge_
-from lwptv_lightning.stacks import Block
 
 
 @merge_rule("dare_ties", paper="https://arxiv.org/abs/2311.03099", scale=0.5)

@@ -26,7 +26,7 @@ class DELLA(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> DELLA(density=0.5, epsilon=0).combine(torch.ones(1, 8), MergeContext("w", ("a",))).unique()
         tensor([0., 2.])
 

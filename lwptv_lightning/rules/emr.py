@@ -6,10 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from lwptv_lightning.engine import Block, PrunedTaskVectors
 from lwptv_lightning.functional import combine_agreeing, elect_signs
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.stacks import Block
 
 
 @merge_rule("emr", paper="https://arxiv.org/abs/2405.17461")

@@ -21,7 +21,7 @@ class IsoC(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> tau = torch.tensor([[[4.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]]])
         >>> IsoC().combine(tau, MergeContext("w", ("a", "b")))
         tensor([[3., 0.],

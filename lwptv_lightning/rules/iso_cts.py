@@ -25,7 +25,7 @@ class IsoCTS(MergeRule):
         exclude: Globs of tensor names that are averaged although they are 2-D.
 
     Example:
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> tau = torch.tensor([[[4.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]]])
         >>> IsoCTS(common_fraction=0).combine(tau, MergeContext("w", ("a", "b")))
         tensor([[3., 0.],

@@ -25,7 +25,7 @@ class Karcher(MergeRule):
             than this end the search; at least 0.
 
     Example:
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> Karcher().combine(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), MergeContext("w", ("a", "b")))
         tensor([1.4142, 1.4142])
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lwptv_lightning.engine import PrunedTaskVectors
 from lwptv_lightning.functional import is_matrix
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.registry import choice, number, patterns
 from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
 from lwptv_lightning.rules._selection import TrimSurvey, survey_trim, trim_elect_merge_
-from lwptv_lightning.stacks import HeldStack, Stack
+from lwptv_lightning.task_vectors import HeldStack, Stack
 
 _LEAST_SINGULAR_VALUE = 1e-5
 

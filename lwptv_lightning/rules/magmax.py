@@ -17,7 +17,7 @@ class MagMax(MergeRule):
     Of equal magnitudes that of the later task is taken.
 
     Example:
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> MagMax().combine(torch.tensor([[1.0, -3.0, 2.0], [2.0, 1.0, -2.0]]), MergeContext("w", ("a", "b")))
         tensor([ 2., -3., -2.])
 

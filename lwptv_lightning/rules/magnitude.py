@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lwptv_lightning.engine import PrunedTaskVectors
 from lwptv_lightning.functional import keep_largest_, trim_
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.registry import choice, number
 from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
 from lwptv_lightning.rules._selection import trim_thresholds
@@ -24,7 +24,7 @@ class Magnitude(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> tau = torch.tensor([[4.0, -1.0, 0.1, 2.0], [2.0, 3.0, 0.1, 1.0]])
         >>> Magnitude(density=0.5, scope="tensor").combine(tau, MergeContext("w", ("a", "b")))
         tensor([6., 3., 0., 2.])

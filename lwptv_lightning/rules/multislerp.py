@@ -26,7 +26,7 @@ class MultiSLERP(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> MultiSLERP().combine(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), MergeContext("w", ("a", "b")))
         tensor([1.4142, 1.4142])
 

@@ -26,7 +26,7 @@ class NuSLERP(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> NuSLERP(t=0.5).combine(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), MergeContext("w", ("a", "b")))
         tensor([0.7071, 0.7071])
 

@@ -23,7 +23,7 @@ class SCE(MergeRule):
         density: The fraction to select, in (0, 1]; 1 selects everything.
 
     Example:
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> SCE().combine(torch.tensor([[1.0, 1.0], [3.0, -1.0]]), MergeContext("w", ("a", "b")))
         tensor([2.6667, 1.0000])
 

@@ -16,7 +16,7 @@ class SimpleAverage(MergeRule):
     A pruned row counts as a task that did not move, so T stays T.
 
     Example:
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> import torch
         >>> SimpleAverage().combine(torch.tensor([[1.0], [3.0]]), MergeContext("w", ("a", "b")))
         tensor([2.])

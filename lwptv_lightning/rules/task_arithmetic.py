@@ -21,7 +21,7 @@ class TaskArithmetic(MergeRule):
             recipe's scale is 1 unless given, without them it is 0.3.
 
     Example:
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> TaskArithmetic(coefficients=(1, 0.5)).combine(torch.tensor([[1.0], [2.0]]), MergeContext("w", ("a", "b")))
         tensor([2.])
 

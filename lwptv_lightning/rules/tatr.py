@@ -6,10 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
+from lwptv_lightning.engine import PrunedTaskVectors, count_elements, order_statistics
 from lwptv_lightning.registry import number
 from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.rules._order_statistics import count_elements, order_statistics
 
 
 @merge_rule("tatr", paper="https://arxiv.org/abs/2501.15065", scale=0.3)

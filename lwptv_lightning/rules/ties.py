@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lwptv_lightning.engine import PrunedTaskVectors
 from lwptv_lightning.functional import combine_agreeing, elect_signs, keep_largest_
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
 from lwptv_lightning.registry import choice, number
 from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
 from lwptv_lightning.rules._selection import TrimSurvey, survey_trim, trim_elect_merge_

@@ -23,7 +23,7 @@ class TSVM(MergeRule):
         exclude: Globs of tensor names that are averaged although they are 2-D.
 
     Example:
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> tau = torch.tensor([[[4.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 2.0]]])
         >>> TSVM().combine(tau, MergeContext("w", ("a", "b")))
         tensor([[4., 0.],

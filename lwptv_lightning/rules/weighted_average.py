@@ -22,7 +22,7 @@ class WeightedAverage(MergeRule):
         normalize: Whether to divide by the sum of the weights, which must not be 0 then.
 
     Example:
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> WeightedAverage(weights=(3, 1)).combine(torch.tensor([[1.0], [5.0]]), MergeContext("w", ("a", "b")))
         tensor([2.])
 

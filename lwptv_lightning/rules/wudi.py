@@ -39,7 +39,7 @@ class WUDI(MergeRule):
             transformer blocks: attention's projections and the MLP's, as open_clip, timm and Llama name them.
 
     Example:
-        >>> from lwptv_lightning.rules import MergeContext
+        >>> from lwptv_lightning.rules._base import MergeContext
         >>> tau = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
         >>> WUDI(lr=0.01, include=("w",)).combine(tau, MergeContext("w", ("a", "b"))).round(decimals=1)
         tensor([[1., 0.]])

@@ -5,9 +5,8 @@ from hypothesis import strategies as st
 from rules.golden import golden_vectors
 from rules.small_models import quick, task_rows
 
+from lwptv_lightning.engine import PrunedTaskVectors, count_elements
 from lwptv_lightning.functional import as_rows, keep_largest_, keep_middle_, trim_
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules._order_statistics import count_elements
 from lwptv_lightning.rules._selection import smallest_kept, trim_thresholds
 
 

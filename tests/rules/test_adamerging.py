@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
-from lwptv_lightning.rules import AdaMerging
+from lwptv_lightning.rules.adamerging import AdaMerging
 
 
 def make_vectors() -> TaskVectors:

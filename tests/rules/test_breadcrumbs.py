@@ -5,7 +5,7 @@ from rules.golden import golden_output, golden_vectors, largest_error
 from rules.small_models import merged_row, middle, one_tensor, quick, task_rows
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import Breadcrumbs
+from lwptv_lightning.rules.breadcrumbs import Breadcrumbs
 
 
 def test_equals_the_reference():

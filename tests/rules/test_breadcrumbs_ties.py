@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rules.small_models import merged_row, middle, one_tensor, quick, reduced, sign, task_rows
 
-from lwptv_lightning.rules import Breadcrumbs, BreadcrumbsTIES
+from lwptv_lightning.rules.breadcrumbs import Breadcrumbs
+from lwptv_lightning.rules.breadcrumbs_ties import BreadcrumbsTIES
 
 REDUCE = st.sampled_from(["mean", "sum", "max"])
 

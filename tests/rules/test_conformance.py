@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
+from lwptv_lightning.engine import PrunedTaskVectors
 from lwptv_lightning.layers import layers_from_names
 from lwptv_lightning.merging import iter_merged
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.pruning import LayerMask
-from lwptv_lightning.rules import RULES, MergeContext, make_rule
+from lwptv_lightning.rules._base import RULES, MergeContext, make_rule
+from lwptv_lightning.saliency import LayerMask
 
 SHAPES = {
     "stem.conv.weight": (3, 2, 2, 2),
@@ -198,8 +198,8 @@ def test_streaming_gives_what_merging_at_once_gives(rule):
 def test_blocks_give_what_whole_tensors_give(rule, monkeypatch):
     vectors = vectors_for(rule)
     expected = merged(rule, vectors)
-    monkeypatch.setattr("lwptv_lightning.stacks._CACHE_BYTES", 5 * 4 * len(vectors))
-    monkeypatch.setattr("lwptv_lightning.stacks._ALIGNMENT", 1)
+    monkeypatch.setattr("lwptv_lightning.engine.blocks._CACHE_BYTES", 5 * 4 * len(vectors))
+    monkeypatch.setattr("lwptv_lightning.engine.blocks._ALIGNMENT", 1)
     assert_same_bits(merged(rule, vectors), expected)
 
 

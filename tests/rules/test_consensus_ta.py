@@ -7,7 +7,7 @@ from rules.small_models import in_consensus, merged_row, quick, task_rows
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.functional import tall_masks
-from lwptv_lightning.rules import ConsensusTA
+from lwptv_lightning.rules.consensus_ta import ConsensusTA
 
 
 def test_equals_the_reference():

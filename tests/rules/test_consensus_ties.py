@@ -6,7 +6,8 @@ from rules.golden import golden_vectors, largest_error
 from rules.small_models import in_consensus, merged_row, quick, task_rows, ties
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import TIES, ConsensusTIES
+from lwptv_lightning.rules.consensus_ties import ConsensusTIES
+from lwptv_lightning.rules.ties import TIES
 
 
 @quick

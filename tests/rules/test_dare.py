@@ -5,7 +5,7 @@ from rules.small_models import merged_row, one_tensor
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.functional import random_keep
-from lwptv_lightning.rules import DARE
+from lwptv_lightning.rules.dare import DARE
 
 
 def test_equals_the_reference_with_its_draws(monkeypatch):

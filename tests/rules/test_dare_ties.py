@@ -6,7 +6,10 @@ from rules.golden import golden_vectors, largest_error, use_stored_draws
 from rules.small_models import merged_row, quick, task_rows, ties, vectors_of
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import DARE, DARETIES, TIES, MergeContext
+from lwptv_lightning.rules._base import MergeContext
+from lwptv_lightning.rules.dare import DARE
+from lwptv_lightning.rules.dare_ties import DARETIES
+from lwptv_lightning.rules.ties import TIES
 
 
 def dropped_rows(vectors, rule):

@@ -7,7 +7,8 @@ from rules.small_models import merged_row, one_tensor, quick, reduced, sign, tas
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.functional import magnitude_probabilities, random_keep
-from lwptv_lightning.rules import DELLA, MergeContext
+from lwptv_lightning.rules._base import MergeContext
+from lwptv_lightning.rules.della import DELLA
 
 
 def test_equals_the_reference_with_its_draws(monkeypatch):

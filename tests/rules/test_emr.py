@@ -5,8 +5,8 @@ from rules.golden import golden_base, golden_output, golden_vectors, largest_err
 from rules.small_models import merged_row, model, quick, sign, task_rows, vectors_of
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules import EMR
+from lwptv_lightning.engine import PrunedTaskVectors
+from lwptv_lightning.rules.emr import EMR
 
 
 def test_the_unified_model_equals_the_reference():

@@ -5,7 +5,7 @@ import torch
 from rules.golden import golden_output, golden_statistics, golden_vectors
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
-from lwptv_lightning.rules import Fisher
+from lwptv_lightning.rules.fisher import Fisher
 
 
 def test_matches_the_reference() -> None:

@@ -5,7 +5,7 @@ from rules.golden import golden_output, golden_vectors, largest_error
 from rules.small_matrices import SHAPES, as_floats, assert_near, merged_stack, polar, random_stack
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import IsoC
+from lwptv_lightning.rules.iso_c import IsoC
 
 EXCLUDED = IsoC(exclude=("text_projection",))
 

@@ -5,7 +5,7 @@ from rules.golden import golden_vectors
 from rules.small_matrices import SHAPES, as_floats, assert_near, merged_stack, polar, random_stack
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import IsoCTS
+from lwptv_lightning.rules.iso_cts import IsoCTS
 
 FRACTIONS = [0, 0.25, 0.5, 0.8, 1]
 

@@ -6,7 +6,7 @@ from rules.golden import golden_vectors
 from rules.small_models import merged_row, one_tensor, random_rows
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import Karcher
+from lwptv_lightning.rules.karcher import Karcher
 
 
 def length(row):

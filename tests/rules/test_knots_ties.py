@@ -5,8 +5,7 @@ from rules.small_matrices import as_floats, assert_near, merged_stack, random_st
 from rules.small_models import ties
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import KnOTSTIES
-from lwptv_lightning.rules.knots_ties import align
+from lwptv_lightning.rules.knots_ties import KnOTSTIES, align
 
 SHAPES = {"a.weight": (4, 3), "b.weight": (3, 5), "b.bias": (3,), "c.weight": (6, 2), "table": (4, 4), "d.weight": (3,)}
 MATRICES = ("a.weight", "b.weight", "c.weight")

@@ -5,7 +5,7 @@ from rules.golden import golden_output, golden_vectors, largest_error
 from rules.small_models import merged_row, one_tensor, quick, task_rows, trimmed
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import Magnitude
+from lwptv_lightning.rules.magnitude import Magnitude
 
 DENSITY = st.sampled_from([0.05, 0.2, 0.5, 0.99, 1.0])
 

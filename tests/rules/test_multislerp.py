@@ -6,7 +6,7 @@ from rules.golden import golden_output, golden_vectors, largest_error
 from rules.small_models import merged_row, one_tensor, quick, random_rows, task_rows
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import MultiSLERP
+from lwptv_lightning.rules.multislerp import MultiSLERP
 
 
 @pytest.mark.parametrize("weights", [None, (1, 1, 1, 1), (0.5, 0.5, 0.5, 0.5)])

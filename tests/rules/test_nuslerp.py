@@ -7,7 +7,7 @@ from rules.golden import golden_output, golden_vectors, largest_error
 from rules.small_models import merged_row, one_tensor, quick, random_rows, task_rows
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import NuSLERP
+from lwptv_lightning.rules.nuslerp import NuSLERP
 
 
 def test_equals_the_reference():

@@ -8,7 +8,7 @@ from rules.golden import golden_vectors
 from rules.small_models import merged_row, quick, random_rows, sign, task_rows
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import PCB
+from lwptv_lightning.rules.pcb import PCB
 
 SETTINGS = [(0.1, 1e-4), (0.05, 0.01), (0.5, 0.1), (1.0, 0.0), (0.3, 0.4)]
 

@@ -6,7 +6,7 @@ from rules.golden import golden_output, golden_vectors, largest_error
 from rules.small_models import merged_row, quick, task_rows
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import TATR
+from lwptv_lightning.rules.tatr import TATR
 
 
 def test_equals_the_reference():

@@ -6,7 +6,7 @@ from rules.golden import golden_output, golden_vectors, largest_error
 from rules.small_models import merged_row, one_tensor, quick, reduced, sign, task_rows, ties
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import TIES
+from lwptv_lightning.rules.ties import TIES
 
 DENSITY = st.sampled_from([0.05, 0.2, 0.5, 0.99, 1.0])
 REDUCE = st.sampled_from(["mean", "sum", "max"])

@@ -5,7 +5,8 @@ from rules.golden import golden_output, golden_vectors, largest_error
 from rules.small_matrices import SHAPES, as_floats, assert_near, merged_stack, polar, random_stack
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import TSVM, MergeContext
+from lwptv_lightning.rules._base import MergeContext
+from lwptv_lightning.rules.tsv_m import TSVM
 
 
 def test_equals_the_reference():

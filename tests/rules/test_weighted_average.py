@@ -5,7 +5,7 @@ from rules.golden import golden_output, golden_vectors, largest_error
 from rules.small_models import merged_row, quick, task_rows
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import WeightedAverage
+from lwptv_lightning.rules.weighted_average import WeightedAverage
 
 POSITIVE = st.sampled_from([0.5, 1.0, 2.0, 3.0])
 

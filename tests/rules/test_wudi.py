@@ -4,7 +4,7 @@ from rules.golden import golden_output, golden_vectors, largest_error
 from rules.small_matrices import assert_near, merged_stack, random_stack, vectors_of
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules import WUDI
+from lwptv_lightning.rules.wudi import WUDI
 
 
 def test_equals_the_reference():

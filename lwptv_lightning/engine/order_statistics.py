@@ -18,9 +18,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from lwptv_lightning.engine.blocks import Block
+from lwptv_lightning.engine.stream import PrunedTaskVectors
 from lwptv_lightning.functional import compare, count_true, sample_margins, select
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.stacks import Block
 
 Transform: TypeAlias = Callable[[Block], Tensor]
 """Maps a block to other values, ``(R, n)``, on which a search over the whole model works instead."""

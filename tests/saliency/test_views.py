@@ -4,11 +4,8 @@ import pytest
 import torch
 
 from lwptv_lightning import ElementPruning, LayerMask, TaskVectors, layers_from_names
-from lwptv_lightning.pruned_task_vectors import (
-    ElementPrunedTaskVectors,
-    LayerPrunedTaskVectors,
-    PrunedTaskVectors,
-)
+from lwptv_lightning.engine import PrunedTaskVectors
+from lwptv_lightning.saliency import ElementPrunedTaskVectors, LayerPrunedTaskVectors
 
 
 @pytest.fixture

@@ -13,20 +13,13 @@ Tensors are floating parameters and floating persistent buffers, under their sta
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import overload
 
-from torch import fx, nn
-
 from lwptv_lightning.registry import GRANULARITIES, nearest, require_known
-from lwptv_lightning.tracing import TracingError, floating_tensors, trace
-
-__all__ = ["Layer", "Layers", "TracingError", "layers_from_names", "trace", "trace_layers"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +100,7 @@ class Layers(Sequence[Layer]):
             KeyError: No layer holds a tensor of that name; the message gives the nearest one.
 
         Example:
+            >>> from lwptv_lightning import layers_from_names
             >>> layers_from_names(["fc1.weight", "fc2.weight"]).index_of("fc2.weight")
             1
         """
@@ -129,6 +123,7 @@ class Layers(Sequence[Layer]):
             KeyError: No layer holds one of the tensors.
 
         Example:
+            >>> from lwptv_lightning import layers_from_names
             >>> layers = layers_from_names(["norm.weight", "norm.bias", "head.weight"])
             >>> layers.restrict(["norm.bias"])
             Layers(layers=(Layer(name='norm', tensors=('norm.bias',)),), granularity='module')
@@ -142,126 +137,6 @@ class Layers(Sequence[Layer]):
     @cached_property
     def _positions(self) -> dict[str, int]:
         return {tensor: position for position, layer in enumerate(self.layers) for tensor in layer.tensors}
-
-
-def trace_layers(model: nn.Module, granularity: str = "module") -> Layers:
-    """List the layers of a model in execution order.
-
-    A layer stands where the traced graph first uses one of its tensors. Tensors that the graph never uses come last,
-    in state-dict order. A module that the tracer does not enter counts as using its tensors in state-dict order.
-    A tensor with several names (tied weights) belongs with all its names to the layer that uses it first.
-
-    The numbered children of a module (an `nn.ModuleList` or `nn.Sequential`, as a rule) are blocks if they have
-    parameters in children of their own and two or more of them share a class. The ``Linear, GELU, Linear`` of an MLP
-    are therefore no blocks.
-
-    Args:
-        model: Any module, not yet sharded or compiled. It is not changed.
-        granularity: ``"block"``, ``"module"`` or ``"tensor"``.
-
-    Returns:
-        Layers that hold each floating parameter and floating persistent buffer exactly once.
-
-    Raises:
-        UnknownNameError: ``granularity`` is none of the three.
-
-    Warns:
-        UserWarning: The model cannot be traced; its layers are listed in ``named_modules()`` order instead.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2))
-        >>> trace_layers(model).names
-        ('0', '2')
-        >>> trace_layers(model, "tensor").names
-        ('0.weight', '0.bias', '2.weight', '2.bias')
-    """
-    require_known("granularity", granularity, GRANULARITIES)
-    try:
-        used = list(_used_names(trace(model)))
-    except TracingError as error:
-        consequence = "Its layers are listed in named_modules() order, which may differ from the execution order."
-        warnings.warn(f"{error} {consequence}", UserWarning, stacklevel=2)
-        used = []
-    tensors = floating_tensors(model)
-    # A dictionary keeps the position at which a name, and below the first name of a tensor, was first put in.
-    ordered = dict.fromkeys((*(name for name in used if name in tensors), *tensors))
-    ties: defaultdict[int, list[str]] = defaultdict(list)
-    for name in ordered:
-        ties[id(tensors[name])].append(name)
-    return _group(ties.values(), granularity, _blocks_of(model) if granularity == "block" else set())
-
-
-def layers_from_names(names: Iterable[str], granularity: str = "module") -> Layers:
-    """Group tensors into layers by their names alone, without a model.
-
-    The order of the names is kept, and tied weights cannot be seen. Blocks are guessed: modules ``prefix.<int>`` with
-    nested names such as ``attn.qkv.weight`` are blocks if two or more under that prefix have one in common.
-    `trace_layers` asks for a common class instead: numbered siblings of different classes whose tensors have like
-    names, or of one class whose tensors have none in common, are seen differently.
-
-    Args:
-        names: State-dict names of the tensors, in the order wanted.
-        granularity: ``"block"``, ``"module"`` or ``"tensor"``.
-
-    Returns:
-        Layers that hold each name exactly once.
-
-    Raises:
-        UnknownNameError: ``granularity`` is none of the three.
-        ValueError: A name is given twice.
-
-    Example:
-        >>> names = ["cls_token", "blocks.0.norm.weight", "blocks.0.fc.weight", "blocks.1.norm.weight"]
-        >>> layers_from_names(names).names
-        ('cls_token', 'blocks.0.norm', 'blocks.0.fc', 'blocks.1.norm')
-        >>> layers_from_names(names, "block").names
-        ('cls_token', 'blocks.0', 'blocks.1')
-    """
-    require_known("granularity", granularity, GRANULARITIES)
-    names = list(names)
-    blocks = _blocks_among(names) if granularity == "block" else set()
-    return _group(([name] for name in names), granularity, blocks)
-
-
-def _used_names(traced: fx.GraphModule) -> Iterator[str]:
-    """Yield the names of tensors in the order in which the graph uses them; some more than once."""
-    for node in traced.graph.nodes:
-        # An attribute is fetched when the code first looks at it, and used when a computation takes it.
-        yield from (str(source.target) for source in node.all_input_nodes if source.op == "get_attr")
-        if node.op == "call_module":
-            yield from traced.get_submodule(str(node.target)).state_dict(prefix=f"{node.target}.")
-
-
-def _blocks_of(model: nn.Module) -> set[str]:
-    """Return the paths of the repeated modules, as `trace_layers` defines them."""
-    blocks: set[str] = set()
-    for path, module in model.named_modules(remove_duplicate=False):
-        # Not named_children(), which would list a block that is used several times only once.
-        numbered = {name: child for name, child in module._modules.items() if name.isdecimal() and _is_composite(child)}
-        if max(Counter(map(type, numbered.values())).values(), default=0) > 1:
-            blocks.update(f"{path}.{name}".lstrip(".") for name in numbered)  # the root's path is empty
-    return blocks
-
-
-def _is_composite(module: nn.Module | None) -> bool:
-    """Whether children of the module have parameters."""
-    return module is not None and any(True for child in module.children() for _ in child.parameters())
-
-
-def _blocks_among(names: Iterable[str]) -> set[str]:
-    """Return the paths of the repeated modules, as `layers_from_names` guesses them."""
-    nested: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for name in names:
-        parts = name.split(".")
-        for depth, part in enumerate(parts[:-2]):  # a tensor in a child of the block has two more parts
-            if part.isdecimal():
-                nested[".".join(parts[:depth])][part].append(".".join(parts[depth + 1 :]))
-    return {
-        f"{path}.{number}".lstrip(".")
-        for path, numbered in nested.items()
-        if max(Counter(chain.from_iterable(numbered.values())).values()) > 1
-        for number in numbered
-    }
 
 
 def _group(ties: Iterable[Sequence[str]], granularity: str, blocks: Collection[str]) -> Layers:

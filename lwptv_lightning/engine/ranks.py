@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lwptv_lightning.checkpoints import TensorHeader
-from lwptv_lightning.share import WHOLE, Share
+from lwptv_lightning.engine.share import WHOLE, Share
 
 Value = TypeVar("Value")
 

@@ -2,13 +2,14 @@ import pytest
 import torch
 
 from lwptv_lightning import TaskVectors
+from lwptv_lightning.engine import read_blocks, spans
 from lwptv_lightning.functional import sum_tasks
-from lwptv_lightning.stacks import HeldStack, part, read_blocks, spans, whole
+from lwptv_lightning.task_vectors import HeldStack, part, whole
 
 
 @pytest.mark.parametrize("elements", [0, 1, 63, 64, 65, 1000])
 def test_spans_cover_a_tensor_once(elements, monkeypatch):
-    monkeypatch.setattr("lwptv_lightning.stacks._CACHE_BYTES", 64 * 3 * 4)
+    monkeypatch.setattr("lwptv_lightning.engine.blocks._CACHE_BYTES", 64 * 3 * 4)
     parts = list(spans(elements, 3, torch.float32, None))
     assert [index for part in parts for index in range(elements)[part]] == list(range(elements))
     assert parts[0].start == 0
@@ -46,8 +47,8 @@ def test_parts_of_stored_and_held_task_vectors_are_those_of_the_whole(dtype, ele
 
 
 def test_blocks_come_in_order_and_with_their_place(vectors, monkeypatch):
-    monkeypatch.setattr("lwptv_lightning.stacks._CACHE_BYTES", 4 * 3 * 4)
-    monkeypatch.setattr("lwptv_lightning.stacks._ALIGNMENT", 1)
+    monkeypatch.setattr("lwptv_lightning.engine.blocks._CACHE_BYTES", 4 * 3 * 4)
+    monkeypatch.setattr("lwptv_lightning.engine.blocks._ALIGNMENT", 1)
     found = list(read_blocks(["fc.weight", "gain"], vectors.open_stack, torch.float32, None))
     assert [block.name for block in found] == ["fc.weight"] * 4 + ["gain"]
     for name in ("fc.weight", "gain"):

@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import pytest
 import torch
 from hypothesis import given
@@ -5,11 +7,10 @@ from hypothesis import strategies as st
 from rules.small_models import quick, random_rows, task_rows, vectors_of
 
 from lwptv_lightning import TaskVectors
+from lwptv_lightning.engine import PrunedTaskVectors, kth_smallest_magnitude, order_statistics
 from lwptv_lightning.functional import as_rows, ranked_values
-from lwptv_lightning.pruned_task_vectors import PrunedTaskVectors
-from lwptv_lightning.rules import _order_statistics
-from lwptv_lightning.rules._order_statistics import kth_smallest_magnitude, order_statistics
 
+_order_statistics = import_module("lwptv_lightning.engine.order_statistics")
 DTYPES = [torch.float32, torch.float64]
 
 
@@ -91,7 +92,7 @@ def small_search(monkeypatch):
     """Sample, brackets and blocks so small that a small model needs several of each."""
     monkeypatch.setattr(_order_statistics, "_SAMPLE", 400)
     monkeypatch.setattr(_order_statistics, "_MOST_BINS", 64)
-    monkeypatch.setattr("lwptv_lightning.stacks._CACHE_BYTES", 4096)
+    monkeypatch.setattr("lwptv_lightning.engine.blocks._CACHE_BYTES", 4096)
 
 
 @pytest.mark.parametrize("shape", SHAPES_OF_VALUES.values(), ids=SHAPES_OF_VALUES)

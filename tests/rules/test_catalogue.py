@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from lwptv_lightning.catalogue import rule_entries, rules_markdown
 from lwptv_lightning.cli import main
-from lwptv_lightning.rules import RULES
+from lwptv_lightning.rules import rule_entries, rules_markdown
+from lwptv_lightning.rules._base import RULES
 
-PAGE = Path(__file__).parents[1] / "docs" / "rules.md"
+PAGE = Path(__file__).parents[2] / "docs" / "rules.md"
 
 
 def test_the_page_is_what_the_code_says():

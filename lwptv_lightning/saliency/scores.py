@@ -7,41 +7,20 @@ in our measurements. A new score is one function with the decorator `saliency_sc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from lwptv_lightning.registry import Registry, require_known
-from lwptv_lightning.statistics import LayerStatistics
+from lwptv_lightning.saliency.statistics import LayerStatistics
+from lwptv_lightning.saliency.table import LayerTable
 
 SaliencyScore: TypeAlias = Callable[[LayerStatistics, int], Tensor]
 """Statistics and a seed to scores ``(T, L)``; most scores have no use for the seed."""
 
 SCORES: Registry[SaliencyScore] = Registry("saliency score")
-
-
-@dataclass(frozen=True)
-class LayerTable:
-    """One number per task and layer.
-
-    Attributes:
-        tasks: The T task names.
-        layers: The L layer names, in execution order.
-        numel: Elements per layer, ``(L,)``.
-        values: ``(T, L)``, float64.
-    """
-
-    tasks: tuple[str, ...]
-    layers: tuple[str, ...]
-    numel: Tensor
-    values: Tensor
-
-    def __iter__(self) -> Iterator[tuple[str, dict[str, float]]]:
-        for task, row in zip(self.tasks, self.values.tolist(), strict=True):
-            yield task, dict(zip(self.layers, row, strict=True))
 
 
 def saliency_score(function: Callable[..., Tensor]) -> SaliencyScore:

@@ -3,8 +3,7 @@ import contextlib
 import pytest
 import torch
 
-from lwptv_lightning import transfer
-from lwptv_lightning.transfer import PinnedTransfer
+from lwptv_lightning.engine import PinnedTransfer, transfer
 
 TENSORS = [
     torch.arange(5, dtype=torch.bfloat16),

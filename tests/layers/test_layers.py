@@ -10,16 +10,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lwptv_lightning.layers import (
-    GRANULARITIES,
-    Layer,
-    Layers,
-    TracingError,
-    layers_from_names,
-    trace,
-    trace_layers,
-)
-from lwptv_lightning.registry import UnknownNameError
+from lwptv_lightning.layers import Layer, Layers, TracingError, layers_from_names, trace, trace_layers
+from lwptv_lightning.registry import GRANULARITIES, UnknownNameError
 
 
 class Residual(nn.Module):

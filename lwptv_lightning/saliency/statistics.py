@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lwptv_lightning.engine import WHOLE, Block, Share, read_blocks, sum_by_tensor
 from lwptv_lightning.functional import sum_tasks
 from lwptv_lightning.layers import Layer, Layers
-from lwptv_lightning.share import WHOLE, Share
-from lwptv_lightning.stacks import Block, Stack, read_blocks, sum_by_tensor
-from lwptv_lightning.task_vectors import TaskVectors
+from lwptv_lightning.task_vectors import Stack, TaskVectors
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from lwptv_lightning.checkpoints import (
     TensorHeader,
     some_of,
 )
-from lwptv_lightning.opening import align_base, align_expert, open_unprefixed
 from lwptv_lightning.registry import UnknownNameError, nearest
-from lwptv_lightning.stacks import StoredStack, whole
+from lwptv_lightning.task_vectors.align import align_base, align_expert, open_unprefixed
+from lwptv_lightning.task_vectors.stacks import StoredStack, whole
 
 
 class TaskVectors:

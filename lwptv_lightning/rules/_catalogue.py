@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from dataclasses import dataclass
 
-from lwptv_lightning.rules import RULES, MergeRule
+from lwptv_lightning.rules._base import RULES, MergeRule
 
 
 @dataclass(frozen=True)

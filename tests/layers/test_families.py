@@ -11,7 +11,8 @@ import timm
 import torch
 from torch import nn
 
-from lwptv_lightning.layers import GRANULARITIES, TracingError, layers_from_names, trace, trace_layers
+from lwptv_lightning.layers import TracingError, layers_from_names, trace, trace_layers
+from lwptv_lightning.registry import GRANULARITIES
 
 CLASSES = 5
 TINY_VIT = {"depth": 2, "embed_dim": 48, "num_heads": 2}

@@ -1,4 +1,4 @@
-from lwptv_lightning.share import WHOLE, Share
+from lwptv_lightning.engine import WHOLE, Share
 
 
 def test_one_process_alone_has_all_and_keeps_the_order():

@@ -1,0 +1,8 @@
+"""Layers: named groups of tensors, in the order in which a model uses them."""
+
+from lwptv_lightning.layers.from_model import trace_layers
+from lwptv_lightning.layers.from_names import layers_from_names
+from lwptv_lightning.layers.layers import Layer, Layers
+from lwptv_lightning.layers.tracing import TracingError, trace
+
+__all__ = ["Layer", "Layers", "TracingError", "layers_from_names", "trace", "trace_layers"]

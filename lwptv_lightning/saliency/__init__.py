@@ -1,0 +1,26 @@
+"""How much of each layer of each task vector is worth keeping, and what is pruned by that."""
+
+from lwptv_lightning.saliency.elements import ElementPruning
+from lwptv_lightning.saliency.mask import LayerMask, keep_most_salient, require_ratio
+from lwptv_lightning.saliency.scores import SCORES, describe_scores, require_score, saliency_score, score_layers
+from lwptv_lightning.saliency.statistics import LayerStatistics, collect_statistics, merged_layers
+from lwptv_lightning.saliency.table import LayerTable
+from lwptv_lightning.saliency.views import ElementPrunedTaskVectors, LayerPrunedTaskVectors
+
+__all__ = [
+    "ElementPrunedTaskVectors",
+    "ElementPruning",
+    "LayerMask",
+    "LayerPrunedTaskVectors",
+    "LayerStatistics",
+    "LayerTable",
+    "SCORES",
+    "collect_statistics",
+    "describe_scores",
+    "keep_most_salient",
+    "merged_layers",
+    "require_ratio",
+    "require_score",
+    "saliency_score",
+    "score_layers",
+]
