@@ -35,7 +35,7 @@ from torch import Tensor
 
 from lwptv_lightning import MergeRecipe, TaskVectors, collect_statistics, merge
 from lwptv_lightning.layers import layers_from_names
-from lwptv_lightning.writing import save_merged
+from lwptv_lightning.merging import save_merged
 
 Value = TypeVar("Value")
 

@@ -26,7 +26,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lwptv_lightning import MergeRecipe, TaskVectors
-from lwptv_lightning.writing import save_merged
+from lwptv_lightning.merging import save_merged
 
 RECIPES = {rule: MergeRecipe(rule) for rule in ("task_arithmetic", "ties")}
 SHARD_BYTES = 500_000_000

@@ -18,10 +18,11 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from lwptv_lightning import CollectStatistics, MergeModule, MergeRecipe, TaskVectors, merge, zoo
-from lwptv_lightning.demo import quiet_lightning, quiet_trainer, zoo_module
 from lwptv_lightning.report import markdown_table
 from lwptv_lightning.rules._base import RULES, DataStatistics
-from lwptv_lightning.sweep import SweepResult, sweep
+from lwptv_lightning.search import SweepResult, sweep
+from lwptv_lightning.zoo import zoo_module
+from lwptv_lightning.zoo.demo import quiet_lightning, quiet_trainer
 
 RATIO = 0.5
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # of the published coefficient

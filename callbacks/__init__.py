@@ -4,13 +4,13 @@ from importlib import import_module
 from typing import Any
 
 _MODULE_OF = {
-    "AdaMergingModule": "adamerging",
-    "CollectStatistics": "collect_statistics",
-    "MergeReport": "merge_report",
-    "OnlineMerge": "online_merge",
-    "PruneAndMerge": "prune_and_merge",
-    "RecalibrateBatchNorm": "recalibrate_batch_norm",
-    "TaskVectorCheckpoint": "task_vector_checkpoint",
+    "AdaMergingModule": "learning",  # where it was once
+    "CollectStatistics": "callbacks.collect_statistics",
+    "MergeReport": "callbacks.merge_report",
+    "OnlineMerge": "callbacks.online_merge",
+    "PruneAndMerge": "callbacks.prune_and_merge",
+    "RecalibrateBatchNorm": "callbacks.recalibrate_batch_norm",
+    "TaskVectorCheckpoint": "callbacks.task_vector_checkpoint",
 }
 
 __all__ = list(_MODULE_OF)
@@ -18,5 +18,5 @@ __all__ = list(_MODULE_OF)
 
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
-        return getattr(import_module(f"lwptv_lightning.callbacks.{_MODULE_OF[name]}"), name)
+        return getattr(import_module(f"lwptv_lightning.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,11 +10,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from lwptv_lightning.callbacks.prune_and_merge import PruneAndMerge
-from lwptv_lightning.data_statistics import fisher_diagonal, input_grams
-from lwptv_lightning.datamodule import sample_positions
-from lwptv_lightning.installing import install_, snapshot
-from lwptv_lightning.metrics import split_name
-from lwptv_lightning.module import MergeModule
+from lwptv_lightning.evaluation import MergeModule, fisher_diagonal, input_grams, sample_positions, split_name
+from lwptv_lightning.merging import install_, snapshot
 from lwptv_lightning.registry import require_known
 
 KINDS = ("fisher", "gram")

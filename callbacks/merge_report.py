@@ -10,9 +10,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from lwptv_lightning.callbacks.log_picture import log_picture
+from lwptv_lightning.evaluation import DOMAINS, MergeModule
 from lwptv_lightning.merging import PruningPlan
-from lwptv_lightning.metrics import DOMAINS
-from lwptv_lightning.module import MergeModule
 from lwptv_lightning.report import ResultRow, ResultTable, plot_id_ood, plot_saliency, print_table
 
 

@@ -13,11 +13,8 @@ from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
-from lwptv_lightning.datamodule import require_loaders
-from lwptv_lightning.gathering import gather_state
-from lwptv_lightning.installing import install_
-from lwptv_lightning.metrics import averages
-from lwptv_lightning.module import MergeModule
+from lwptv_lightning.evaluation import MergeModule, averages, require_loaders
+from lwptv_lightning.merging import gather_state, install_
 from lwptv_lightning.registry import require_known
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints import some_of
 from lwptv_lightning.engine import Ranks
-from lwptv_lightning.installing import install_, merge_into_, snapshot
+from lwptv_lightning.evaluation import MergeModule, ranks_of
 from lwptv_lightning.layers import trace_layers
-from lwptv_lightning.module import MergeModule, ranks_of
+from lwptv_lightning.merging import install_, merge_into_, snapshot
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.task_vectors import TaskVectors

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lwptv_lightning.module import MergeModule
+from lwptv_lightning.evaluation import MergeModule
 
 
 class RecalibrateBatchNorm(Callback):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lwptv_lightning import __version__
 from lwptv_lightning.checkpoints import CheckpointError, fingerprint, open_checkpoint, write_safetensors
-from lwptv_lightning.gathering import gather_state
+from lwptv_lightning.merging import gather_state
 from lwptv_lightning.registry import require_known
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

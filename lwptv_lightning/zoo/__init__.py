@@ -6,6 +6,9 @@ Example:
     True
 """
 
+from importlib import import_module
+from typing import Any
+
 from lwptv_lightning.zoo.build import build
 from lwptv_lightning.zoo.data import dataset, loaders
 from lwptv_lightning.zoo.domains import ID_SETS, OOD_SETS
@@ -23,3 +26,12 @@ __all__ = [
     "heads",
     "loaders",
 ]
+
+# What needs Lightning is imported on first use: processes that render images have no need of it.
+_MODULE_OF = {"run_demo": "demo", "zoo_module": "builders", "zoo_suite": "builders"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lwptv_lightning import CollectStatistics, MergeModule, MergeRecipe, TaskVectors
-from lwptv_lightning.data_statistics import fisher_diagonal
+from lwptv_lightning.evaluation import fisher_diagonal
 
 
 class Net(nn.Module):

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
 from lwptv_lightning.checkpoints import TensorHeader
 from lwptv_lightning.engine import ALONE, PrunedTaskVectors, RankFailedError, Ranks, divide, kth_smallest_magnitude
-from lwptv_lightning.layer_scaling import LiNeS
 from lwptv_lightning.layers import layers_from_names
 from lwptv_lightning.merging import plan_pruning
+from lwptv_lightning.recipe import LiNeS
 from lwptv_lightning.rules._base import RULES
 from lwptv_lightning.saliency import collect_statistics
 

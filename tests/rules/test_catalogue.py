@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lwptv_lightning.cli import main
+from lwptv_lightning.cli.main import main
 from lwptv_lightning.rules import rule_entries, rules_markdown
 from lwptv_lightning.rules._base import RULES
 

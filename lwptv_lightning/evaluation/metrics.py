@@ -1,0 +1,123 @@
+"""One metric per loader, averages over ID and OOD loaders, and the outcome of every single sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+
+class LoaderMetrics(nn.Module):
+    """A clone of one metric for each loader.
+
+    Args:
+        loaders: The loaders' names, ``id/...`` and ``ood/...``.
+        metric: A metric or collection of ``(logits, targets)``; by default top-1 accuracy, whatever the number of
+            classes.
+
+    Example:
+        >>> metrics = LoaderMetrics(["id/a"])
+        >>> metrics["id/a"].update(torch.tensor([[0.1, 0.9], [0.2, 0.8]]), torch.tensor([1, 0]))
+        >>> metrics.compute()
+        {'id/a': 0.5}
+    """
+
+    def __init__(self, loaders: Sequence[str], metric: Metric | MetricCollection | None = None) -> None:
+        super().__init__()
+        metric = MulticlassAccuracy(average="micro") if metric is None else metric
+        if not isinstance(metric, Metric | MetricCollection):
+            raise TypeError(f"metric must be a torchmetrics Metric or MetricCollection, not {metric!r}.")
+        self.loaders = tuple(loaders)
+        # A list, because names may hold characters that attributes may not.
+        self._metrics = nn.ModuleList(metric.clone() for _ in self.loaders)
+
+    def __getitem__(self, loader: str) -> Metric | MetricCollection:
+        metric = self._metrics[self.loaders.index(loader)]
+        assert isinstance(metric, Metric | MetricCollection)
+        return metric
+
+    def logged(self, loader: str) -> dict[str, Metric]:
+        """Return what to log of a loader: its metric under its name, or a collection's under ``name/<metric>``."""
+        metric = self[loader]
+        if isinstance(metric, MetricCollection):
+            return {f"{loader}/{name}": single for name, single in metric.items(copy_state=False)}
+        return {loader: metric}
+
+    def compute(self) -> dict[str, float]:
+        """Return every loader's figures; with several processes, those of all of them together."""
+        return {
+            name: float(metric.compute()) for loader in self.loaders for name, metric in self.logged(loader).items()
+        }
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        for metric in self._metrics:
+            metric.reset()  # type: ignore[operator]
+
+
+def averages(figures: Mapping[str, float], expert_accuracy: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Average figures over the ID and over the OOD loaders.
+
+    Args:
+        figures: ``id/<name>`` or ``ood/<name>`` to figure; a further ``/<metric>`` tells several metrics apart.
+        expert_accuracy: Name of an ID set to the accuracy of its own expert, in the figures' unit.
+
+    Returns:
+        ``id/avg`` and ``ood/avg``, as far as there are such loaders. With expert accuracies also ``id/normalized``:
+        the mean over those sets of merged divided by expert.
+
+    Example:
+        >>> averages({"id/a": 0.8, "id/b": 0.6, "ood/c": 0.5}, {"a": 1.0, "b": 0.6})
+        {'id/avg': 0.7, 'ood/avg': 0.5, 'id/normalized': 0.9}
+    """
+    groups: dict[str, list[float]] = {}
+    normalized: dict[str, list[float]] = {}
+    for name, figure in figures.items():
+        domain, set_name, *metric = name.split("/")
+        suffix = "".join(f"/{part}" for part in metric)
+        groups.setdefault(f"{domain}/avg{suffix}", []).append(figure)
+        if domain == "id" and expert_accuracy and set_name in expert_accuracy:
+            normalized.setdefault(f"id/normalized{suffix}", []).append(figure / expert_accuracy[set_name])
+    return {name: sum(values) / len(values) for name, values in (groups | normalized).items()}
+
+
+class SampleOutcomes(Metric):
+    """Whether each sample was classified correctly, by each of several models.
+
+    Args:
+        models: How many models are evaluated side by side.
+
+    Example:
+        >>> outcomes = SampleOutcomes(models=1)
+        >>> outcomes.update(torch.tensor([1, 0]), torch.tensor([[True, False]]))
+        >>> outcomes.compute()
+        tensor([[False,  True]])
+    """
+
+    full_state_update = False
+    positions: list[Tensor]
+    correct: list[Tensor]
+
+    def __init__(self, models: int) -> None:
+        super().__init__()
+        self.models = models
+        self.add_state("positions", [], dist_reduce_fx="cat")
+        self.add_state("correct", [], dist_reduce_fx="cat")
+
+    def update(self, positions: Tensor, correct: Tensor) -> None:
+        """Add samples: their positions in the data set ``(n,)`` and outcomes ``(models, n)``; n may be 0."""
+        self.positions.append(positions)
+        self.correct.append(correct.T)
+
+    def compute(self) -> Tensor:
+        """Return the outcomes in the order of the data set, ``(models, N)`` bool."""
+        positions, correct = _joined(self.positions), _joined(self.correct)
+        return correct[positions.argsort()].T
+
+
+def _joined(state: list[Tensor] | Tensor) -> Tensor:
+    """Return a list state as one tensor, which it is already after a synchronisation."""
+    return torch.cat(state) if isinstance(state, list) else state

@@ -1,0 +1,87 @@
+"""``lwptv diff``: where two checkpoints differ, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lwptv_lightning.checkpoints import CheckpointSource
+from lwptv_lightning.layers import layers_from_names
+from lwptv_lightning.task_vectors import align_base, align_expert, open_unprefixed
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """How one layer of two checkpoints differs.
+
+    Attributes:
+        layer: Its name.
+        tensors: How many tensors it has in either checkpoint.
+        changed: How many of these differ.
+        norm: Norm of the difference relative to the first checkpoint's, over the tensors that both have.
+        largest: Largest absolute difference.
+        note: Tensors that only one has, or that have other shapes.
+    """
+
+    layer: str
+    tensors: int
+    changed: int
+    norm: float
+    largest: float
+    note: str = ""
+
+
+def diff(
+    first: CheckpointSource,
+    second: CheckpointSource,
+    granularity: str = "module",
+    *,
+    model: nn.Module | None = None,
+    prefix: str | None = None,
+) -> list[LayerDifference]:
+    """Compare two checkpoints, one tensor at a time.
+
+    Args:
+        first: Any checkpoint.
+        second: Another, also one of another library's names, an adapter or a task vector of the first.
+        granularity: What a layer is: ``"block"``, ``"module"`` or ``"tensor"``.
+        model: The timm model that the weights belong to; see `lwptv_lightning.TaskVectors.open`.
+        prefix: What the wanted names start with.
+
+    Returns:
+        Every layer of either checkpoint, in the first one's order.
+
+    Raises:
+        CheckpointError: A checkpoint cannot be opened.
+
+    Example:
+        >>> diff({"fc.weight": torch.ones(2, 2)}, {"fc.weight": torch.full((2, 2), 1.5)})
+        [LayerDifference(layer='fc', tensors=1, changed=1, norm=0.5, largest=0.5, note='')]
+    """
+    raw = open_unprefixed(first, prefix)
+    ours = align_base(raw, model)
+    theirs = align_expert(open_unprefixed(second, prefix), raw, ours, model)
+    differences = []
+    for layer in layers_from_names(dict.fromkeys((*ours.names, *theirs.names)), granularity):
+        changed, square, base_square, largest, notes = 0, 0.0, 0.0, 0.0, []
+        for name in layer.tensors:
+            if name not in ours.headers or name not in theirs.headers:
+                notes.append(f"only the {'second' if name in theirs.headers else 'first'} has {name}")
+                changed += 1
+            elif ours.headers[name].shape != theirs.headers[name].shape:
+                notes.append(f"{name}: {ours.headers[name].shape} and {theirs.headers[name].shape}")
+                changed += 1
+            else:
+                base = ours.read(name).double()
+                difference = torch.empty_like(base)
+                theirs.subtract(name, base, difference)
+                changed += bool((difference != 0).any())
+                square += float(difference.square().sum())
+                base_square += float(base.square().sum())
+                largest = max(largest, float(difference.abs().max()) if difference.numel() else 0.0)
+        norm = math.sqrt(square / base_square) if base_square else math.inf if square else 0.0
+        differences.append(LayerDifference(layer.name, len(layer.tensors), changed, norm, largest, "; ".join(notes)))
+    return differences

@@ -1,0 +1,146 @@
+"""`AdaMergingModule`: learn merging coefficients on unlabelled data in an ordinary ``trainer.fit``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lwptv_lightning.engine import PrunedTaskVectors
+from lwptv_lightning.evaluation import MergeModule
+from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.registry import require_known
+from lwptv_lightning.rules import get_rule
+
+PER = ("tensor", "task")
+
+
+class AdaMergingModule(LightningModule):
+    """Learns the coefficients of AdaMerging by minimising the entropy of the merged model's predictions.
+
+    Train it with ``trainer.fit(module, {"id/svhn": loader, ...})`` on unlabelled batches of each task, given as inputs
+    or as ``(inputs, ...)``; labels are not looked at. Then ``module.recipe()`` is a recipe with the learnt
+    coefficients. The only parameters are the coefficients. All task vectors are held on the device while training.
+
+    Args:
+        merge_module: Model, task vectors and heads.
+        per: ``"tensor"``: a coefficient for each task and parameter tensor, which the paper calls layer-wise.
+            ``"task"``: one for each task.
+        plus_plus: AdaMerging++: trim the task vectors and drop entries against the elected sign first.
+        initial: Where the coefficients start.
+        lr: Adam's learning rate.
+        clamp: Limit coefficients to [0, 1] in the forward pass, with no gradient outside, as the authors do.
+
+    Raises:
+        UnknownNameError: ``per`` is neither of the two.
+
+    Example:
+        >>> from lwptv_lightning import TaskVectors
+        >>> model = nn.Linear(2, 2)
+        >>> vectors = TaskVectors.open(model, {"a": {"weight": torch.eye(2), "bias": torch.zeros(2)}})
+        >>> AdaMergingModule(MergeModule(model, vectors), per="task").coefficients
+        Parameter containing:
+        tensor([[0.3000]], requires_grad=True)
+
+    Reference:
+        Yang et al., AdaMerging, arXiv 2310.02575. The authors add up two batches of each task in a step:
+        ``Trainer(accumulate_grad_batches=2)``.
+    """
+
+    def __init__(
+        self,
+        merge_module: MergeModule,
+        *,
+        per: str = "tensor",
+        plus_plus: bool = False,
+        initial: float = 0.3,
+        lr: float = 1e-3,
+        clamp: bool = True,
+    ) -> None:
+        super().__init__()
+        require_known("per", per, PER)
+        # In a list, so that the model's own weights are no parameters of this module.
+        self._held = [merge_module]
+        self.per = per
+        self.plus_plus = plus_plus
+        self.lr = lr
+        self.clamp = clamp
+        names = merge_module.vectors.names
+        rows = len(names) if per == "tensor" else 1
+        self.coefficients = nn.Parameter(torch.full((rows, len(merge_module.vectors.tasks)), float(initial)))
+        self._row = {name: index if per == "tensor" else 0 for index, name in enumerate(names)}
+        self._task_vectors: dict[str, Tensor] = {}
+        self._rest: dict[str, Tensor] = {}
+
+    @property
+    def merge_module(self) -> MergeModule:
+        """What is merged."""
+        return self._held[0]
+
+    def on_fit_start(self) -> None:
+        """Load base and task vectors onto the device."""
+        self.load()
+
+    def load(self) -> None:
+        """Load base and task vectors onto the module's device; `on_fit_start` does so."""
+        module = self.merge_module.to(self.device).eval()
+        vectors = module.vectors
+        rule: Any = get_rule("adamerging")(plus_plus=self.plus_plus)  # type: ignore[call-arg]
+        pruned = PrunedTaskVectors(vectors, device=self.device)
+        survey = rule.survey(pruned)
+        self._task_vectors = {name: rule.split(pruned.stack(name), survey) for name in vectors.names}
+        self._rest = {name: vectors.base(name).to(self.device) for name in vectors.shared_names}
+
+    def merged(self) -> dict[str, Tensor]:
+        """Return the merged tensors, through which gradients reach the coefficients."""
+        coefficients = self.coefficients.clamp(0, 1) if self.clamp else self.coefficients
+        return self._rest | {
+            name: self._rest[name] + torch.tensordot(coefficients[self._row[name]], tau, dims=1)
+            for name, tau in self._task_vectors.items()
+        }
+
+    def entropy(self, batches: Mapping[str, Tensor]) -> Tensor:
+        """Return the sum over loaders of the mean entropy of the predictions.
+
+        Args:
+            batches: Loader name, ``id/<task>``, to inputs ``(B, ...)``.
+
+        Returns:
+            A scalar, in nats.
+        """
+        weights = {f"model.{name}": tensor for name, tensor in self.merged().items()}
+        total = torch.zeros((), device=self.device)
+        for loader, inputs in batches.items():
+            head = self.merge_module.head_of(loader)
+            log_probabilities = functional_call(self.merge_module, weights, (inputs, head)).log_softmax(1)
+            total = total - (log_probabilities.exp() * log_probabilities).sum(1).mean()
+        return total
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the entropy of a batch of each task."""
+        if not isinstance(batch, Mapping):
+            raise TypeError(
+                f"train on a dict of loaders such as {{'id/svhn': loader}}; a step got a {type(batch).__name__}."
+            )
+        inputs = {
+            name: part if isinstance(part, Tensor) else self.merge_module.unpack(part)[0]
+            for name, part in batch.items()
+        }
+        loss = self.entropy(inputs)
+        self.log("entropy", loss, prog_bar=True, batch_size=sum(map(len, inputs.values())))
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam over the coefficients."""
+        return torch.optim.Adam([self.coefficients], lr=self.lr)
+
+    def recipe(self) -> MergeRecipe:
+        """Return a recipe with the coefficients as they are now."""
+        coefficients = self.coefficients.detach().clamp(0, 1) if self.clamp else self.coefficients.detach()
+        rows = coefficients.tolist()
+        table = {name: rows[row] for name, row in self._row.items()} if self.per == "tensor" else {"*": rows[0]}
+        return MergeRecipe({"name": "adamerging", "coefficients": table, "plus_plus": self.plus_plus})

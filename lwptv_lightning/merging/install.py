@@ -1,0 +1,177 @@
+"""Put merged weights into a module, in place, also a sharded one, and take them out again bit-exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
+
+from lwptv_lightning.checkpoints import some_of
+from lwptv_lightning.engine import ALONE, Ranks
+from lwptv_lightning.layers import Layers
+from lwptv_lightning.merging.merge import iter_merged
+from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.registry import nearest
+from lwptv_lightning.rules import DataStatistics
+from lwptv_lightning.saliency import LayerMask
+from lwptv_lightning.task_vectors import TaskVectors
+
+
+def install_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors over the parameters and buffers of the same names.
+
+    The parameters stay the objects they are, so optimisers and tied weights keep working. Everything is checked
+    before the first tensor is copied.
+
+    Args:
+        module: What to write to. Tensors it has beyond those given stay as they are. Of a sharded one, by FSDP2 or
+            tensor parallelism, every process calls this with the same whole tensors, and keeps its shards.
+        tensors: Name in ``module.state_dict()`` to new value; converted to the parameter's device and dtype.
+
+    Raises:
+        ValueError: The module has no tensor of a name, or one of another shape.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> install_(layer, {"bias": torch.tensor([2.0])})
+        >>> layer.bias.item()
+        2.0
+    """
+    _require_fit(module, {name: tensor.shape for name, tensor in tensors.items()})
+    _copy_each_(module, tensors.items())
+
+
+def merge_into_(
+    module: nn.Module,
+    vectors: TaskVectors,
+    recipe: MergeRecipe,
+    layers: Layers | None = None,
+    device: torch.device | str | None = None,
+    *,
+    names: Iterable[str] | None = None,
+    mask: LayerMask | None = None,
+    statistics: DataStatistics | None = None,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Merge and install the result; see `lwptv_lightning.merging.merge` and `install_`.
+
+    Several processes each merge their share and then hand it on tensor by tensor, so that with a sharded module none
+    holds the whole model.
+
+    Args:
+        module: What to write to.
+        vectors: The task vectors.
+        recipe: Rule, scale and pruning.
+        layers: As in `merge`.
+        device: Where to merge.
+        names: What to install; by default the tensors that base and tasks have in common.
+        mask: As in `merge`.
+        statistics: As in `merge`.
+        ranks: The processes that divide the work among them.
+
+    Raises:
+        ValueError, CheckpointError: As in `merge` and `install_`; the module is as it was then.
+    """
+    wanted = set(vectors.shared_names if names is None else names)
+    _require_fit(module, {name: vectors.headers[name].shape for name in vectors.headers if name in wanted})
+    merged = iter_merged(vectors, recipe, layers, device, mask=mask, statistics=statistics, ranks=ranks)
+    # Several processes have all tensors made before the first one arrives. One alone makes them one by one, and an
+    # error midway must not leave half of them installed.
+    arriving = list(merged) if ranks.size == 1 else merged
+    _copy_each_(module, ((name, tensor) for name, tensor in arriving if name in wanted))
+
+
+def _require_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    own = module.state_dict()
+    absent = [name for name in shapes if name not in own]
+    if absent:
+        raise ValueError(
+            f"{type(module).__name__} has no tensor {some_of(absent)}{nearest(absent[0], own)} "
+            "Expected a module of the architecture that the checkpoints are of."
+        )
+    for name, shape in shapes.items():
+        if own[name].shape != shape:
+            raise ValueError(
+                f"{type(module).__name__}: {name!r} has shape {tuple(own[name].shape)}, the weights to install "
+                f"have {tuple(shape)}."
+            )
+
+
+def _copy_each_(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    own = module.state_dict()
+    with torch.no_grad():
+        for name, tensor in tensors:
+            own[name].copy_(_placed_like(own[name], tensor))
+    _drop_caches(module)
+
+
+def _placed_like(own: Tensor, tensor: Tensor) -> Tensor:
+    """Return a tensor as a sharded parameter takes it: each process has the whole, and cuts out its shard itself."""
+    if not isinstance(own, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    everywhere = [Replicate()] * own.device_mesh.ndim
+    return DTensor.from_local(tensor.to(own.device), own.device_mesh, everywhere, run_check=False)
+
+
+def materialize_(module: nn.Module, device: torch.device | str) -> None:
+    """Give memory to the parameters and buffers on the meta device, for `install_` to fill; also sharded ones.
+
+    Args:
+        module: Built under ``torch.device("meta")``, in whole or in part.
+        device: Where to.
+
+    Raises:
+        ValueError: A buffer on the meta device is in no state dict, so that nothing would fill it.
+
+    Example:
+        >>> with torch.device("meta"):
+        ...     layer = nn.Linear(2, 2)
+        >>> materialize_(layer, "cpu")
+        >>> layer.weight.device
+        device(type='cpu')
+    """
+    saved = module.state_dict()
+    unsaved = [name for name, buffer in module.named_buffers() if buffer.is_meta and name not in saved]
+    if unsaved:
+        raise ValueError(
+            f"{type(module).__name__} was built on the meta device, but computes buffers that no checkpoint holds: "
+            f"{some_of(unsaved)} Build these, or the whole model, on a real device."
+        )
+    # What `to_empty` does, but for the tensors alone that have no memory yet.
+    module._apply(  # type: ignore[no-untyped-call]
+        lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
+    )
+
+
+def _drop_caches(module: nn.Module) -> None:
+    """Make a module forget what it computed from its old weights: timm's LeViT and its kin do so in ``train()``."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    module.train()
+    for submodule, training in modes:
+        submodule.training = training
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's state dict with whole tensors, which every process must ask for where the module is sharded."""
+    return {
+        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def snapshot(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return copies of a module's tensors, from which `install_` restores it bit-exactly.
+
+    Args:
+        module: What to copy from.
+        names: Names in ``module.state_dict()``.
+
+    Returns:
+        Name to copy, on the tensor's device.
+    """
+    own = module.state_dict()
+    # Tensors made in inference mode could not be used in training afterwards.
+    with torch.inference_mode(False), torch.no_grad():
+        return {name: own[name].clone() for name in names if name in own}

@@ -1,0 +1,53 @@
+"""How much memory a merge takes at most besides its result and the mapped files, and limits on that."""
+
+from __future__ import annotations
+
+from lwptv_lightning.engine import PrunedTaskVectors, block_bytes
+from lwptv_lightning.registry import parse_bytes
+from lwptv_lightning.rules import MergeRule
+from lwptv_lightning.saliency import ElementPrunedTaskVectors
+
+_BLOCKS = 16
+"""Blocks held at once: the results of operations on one."""
+_SEARCH_OF_A_TASK = 12 << 20
+"""Bytes that a search for a threshold takes for each task: bins, and a sample."""
+_COPIES_OF_A_TASK = 20
+"""Copies of one task's tensor, where tasks are worked on one by one."""
+_COPIES_OF_A_LAYER = 6
+"""Copies of a layer's stacks while element pruning ranks them together, their order among them."""
+_COPIES_OF_A_STACK = 14
+"""Copies of a stack that rules which see whole tensors hold, float64 and singular vectors among them."""
+
+
+class MemoryLimitError(ValueError):
+    """A merge that cannot be done within ``max_memory``."""
+
+
+def require_memory(max_memory: int | str, rule: MergeRule, vectors: PrunedTaskVectors) -> None:
+    """Raise unless a merge fits into a limit.
+
+    Args:
+        max_memory: Bytes, or text as for `parse_bytes`.
+        rule: The merging rule.
+        vectors: What it merges.
+
+    Raises:
+        MemoryLimitError: It does not; names the tensor that takes most.
+    """
+    limit = parse_bytes("max_memory", max_memory)
+    largest = max(vectors.names, key=vectors.numel)
+    tasks, itemsize = len(vectors.tasks), vectors.dtype.itemsize
+    size = vectors.numel(largest) * itemsize
+    needed = _BLOCKS * block_bytes(vectors.device)
+    needed += {"element": 0, "task": _COPIES_OF_A_TASK * size, "tensor": _COPIES_OF_A_STACK * tasks * size}[rule.unit]
+    if rule.surveys_model():
+        needed += tasks * _SEARCH_OF_A_TASK
+    if isinstance(vectors, ElementPrunedTaskVectors):
+        layer = max(sum(map(vectors.numel, group)) for group in vectors.groups)
+        needed += _COPIES_OF_A_LAYER * tasks * layer * itemsize
+    if needed > limit:
+        raise MemoryLimitError(
+            f"max_memory is {limit / 1e6:,.0f} MB, but merging {tasks} tasks by {rule.name!r} takes up to "
+            f"{needed / 1e6:,.0f} MB besides the result; the largest tensor is {largest!r} of shape "
+            f"{vectors.shape(largest)}. Expected a larger limit, or a rule that works on blocks."
+        )

@@ -1,0 +1,76 @@
+"""The torch.fx transform: a module becomes a GraphModule with merged weights and annotated nodes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from lwptv_lightning.layers import Layers, trace, trace_layers
+from lwptv_lightning.merging.install import install_
+from lwptv_lightning.merging.merge import merge
+from lwptv_lightning.merging.plan import PruningPlan, plan_pruning
+from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.task_vectors import TaskVectors
+
+
+def merge_transform(
+    model: nn.Module, vectors: TaskVectors, recipe: MergeRecipe, device: torch.device | str | None = None
+) -> GraphModule:
+    """Trace a model, merge weights into the graph and note on its nodes what was pruned.
+
+    Args:
+        model: The module that the checkpoints are of; it is copied and stays as it is.
+        vectors: The task vectors.
+        recipe: Rule, scale and pruning.
+        device: Where to merge.
+
+    Returns:
+        A graph module with the merged weights, in evaluation mode. Each node that uses merged tensors carries
+        ``node.meta["lwptv"]``, a list with one entry for each of their layers: ``{"layer": name, "score": {task:
+        number}, "kept": {task: bool}}``.
+
+    Raises:
+        TracingError: The model cannot be traced.
+        ValueError: Model, layers and task vectors do not fit.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> tuned = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+        >>> graph = merge_transform(model, TaskVectors.open(model, {"a": tuned}), MergeRecipe(ratio=0.5))
+        >>> [entry["kept"] for node in graph.graph.nodes for entry in node.meta.get("lwptv", [])]
+        [{'a': False}, {'a': True}]
+    """
+    layers = trace_layers(model, recipe.granularity)
+    plan = plan_pruning(vectors, recipe, layers, device)
+    merged = merge(vectors, recipe, layers, device, mask=plan.mask if recipe.prunes_layers else None)
+    model = copy.deepcopy(model)
+    install_(model, {name: merged[name] for name in vectors.shared_names})
+    graph = trace(model)
+    for node in graph.graph.nodes:
+        if indices := _layers_of(node, plan.layers):
+            node.meta["lwptv"] = [_annotation(plan, index) for index in indices]
+    return graph
+
+
+def _layers_of(node: Node, layers: Layers) -> list[int]:
+    """Return the indices of the layers whose tensors a node uses."""
+    if node.op == "get_attr":
+        used = [name for name in layers.tensors if name == node.target]
+    elif node.op == "call_module":
+        used = [name for name in layers.tensors if name.startswith(f"{node.target}.")]
+    else:
+        used = []
+    return sorted({layers.index_of(name) for name in used})
+
+
+def _annotation(plan: PruningPlan, index: int) -> dict[str, Any]:
+    tasks = plan.mask.tasks
+    return {
+        "layer": plan.layers[index].name,
+        "score": dict(zip(tasks, plan.scores.values[:, index].tolist(), strict=True)),
+        "kept": dict(zip(tasks, plan.mask.kept[:, index].tolist(), strict=True)),
+    }

@@ -1,0 +1,112 @@
+"""Pictures from figures that are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lwptv_lightning.merging import PruningPlan
+from lwptv_lightning.report.table import ResultRow
+
+
+def plot_saliency(plan: PruningPlan, path: Path) -> Path:
+    """Draw scores as a heat map of layers by tasks, with a cross in each pruned cell.
+
+    Colours are ranks within a task, since scores of one task differ by orders of magnitude.
+
+    Args:
+        plan: Scores and mask.
+        path: The PNG to write.
+
+    Returns:
+        The path.
+    """
+    ranks = plan.scores.values.argsort(dim=1).argsort(dim=1).double()
+    ranks /= max(ranks.shape[1] - 1, 1)
+    tasks, layers = plan.mask.tasks, plan.mask.layers
+    figure = Figure(figsize=(2.5 + 0.9 * len(tasks), 1.6 + 0.17 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(ranks.T.numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    pruned = [
+        (task, layer) for task in range(len(tasks)) for layer in range(len(layers)) if not plan.mask.kept[task, layer]
+    ]
+    if pruned:
+        columns, rows = zip(*pruned, strict=True)
+        axes.scatter(columns, rows, marker="x", color="white", s=14, linewidths=1)
+    axes.set_xticks(range(len(tasks)), tasks, rotation=35, ha="right")
+    axes.set_yticks(range(len(layers)), layers, fontsize=6)
+    axes.set_title("Saliency of each layer of each task vector\n(cross: pruned)", fontsize=10)
+    figure.colorbar(image, label="rank within the task (1 = most salient)")
+    return _save(figure, path)
+
+
+def plot_id_ood(
+    rows: Sequence[ResultRow], path: Path, curve: Sequence[ResultRow] = (), cloud: Sequence[ResultRow] = ()
+) -> Path:
+    """Draw OOD over ID accuracy, a point for each model.
+
+    Args:
+        rows: Named points; a row named ``"X pruned"`` is joined to ``"X"`` by an arrow.
+        path: The PNG to write.
+        curve: Points joined by a line, such as the same rule at several scaling coefficients.
+        cloud: Unnamed points, such as random masks.
+
+    Returns:
+        The path.
+    """
+    figure = Figure(figsize=(8.5, 6), layout="constrained")
+    axes = figure.subplots()
+    if curve:
+        axes.plot(
+            *_coordinates(curve),
+            "-o",
+            color="0.6",
+            markersize=4,
+            label="task arithmetic, coefficient 0.1 … 1.0",
+            zorder=1,
+        )
+    if cloud:
+        axes.scatter(*_coordinates(cloud), color="tab:orange", alpha=0.5, s=18, label="random masks", zorder=1)
+    by_name = {row.name: row for row in rows}
+    colors = {name: f"C{index % 10}" for index, name in enumerate(dict.fromkeys(map(_twin, by_name)))}
+    for row in rows:
+        (x,), (y,) = _coordinates([row])
+        twin = by_name.get(_twin(row.name), row)
+        if twin is not row:
+            (x0,), (y0,) = _coordinates([twin])
+            axes.annotate("", (x, y), (x0, y0), arrowprops={"arrowstyle": "->", "color": "0.3", "alpha": 0.7})
+        marker = "D" if row.name.endswith(PRUNED_SUFFIX) else "o"
+        axes.scatter(x, y, color=colors[_twin(row.name)], marker=marker, s=45, label=row.name, zorder=2)
+    # The ends of a curve can lie far from every model that one would use.
+    xlim, ylim = (_around(values) for values in _coordinates([*rows, *cloud]))
+    axes.set(xlim=xlim, ylim=ylim, xlabel="ID average (%)", ylabel="OOD average (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return _save(figure, path)
+
+
+PRUNED_SUFFIX = " pruned"
+"""What a pruned model's row is called beyond the name of its unpruned twin."""
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    """Return the limits of an axis that shows all values with some room."""
+    margin = 1 + 0.08 * (max(values) - min(values))
+    return min(values) - margin, max(values) + margin
+
+
+def _twin(name: str) -> str:
+    """Return the name of the unpruned model."""
+    return name.removesuffix(PRUNED_SUFFIX)
+
+
+def _coordinates(rows: Sequence[ResultRow]) -> tuple[list[float], list[float]]:
+    return [100 * row.figures["id/avg"] for row in rows], [100 * row.figures["ood/avg"] for row in rows]
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    return path

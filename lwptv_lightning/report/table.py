@@ -1,0 +1,99 @@
+"""Tables, pictures and files from figures that are there already."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """The figures of one model.
+
+    Attributes:
+        name: What the model is.
+        figures: Loader name, ``id/avg`` and ``ood/avg`` to a fraction in [0, 1].
+        seconds: How long the merge took; ``None`` where nothing was merged.
+        note: What stands beside the averages, such as a range.
+    """
+
+    name: str
+    figures: Mapping[str, float]
+    seconds: float | None = None
+    note: str = ""
+
+
+@dataclass
+class ResultTable:
+    """Rows of figures that share their columns; the same table on screen, in Markdown and in CSV.
+
+    Args:
+        rows: One for each model.
+
+    Example:
+        >>> table = ResultTable([ResultRow("base", {"id/a": 0.5, "id/avg": 0.5})])
+        >>> print(table.markdown())
+        | model | id a | ID avg | seconds | note |
+        |---|---|---|---|---|
+        | base | 50.0 | 50.0 |  |  |
+    """
+
+    rows: list[ResultRow] = field(default_factory=list)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The figures' names in order of appearance, averages last."""
+        names = dict.fromkeys(name for row in self.rows for name in row.figures)
+        return tuple(sorted(names, key=_is_summary))
+
+    def cells(self, row: ResultRow) -> list[str]:
+        """Return a row as text: name, percentages with one decimal, seconds and note."""
+        figures = [f"{100 * row.figures[name]:.1f}" if name in row.figures else "" for name in self.columns]
+        return [row.name, *figures, "" if row.seconds is None else f"{row.seconds:.2f}", row.note]
+
+    @property
+    def headings(self) -> list[str]:
+        """The columns' headings."""
+        return ["model", *map(_heading, self.columns), "seconds", "note"]
+
+    def rich(self, title: str | None = None) -> Table:
+        """Return the table for a terminal."""
+        table = Table(title=title, header_style="bold", pad_edge=False)
+        for index, heading in enumerate(self.headings):
+            text = index in (0, len(self.headings) - 1)
+            table.add_column(heading.replace(" ", "\n"), justify="left" if text else "right", no_wrap=text)
+        for row in self.rows:
+            table.add_row(*self.cells(row))
+        return table
+
+    def markdown(self) -> str:
+        """Return the table in Markdown."""
+        return markdown_table(self.headings, map(self.cells, self.rows))
+
+    def csv(self) -> str:
+        """Return the table as CSV, with fractions in full precision."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["model", *self.columns, "seconds", "note"])
+        for row in self.rows:
+            writer.writerow([row.name, *(row.figures.get(name, "") for name in self.columns), row.seconds, row.note])
+        return text.getvalue()
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("|" + "|".join("---" if cell == "---" else f" {cell} " for cell in line) + "|" for line in lines)
+
+
+def _is_summary(name: str) -> bool:
+    return name.split("/")[1] in ("avg", "normalized")
+
+
+def _heading(name: str) -> str:
+    domain, _, rest = name.partition("/")
+    return f"{domain.upper()} {rest}" if _is_summary(name) else f"{domain} {rest.replace('_', ' ')}"

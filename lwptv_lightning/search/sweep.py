@@ -1,0 +1,134 @@
+"""Evaluate many merged models in one pass over the data, sample by sample, so that they can be compared in pairs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.func import functional_call
+
+from lwptv_lightning.evaluation import MergeModule, SampleOutcomes, sample_positions
+from lwptv_lightning.layers import Layers
+from lwptv_lightning.merging import merge, plan_pruning
+from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.saliency import LayerStatistics, collect_statistics
+from lwptv_lightning.search.compare import SweepResult
+
+Candidate: TypeAlias = "MergeRecipe | Mapping[str, Tensor]"
+"""A model to evaluate: a recipe, or weights by the names of the base's tensors."""
+
+
+def sweep(
+    trainer: Trainer,
+    module: MergeModule,
+    candidates: Mapping[str, Candidate],
+    dataloaders: Mapping[str, Any],
+    *,
+    at_once: int = 16,
+) -> SweepResult:
+    """Evaluate many merged models, several of them in one pass over the data.
+
+    Saliency statistics are collected once for all recipes that prune.
+
+    Args:
+        trainer: Validates; with several devices each evaluates its share of the samples.
+        module: Model, task vectors and heads; its own recipe and weights are left alone.
+        candidates: Name to recipe or weights.
+        dataloaders: Name to loader, ``id/...`` and ``ood/...``.
+        at_once: How many models to hold in memory and evaluate in one pass.
+
+    Returns:
+        What each candidate got right, for all samples, on every process.
+
+    Raises:
+        ValueError: The loaders are not named as they should be, or no candidate is given.
+    """
+    if not candidates:
+        raise ValueError("candidates is empty: expected at least one recipe.")
+    module.prepare(dataloaders)
+    weights = _Weights(module, trainer.strategy.root_device)
+    names = tuple(candidates)
+    outcomes: dict[str, list[Tensor]] = {}
+    seconds: dict[str, float] = {}
+    for start in range(0, len(names), at_once):
+        made = []
+        for name in names[start : start + at_once]:
+            tensors, seconds[name] = weights.of(candidates[name])
+            made.append(tensors)
+        step = _SweepModule(module, made)
+        trainer.validate(step, dataloaders, verbose=False)
+        for loader, correct in step.outcomes.items():
+            outcomes.setdefault(loader, []).append(correct)
+    return SweepResult(names, {loader: torch.cat(parts) for loader, parts in outcomes.items()}, seconds)
+
+
+class _Weights:
+    """Makes the weights of candidates, with statistics shared between recipes of one granularity."""
+
+    def __init__(self, module: MergeModule, device: torch.device) -> None:
+        self._module = module
+        self._device = device
+        self._statistics: dict[str, tuple[LayerStatistics, float]] = {}
+
+    def of(self, candidate: Candidate) -> tuple[dict[str, Tensor], float]:
+        """Return a candidate's weights on the trainer's device, and how many seconds its merge takes."""
+        weights, seconds = self._merge(candidate) if isinstance(candidate, MergeRecipe) else (candidate, 0.0)
+        own = self._module.model.state_dict()
+        # In the dtypes of the model: checkpoints are often in half precision.
+        fitting = {name: tensor.to(self._device, own[name].dtype) for name, tensor in weights.items() if name in own}
+        return fitting, seconds
+
+    def _merge(self, recipe: MergeRecipe) -> tuple[dict[str, Tensor], float]:
+        vectors = self._module.vectors
+        layers = self._module.layers(recipe.granularity) if recipe.needs_layers else None
+        statistics, seconds = self._collect(layers) if recipe.prunes_layers and layers is not None else (None, 0.0)
+        began = time.perf_counter()
+        mask = plan_pruning(vectors, recipe, layers, statistics=statistics).mask if statistics else None
+        merged = merge(vectors, recipe, layers, self._device, mask=mask)
+        return merged, seconds + time.perf_counter() - began
+
+    def _collect(self, layers: Layers) -> tuple[LayerStatistics, float]:
+        if layers.granularity not in self._statistics:
+            began = time.perf_counter()
+            statistics = collect_statistics(self._module.vectors, layers, self._device)
+            self._statistics[layers.granularity] = statistics, time.perf_counter() - began
+        return self._statistics[layers.granularity]
+
+
+class _SweepModule(LightningModule):
+    """Runs each batch through one architecture with several sets of weights."""
+
+    def __init__(self, module: MergeModule, weights: Sequence[Mapping[str, Tensor]]) -> None:
+        super().__init__()
+        self.module = module
+        self._weights = [{f"model.{name}": tensor for name, tensor in tensors.items()} for tensors in weights]
+        self._outcomes: list[SampleOutcomes] = []
+        self._loaders: dict[str, Any] = {}
+        self.outcomes: dict[str, Tensor] = {}
+
+    def on_validation_start(self) -> None:
+        self._loaders = dict(self.trainer.val_dataloaders)  # type: ignore[arg-type]
+        self._outcomes = [SampleOutcomes(len(self._weights)).to(self.device) for _ in self._loaders]
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        loader = tuple(self._loaders)[dataloader_idx]
+        inputs, targets = self.module.unpack(batch)
+        positions = sample_positions(self._loaders[loader], batch_idx, len(targets))
+        logits = list(self._logits(inputs, loader))
+        correct = torch.stack([(each.argmax(1) == targets)[: len(positions)] for each in logits])
+        self._outcomes[dataloader_idx].update(positions.to(self.device), correct)
+
+    def _logits(self, inputs: Tensor, loader: str) -> Iterator[Tensor]:
+        head = self.module.head_of(loader)
+        for weights in self._weights:
+            yield functional_call(self.module, weights, (inputs, head))
+
+    def on_validation_epoch_end(self) -> None:
+        # Computed here, where all processes meet, since it synchronises them.
+        self.outcomes = {
+            loader: outcomes.compute().cpu() for loader, outcomes in zip(self._loaders, self._outcomes, strict=True)
+        }

@@ -1,0 +1,134 @@
+import pytest
+import torch
+from torch import nn
+
+from lwptv_lightning import MergeRecipe, TaskVectors
+from lwptv_lightning.merging import install_, materialize_, merge_into_, snapshot
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+        self.outer = nn.Linear(3, 3)
+        self.outer.weight = self.inner.weight
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, inputs):
+        return self.norm(self.outer(self.inner(inputs)))
+
+
+@pytest.fixture
+def module():
+    torch.manual_seed(0)
+    return Tied()
+
+
+def shifted(module):
+    return {name: tensor + 1 for name, tensor in module.state_dict().items()}
+
+
+def test_parameters_stay_the_objects_they_are(module):
+    before = dict(module.named_parameters())
+    new = shifted(module)
+    install_(module, new)
+    assert all(parameter is before[name] for name, parameter in module.named_parameters())
+    assert module.outer.weight is module.inner.weight
+    assert all(torch.equal(tensor, new[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_training_goes_on_after_an_installation(inference, module):
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    module(torch.randn(4, 3)).square().sum().backward()
+    new = shifted(module)
+    with torch.inference_mode(inference):
+        install_(module, {name: tensor.clone() for name, tensor in new.items()})
+    optimizer.step()
+    assert not torch.equal(module.inner.weight, new["inner.weight"])
+    module(torch.randn(4, 3)).sum().backward()
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_snapshot_restores_every_bit(inference, module):
+    with torch.no_grad():
+        module.inner.bias.copy_(torch.tensor([-0.0, 1e-42, 1 / 3]))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with torch.inference_mode(inference):
+        copies = snapshot(module, module.state_dict())
+        install_(module, shifted(module))
+        assert torch.equal(module.norm.num_batches_tracked, before["norm.num_batches_tracked"] + 1)
+        install_(module, copies)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor.reshape(-1).view(torch.uint8), before[name].reshape(-1).view(torch.uint8))
+    assert not any(tensor.is_inference() for tensor in copies.values())
+
+
+def test_snapshot_leaves_out_what_the_module_has_not(module):
+    assert snapshot(module, ["inner.bias", "head.weight"]).keys() == {"inner.bias"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"outer.bais": torch.ones(3)}, r"Tied has no tensor outer\.bais\. Did you mean 'outer\.bias'\?"),
+        ({"outer.bias": torch.ones(4)}, r"Tied: 'outer\.bias' has shape \(3,\), the weights to install have \(4,\)"),
+    ],
+)
+def test_nothing_is_written_where_something_does_not_fit(wrong, message, module):
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        install_(module, {"inner.weight": torch.zeros(3, 3), **wrong})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_values_are_converted_to_the_modules_dtype(module):
+    module.half()
+    install_(module, {"inner.bias": torch.tensor([0.1, 0.2, 0.3])})
+    assert torch.equal(module.inner.bias, torch.tensor([0.1, 0.2, 0.3]).half())
+
+
+def test_modes_of_the_submodules_stay(module):
+    module.eval()
+    module.norm.train()
+    install_(module, shifted(module))
+    assert [submodule.training for submodule in module.modules()] == [False, False, False, True]
+
+
+def test_an_error_midway_leaves_the_module_as_it_was(module, fine_tuned):
+    state = module.state_dict()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    broken = fine_tuned(state, 1)
+    broken["outer.bias"][1] = torch.nan
+    with pytest.raises(ValueError, match="1 NaN or infinite values in 'outer.bias'"):
+        merge_into_(module, TaskVectors.open(state, {"a": broken}), MergeRecipe())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_merging_into_a_module_installs_the_named_tensors_alone(module, fine_tuned):
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    vectors = TaskVectors.open(module, {"a": fine_tuned(before, 1)})
+    merge_into_(module, vectors, MergeRecipe(scale=1.0), names=["norm.weight"])
+    changed = {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"norm.weight"}
+    merge_into_(module, vectors, MergeRecipe(scale=1.0))
+    assert torch.allclose(module.inner.bias, vectors.expert("a", "inner.bias"))
+
+
+def test_only_what_is_on_the_meta_device_is_given_memory():
+    kept = nn.Linear(2, 2)
+    weight = kept.weight.detach().clone()
+    with torch.device("meta"):
+        module = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))
+    module.append(kept)
+    materialize_(module, "cpu")
+    assert not any(tensor.is_meta for tensor in module.state_dict().values())
+    assert torch.equal(kept.weight, weight)
+
+
+def test_a_buffer_that_nothing_would_fill_is_refused():
+    with torch.device("meta"):
+        module = nn.Linear(2, 2)
+        module.register_buffer("positions", torch.arange(2), persistent=False)
+    with pytest.raises(ValueError, match=r"buffers that no checkpoint holds: positions\. Build these"):
+        materialize_(module, "cpu")

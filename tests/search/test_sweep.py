@@ -1,0 +1,94 @@
+"""A sweep gives what validating each model on its own gives."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lwptv_lightning import MergeModule, MergeRecipe
+from lwptv_lightning.registry import UnknownNameError
+from lwptv_lightning.search import SweepResult, sweep
+
+RECIPES = {
+    "sum": MergeRecipe(),
+    "sum pruned": MergeRecipe(ratio=0.5),
+    "blocks": MergeRecipe(ratio=0.5, granularity="block"),
+    "ties": MergeRecipe("ties", ratio=0.3, score="random", seed=3),
+}
+
+
+@pytest.fixture
+def module(vit, vit_vectors):
+    torch.manual_seed(0)
+    return MergeModule(vit, vit_vectors, heads={name: nn.Linear(48, 4) for name in ("a", "b", "far")})
+
+
+@pytest.fixture
+def loaders():
+    torch.manual_seed(1)
+
+    def loader(size):
+        return DataLoader(TensorDataset(torch.randn(size, 3, 32, 32), torch.randint(4, (size,))), batch_size=6)
+
+    return {"id/a": loader(13), "id/b": loader(7), "ood/far": loader(9)}
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 16])
+def test_each_candidate_gets_the_figures_of_its_own_validation(module, loaders, make_trainer, at_once):
+    result = sweep(make_trainer(), module, RECIPES, loaders, at_once=at_once)
+    for name, recipe in RECIPES.items():
+        alone = MergeModule(module.model, module.vectors, recipe, heads={n: module.heads[n] for n in module.head_names})
+        results = make_trainer().validate(alone, loaders, verbose=False)
+        expected = {key: value for entry in results for key, value in entry.items()}
+        assert result.figures(name) == pytest.approx(expected, abs=1e-6)
+
+
+def test_weights_can_be_candidates_and_the_module_keeps_its_own(module, loaders, make_trainer):
+    before = {name: value.clone() for name, value in module.model.state_dict().items()}
+    vectors = module.vectors
+    weights = {name: vectors.expert("a", name) for name in vectors.names}
+    result = sweep(make_trainer(), module, {"expert": weights}, loaders)
+    assert all(torch.equal(before[name], value) for name, value in module.model.state_dict().items())
+    module.model.load_state_dict(weights)
+    for loader, correct in result.correct("expert").items():
+        inputs, targets = loaders[loader].dataset.tensors
+        with torch.no_grad():
+            logits = module.eval()(inputs, module.head_of(loader))
+        assert torch.equal(correct, logits.argmax(1) == targets)
+
+
+def test_the_bootstrap_interval_holds_the_difference_and_narrows_with_samples():
+    torch.manual_seed(0)
+
+    def result(size):
+        outcomes = torch.stack([torch.rand(size) < 0.8, torch.rand(size) < 0.6])
+        return SweepResult(("good", "bad"), {"id/a": outcomes, "id/b": outcomes}, {})
+
+    small, large = (result(size).difference("good", "bad", "id") for size in (50, 5000))
+    for difference in (small, large):
+        assert difference.low < difference.value < difference.high
+    assert large.high - large.low < (small.high - small.low) / 5
+    assert large.value == pytest.approx(0.2, abs=0.03)
+
+
+def test_the_bootstrap_interval_is_that_of_the_normal_approximation():
+    torch.manual_seed(0)
+    outcomes = torch.rand(2, 2000) < 0.5
+    difference = SweepResult(("x", "y"), {"ood/a": outcomes}, {}).difference("x", "y", "ood", draws=20000)
+    spread = float((outcomes[0].double() - outcomes[1].double()).std()) / 2000**0.5
+    assert difference.high - difference.low == pytest.approx(2 * 1.96 * spread, rel=0.05)
+
+
+def test_equal_candidates_differ_by_nothing():
+    outcomes = (torch.rand(1, 40) < 0.5).expand(2, -1)
+    difference = SweepResult(("x", "y"), {"id/a": outcomes}, {}).difference("x", "y", "id")
+    assert (difference.value, difference.low, difference.high) == (0, 0, 0)
+
+
+def test_wrong_use_is_named_before_anything_is_merged(module, loaders, make_trainer):
+    with pytest.raises(ValueError, match="candidates is empty"):
+        sweep(make_trainer(), module, {}, loaders)
+    with pytest.raises(ValueError, match="'id/<name>'"):
+        sweep(make_trainer(), module, RECIPES, {"a": loaders["id/a"]})
+    with pytest.raises(UnknownNameError, match="Did you mean 'x'"):
+        SweepResult(("x",), {}, {}).correct("X")

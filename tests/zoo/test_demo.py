@@ -1,0 +1,62 @@
+"""The demo on few images: its table, its controls and its files."""
+
+import csv
+import json
+
+import pytest
+from rich.console import Console
+from safetensors import safe_open
+
+from lwptv_lightning import MergeRecipe, zoo
+from lwptv_lightning.zoo import run_demo, zoo_module
+from lwptv_lightning.zoo.demo import COEFFICIENTS, RANDOM_MASKS, RULES
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    with (folder / "printed.txt").open("w") as file:
+        measured = run_demo(folder / "out", size=20, console=Console(file=file, width=250))
+    return folder, measured
+
+
+def test_the_table_has_base_experts_rules_and_controls(demo):
+    _, measured = demo
+    names = [row.name for row in measured.table.rows]
+    wanted = {"base", *(f"expert {task}" for task in zoo.ID_SETS), *RULES, *(f"{rule} pruned" for rule in RULES)}
+    wanted |= {f"task_arithmetic x {coefficient:g}" for coefficient in COEFFICIENTS}
+    wanted |= {f"task_arithmetic, mean of {RANDOM_MASKS} random masks", "task_arithmetic x 0.5 pruned"}
+    assert set(names) == wanted
+    assert len(names) == len(wanted)
+    sets = {f"id/{name}" for name in zoo.ID_SETS} | {f"ood/{name}" for name in zoo.OOD_SETS}
+    assert all(row.figures.keys() == sets | {"id/avg", "ood/avg"} for row in measured.table.rows)
+
+
+def test_the_row_of_the_default_coefficient_is_the_unpruned_rule(demo):
+    _, measured = demo
+    rows = {row.name: row for row in measured.table.rows}
+    assert rows["task_arithmetic x 0.3"].figures == rows["task_arithmetic"].figures
+    assert rows[f"task_arithmetic x {measured.best['task_arithmetic']:g}"].note
+
+
+def test_six_files_are_written_and_say_the_same(demo):
+    folder, measured = demo
+    out = folder / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "id_ood.png",
+        "merged.safetensors",
+        "recipe.json",
+        "report.md",
+        "results.csv",
+        "saliency.png",
+    ]
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == [row.name for row in measured.table.rows]
+    recipe = MergeRecipe.from_dict(json.loads((out / "recipe.json").read_text()))
+    with safe_open(out / "merged.safetensors", "pt") as handle:
+        assert MergeRecipe.from_json(handle.metadata()["lwptv_recipe"]) == recipe
+        assert set(handle.keys()) == set(zoo_module().vectors.headers)
+    printed = (folder / "printed.txt").read_text()
+    assert str(out.resolve()) in printed.replace("\n", "")
+    assert "task_arithmetic pruned" in printed
