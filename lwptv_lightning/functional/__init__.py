@@ -2,7 +2,7 @@
 
 from lwptv_lightning.functional.draws import random_keep
 from lwptv_lightning.functional.masks import compare, count_true, magnitude_probabilities, positions, select, tall_masks
-from lwptv_lightning.functional.matrices import NEGLIGIBLE, directions, is_matrix, leading_triplets, polar_factor
+from lwptv_lightning.functional.matrices import NEGLIGIBLE, directions, leading_triplets, polar_factor
 from lwptv_lightning.functional.ranked import kth_smallest, ranked_values, sample_margins
 from lwptv_lightning.functional.signs import agreeing_magnitudes, combine_agreeing, elect_signs
 from lwptv_lightning.functional.sums import as_rows, per_row, sum_tasks
@@ -18,7 +18,6 @@ __all__ = [
     "directions",
     "drop_at_random_",
     "elect_signs",
-    "is_matrix",
     "keep_consensus",
     "keep_largest_",
     "keep_middle_",

@@ -6,28 +6,11 @@ do not exist in half precision, and float32 would blur which directions a matrix
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
-
 import torch
 from torch import Tensor
 
 NEGLIGIBLE = 1e-6
 """What is this much smaller than the rest is rounding of float32 weights, not a direction."""
-
-
-def is_matrix(shape: Sequence[int], name: str, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> bool:
-    """Tell whether a tensor is 2-D and its name is among ``include`` and not among ``exclude``, which are globs.
-
-    Example:
-        >>> is_matrix((4, 4), "head.weight"), is_matrix((4, 4), "head.weight", exclude=("head.*",))
-        (True, False)
-    """
-
-    def matches(globs: Sequence[str]) -> bool:
-        return any(fnmatchcase(name, glob) for glob in globs)
-
-    return len(shape) == 2 and matches(include) and not matches(exclude)
 
 
 def directions(tau: Tensor) -> tuple[Tensor, Tensor]:

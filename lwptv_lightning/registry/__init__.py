@@ -1,4 +1,4 @@
-"""Named records, errors that name the nearest match, hyper-parameters that know their range; no torch here."""
+"""Named records, errors that name the nearest match, globs, hyper-parameters that know their range; no torch here."""
 
 from lwptv_lightning.registry.choices import COUNTS, GRANULARITIES, RANKINGS
 from lwptv_lightning.registry.declared import (
@@ -13,6 +13,7 @@ from lwptv_lightning.registry.declared import (
     whole,
 )
 from lwptv_lightning.registry.errors import UnknownNameError, nearest, require_known
+from lwptv_lightning.registry.globs import matches, require_matches
 from lwptv_lightning.registry.registry import Registry
 from lwptv_lightning.registry.sizes import parse_bytes
 
@@ -25,6 +26,7 @@ __all__ = [
     "check_parameters",
     "choice",
     "flag",
+    "matches",
     "nearest",
     "number",
     "parse_bytes",
@@ -32,6 +34,7 @@ __all__ = [
     "per_task",
     "per_task_by_tensor",
     "require_known",
+    "require_matches",
     "require_per_task",
     "whole",
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from lwptv_lightning.engine import PrunedTaskVectors
 from lwptv_lightning.functional import agreeing_magnitudes, elect_signs, per_row, trim_
-from lwptv_lightning.registry import flag, number, per_task_by_tensor, require_per_task
+from lwptv_lightning.registry import flag, matches, number, per_task_by_tensor, require_per_task
 from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
 from lwptv_lightning.rules._selection import TrimSurvey, survey_trim
 
@@ -65,7 +64,7 @@ class AdaMerging(MergeRule):
         if self.coefficients is None:
             return 0.3 * tau
         for pattern, coefficients in self.coefficients.items():
-            if fnmatchcase(context.name, pattern):
+            if matches(context.name, [pattern]):
                 require_per_task(f"coefficients[{pattern!r}]", coefficients, context.tasks)
                 return tau * per_row(torch.tensor(coefficients), tau)
         return torch.zeros_like(tau)

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lwptv_lightning.functional import is_matrix, leading_triplets
+from lwptv_lightning.functional import leading_triplets
 from lwptv_lightning.registry import patterns
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._tensors import is_matrix
 
 
 @merge_rule("iso_c", paper="https://arxiv.org/abs/2502.04959")

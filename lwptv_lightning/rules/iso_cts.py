@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lwptv_lightning.functional import is_matrix, leading_triplets, polar_factor
+from lwptv_lightning.functional import leading_triplets, polar_factor
 from lwptv_lightning.registry import number, patterns
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._tensors import is_matrix
 
 
 @merge_rule("iso_cts", paper="https://arxiv.org/abs/2502.04959")

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.engine import PrunedTaskVectors
-from lwptv_lightning.functional import is_matrix
 from lwptv_lightning.registry import choice, number, patterns
 from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
 from lwptv_lightning.rules._selection import TrimSurvey, survey_trim, trim_elect_merge_
+from lwptv_lightning.rules._tensors import is_matrix
 from lwptv_lightning.task_vectors import HeldStack, Stack
 
 _LEAST_SINGULAR_VALUE = 1e-5

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lwptv_lightning.functional import directions, is_matrix
+from lwptv_lightning.functional import directions
 from lwptv_lightning.registry import number, patterns, whole
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._tensors import is_matrix
 
 LINEAR_WEIGHTS = (
     "*attn.in_proj_weight",

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.registry import COUNTS, RANKINGS, UnknownNameError, require_known
+from lwptv_lightning.registry import COUNTS, RANKINGS, matches, require_known, require_matches
 from lwptv_lightning.saliency.table import LayerTable
 
 
@@ -107,10 +106,8 @@ def keep_most_salient(
 
 
 def _matching(layers: Sequence[str], patterns: Sequence[str]) -> Tensor:
-    for pattern in patterns:
-        if not any(fnmatchcase(layer, pattern) for layer in layers):
-            raise UnknownNameError("layer pattern", pattern, layers)
-    return torch.tensor([any(fnmatchcase(layer, pattern) for pattern in patterns) for layer in layers])
+    require_matches("layer pattern", patterns, layers)
+    return torch.tensor([matches(layer, patterns) for layer in layers])
 
 
 def _least(values: Tensor, weights: Tensor, ratio: float) -> Tensor:
