@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lwptv_lightning import __version__
-from lwptv_lightning.checkpoints import CheckpointError, fingerprint, open_checkpoint, write_safetensors
+from lwptv_lightning.checkpoints import CheckpointError, Provenance, fingerprint, open_checkpoint, write_safetensors
 from lwptv_lightning.merging import gather_state
 from lwptv_lightning.registry import require_known
 
@@ -135,7 +133,7 @@ class TaskVectorCheckpoint(Callback):
         return gather_state(running, self.backbone, on_rank_zero=True)
 
     def _write_base(self, weights: Mapping[str, Tensor]) -> str:
-        path = write_safetensors(weights, self.folder / BASE_FILE, {"format": "pt", "lwptv_kind": "base"})
+        path = write_safetensors(weights, self.folder / BASE_FILE, Provenance(kind="base").to_metadata())
         return fingerprint(open_checkpoint(path))
 
     def _check_base(self) -> None:
@@ -154,20 +152,17 @@ class TaskVectorCheckpoint(Callback):
         floating = [name for name in base.names if base.headers[name].dtype.is_floating_point]
         vector = {name: weights[name].float() - base.read(name).float() for name in floating}
         _keep_largest_(vector, self.density)
-        metadata = {
-            "format": "pt",
-            "lwptv_kind": "task_vector",
-            "lwptv_task": self.task,
-            "lwptv_base_fingerprint": str(self._base_fingerprint),
-            "lwptv_density": str(self.density),
-            "lwptv_progress": json.dumps({"epoch": trainer.current_epoch, "step": trainer.global_step}),
-            "lwptv_metrics": json.dumps({name: float(value) for name, value in trainer.callback_metrics.items()}),
-            "lwptv_versions": json.dumps(
-                {"lwptv_lightning": __version__, "lightning": lightning_version, "torch": torch.__version__}
-            ),
-        }
+        provenance = Provenance(
+            kind="task_vector",
+            base=self._base_fingerprint,
+            tasks={self.task: None},
+            versions=Provenance.current_versions(lightning=lightning_version),
+            density=self.density,
+            progress={"epoch": trainer.current_epoch, "step": trainer.global_step},
+            metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
+        )
         stored = {name: tensor.to(DTYPES[self.dtype]) for name, tensor in vector.items()}
-        write_safetensors(stored, self.folder / TASK_VECTOR_FILE, metadata)
+        write_safetensors(stored, self.folder / TASK_VECTOR_FILE, provenance.to_metadata())
 
 
 def _on_rank_zero(trainer: Trainer, action: Callable[[], Any]) -> Any:

@@ -1,6 +1,7 @@
 """One model's tensors, read on demand, whatever wrote them; and files written so that none is left half done."""
 
-from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, LoadedCheckpoint, TensorHeader, some_of
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader, loaded, some_of
+from lwptv_lightning.checkpoints.compare import HeaderComparison, compare_headers
 from lwptv_lightning.checkpoints.conversion import convert
 from lwptv_lightning.checkpoints.difference import add_difference, is_task_vector, require_base
 from lwptv_lightning.checkpoints.hub import fetch
@@ -8,27 +9,31 @@ from lwptv_lightning.checkpoints.lora import expand_adapter, is_adapter
 from lwptv_lightning.checkpoints.names import match_names
 from lwptv_lightning.checkpoints.open import CheckpointSource, open_checkpoint
 from lwptv_lightning.checkpoints.prefixes import align_prefix, without_wrappers
-from lwptv_lightning.checkpoints.provenance import fingerprint
+from lwptv_lightning.checkpoints.provenance import Provenance, fingerprint, fingerprints
 from lwptv_lightning.checkpoints.safetensors import SAFETENSORS_DTYPES
 from lwptv_lightning.checkpoints.write import SafetensorsWriter, index_of, require_safetensors_path, write_safetensors
 
 __all__ = [
+    "SAFETENSORS_DTYPES",
     "Checkpoint",
     "CheckpointError",
     "CheckpointSource",
-    "LoadedCheckpoint",
-    "SAFETENSORS_DTYPES",
+    "HeaderComparison",
+    "Provenance",
     "SafetensorsWriter",
     "TensorHeader",
     "add_difference",
     "align_prefix",
+    "compare_headers",
     "convert",
     "expand_adapter",
     "fetch",
     "fingerprint",
+    "fingerprints",
     "index_of",
     "is_adapter",
     "is_task_vector",
+    "loaded",
     "match_names",
     "open_checkpoint",
     "require_base",

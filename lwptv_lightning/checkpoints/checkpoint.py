@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,16 +48,28 @@ class TensorReader(Protocol):
         ...
 
 
+@runtime_checkable
+class DifferenceReader(TensorReader, Protocol):
+    """Reads tensors of which it knows some as differences from the base, which a sum with the base would round."""
+
+    def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
+        """Return a tensor, and whether it is a difference from the base already; neither is to be written to."""
+        ...
+
+
 class Checkpoint:
     """Named tensors of one model, read on demand.
 
+    A checkpoint is itself a reader, so that one can be made of another; nothing inherits it.
+
     Args:
-        source: What it was opened from, for messages.
+        source: What it was opened from, for messages alone.
         headers: Name to shape and dtype.
-        reader: Reads a tensor by its name in the file.
+        reader: Reads a tensor by its name in the file; a `DifferenceReader` where it knows differences.
         stored_names: Name to name in the file, where the two differ.
         metadata: What the file says of itself.
-        is_lightning: Whether Lightning wrote it, so that names carry the prefix of an attribute.
+        folder: Where the file stands, with the configuration beside it; None in memory.
+        format: What kind of file it is, in a word or two.
     """
 
     def __init__(
@@ -66,12 +80,14 @@ class Checkpoint:
         *,
         stored_names: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
-        is_lightning: bool = False,
+        folder: Path | None = None,
+        format: str = "in memory",
     ) -> None:
         self.source = source
         self.headers = dict(headers)
         self.metadata = dict(metadata or {})
-        self.is_lightning = is_lightning
+        self.folder = folder
+        self.format = format
         self._reader = reader
         self._stored_names = dict(stored_names or {})
 
@@ -86,6 +102,8 @@ class Checkpoint:
 
     def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
         """Return a tensor, and whether it is a difference from the base already; neither is to be written to."""
+        if isinstance(self._reader, DifferenceReader):
+            return self._reader.read_for_difference(self._stored_names.get(name, name))
         return self.read(name), False
 
     def subtract(self, name: str, base: Tensor, out: Tensor) -> None:
@@ -113,44 +131,45 @@ class Checkpoint:
         Args:
             old_names: New name to the name here.
         """
-        return Checkpoint(
-            self.source,
-            {name: self.headers[old] for name, old in old_names.items()},
-            self._reader,
-            stored_names={name: self._stored_names.get(old, old) for name, old in old_names.items()},
-            metadata=self.metadata,
-            is_lightning=self.is_lightning,
-        )
+        stored_names = {name: self._stored_names.get(old, old) for name, old in old_names.items()}
+        headers = {name: self.headers[old] for name, old in old_names.items()}
+        return self.with_tensors(headers, self._reader, stored_names)
+
+    def with_tensors(
+        self, headers: Mapping[str, TensorHeader], reader: TensorReader, stored_names: Mapping[str, str] | None = None
+    ) -> Checkpoint:
+        """Return a checkpoint of the same origin with other tensors; see `Checkpoint` for the arguments."""
+        made = copy(self)
+        made.headers, made._reader, made._stored_names = dict(headers), reader, dict(stored_names or {})
+        return made
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.source!r}, {len(self.headers)} tensors)"
 
 
-class LoadedCheckpoint(Checkpoint):
-    """A checkpoint whose tensors are held on a device.
+def loaded(checkpoint: Checkpoint, names: Iterable[str], device: torch.device | str) -> Checkpoint:
+    """Return a checkpoint with some tensors held on a device; the others are read from it when asked for."""
+    held = {}
+    for name in names:
+        tensor, is_difference = checkpoint.read_for_difference(name)
+        held[name] = (tensor.to(device, copy=True), is_difference)
+    return checkpoint.with_tensors(checkpoint.headers, _HeldReader(checkpoint, held))
 
-    Args:
-        source: The checkpoint.
-        names: The tensors to hold; the others are read from ``source`` when asked for.
-        device: Where to hold them.
-    """
 
-    def __init__(self, source: Checkpoint, names: Iterable[str], device: torch.device | str) -> None:
-        super().__init__(source.source, source.headers, source, metadata=source.metadata)
-        self._source = source
-        self._held: dict[str, tuple[Tensor, bool]] = {}
-        for name in names:
-            tensor, is_difference = source.read_for_difference(name)
-            self._held[name] = (tensor.to(device, copy=True), is_difference)
+class _HeldReader:
+    """Reads held tensors, and those that are not from a checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, held: Mapping[str, tuple[Tensor, bool]]) -> None:
+        self._checkpoint = checkpoint
+        self._held = held
 
     def read(self, name: str) -> Tensor:
         """Return the held tensor; one that is held as a difference is read again."""
         tensor, is_difference = self._held.get(name, (None, True))
-        return self._source.read(name) if tensor is None or is_difference else tensor
+        return self._checkpoint.read(name) if tensor is None or is_difference else tensor
 
     def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
-        """Return the held tensor, and whether it is a difference."""
-        return self._held[name] if name in self._held else self._source.read_for_difference(name)
+        return self._held[name] if name in self._held else self._checkpoint.read_for_difference(name)
 
 
 class _StateDictReader:

@@ -42,7 +42,7 @@ def convert(checkpoint: Checkpoint, function: Callable[[dict[str, Tensor]], Mapp
     converted = {name: value for name, value in function(state).items() if isinstance(value, Tensor)}
     formulas = {name: value.formula if isinstance(value, _Recorded) else value for name, value in converted.items()}
     headers = {name: TensorHeader.of(value) for name, value in converted.items()}
-    return Checkpoint(checkpoint.source, headers, _Calculator(checkpoint, formulas), metadata=checkpoint.metadata)
+    return checkpoint.with_tensors(headers, _Calculator(checkpoint, formulas))
 
 
 @dataclass(frozen=True)

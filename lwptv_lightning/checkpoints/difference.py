@@ -11,45 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader, some_of
+from lwptv_lightning.checkpoints.compare import compare_headers
 from lwptv_lightning.checkpoints.names import match_names
 from lwptv_lightning.checkpoints.provenance import fingerprint
 from lwptv_lightning.registry import nearest
 
 TASK_VECTOR = "task_vector"
 """``lwptv_kind`` of a file that holds a task vector."""
-
-
-class AddedCheckpoint(Checkpoint):
-    """A base plus a difference, which `read_for_difference` gives back unrounded.
-
-    Args:
-        base: The base.
-        difference: Fine-tuned minus base by the base's names; a name that it has not is zero.
-        replaced: Tensors that stand in place of the base's, or beside them.
-    """
-
-    def __init__(self, base: Checkpoint, difference: Checkpoint, replaced: Checkpoint | None = None) -> None:
-        self._base = base
-        self._difference = difference
-        self._replaced = replaced
-        added = {name: TensorHeader(head.shape, torch.float32) for name, head in difference.headers.items()}
-        headers = {**base.headers, **added, **(replaced.headers if replaced else {})}
-        super().__init__(difference.source, headers, self, metadata=difference.metadata)
-
-    def read(self, name: str) -> Tensor:
-        """Return base plus difference in float32, or the tensor that neither changes."""
-        if self._replaced is not None and name in self._replaced.headers:
-            return self._replaced.read(name)
-        base = self._base.read(name)
-        return base.float() + self._difference.read(name).float() if name in self._difference.headers else base
-
-    def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
-        """Return the difference, or the whole tensor where that replaces the base's."""
-        if self._replaced is not None and name in self._replaced.headers:
-            return self._replaced.read(name), False
-        if name in self._difference.headers:
-            return self._difference.read(name), True
-        return torch.zeros(()).expand(self.headers[name].shape), True
 
 
 def is_task_vector(checkpoint: Checkpoint) -> bool:
@@ -105,11 +73,16 @@ def add_difference(
     """
     for home in dict.fromkeys((base, raw_base)):
         named = match_names(difference, home.headers)
-        if set(named.names) <= set(home.names):
-            _require_shapes(named, home)
+        compared = compare_headers(home.headers, named.headers)
+        if not compared.extra:
+            for name in compared.reshaped:
+                raise CheckpointError(
+                    f"{difference.source}: the difference of {name!r} has shape {named.headers[name].shape}, expected "
+                    f"{home.headers[name].shape} as in the base."
+                )
             if home is not base:
                 named = match_names(_filled_with_zeros(named, home), base.headers, model)
-            return AddedCheckpoint(base, named, None if replaced is None else match_names(replaced, base.headers))
+            return _added(base, named, None if replaced is None else match_names(replaced, base.headers))
     unknown = [name for name in difference.names if name not in raw_base.headers]
     raise CheckpointError(
         f"{difference.source}: the base has no tensor {some_of(unknown)}{nearest(unknown[0], raw_base.names)} "
@@ -117,19 +90,42 @@ def add_difference(
     )
 
 
-def _require_shapes(difference: Checkpoint, base: Checkpoint) -> None:
-    for name, header in difference.headers.items():
-        if header.shape != base.headers[name].shape:
-            raise CheckpointError(
-                f"{difference.source}: the difference of {name!r} has shape {header.shape}, expected "
-                f"{base.headers[name].shape} as in the base."
-            )
+def _added(base: Checkpoint, difference: Checkpoint, replaced: Checkpoint | None) -> Checkpoint:
+    """Return a base plus a difference, with some tensors in place of the base's or beside them."""
+    added = {name: TensorHeader(head.shape, torch.float32) for name, head in difference.headers.items()}
+    headers = {**base.headers, **added, **(replaced.headers if replaced else {})}
+    model = difference.with_tensors(headers, _AddedReader(base, difference, replaced))
+    model.metadata = {}  # those of the difference would have it added to a base once more
+    return model
+
+
+class _AddedReader:
+    """Reads a base plus a difference, and the difference unrounded; a tensor that this has not is zero."""
+
+    def __init__(self, base: Checkpoint, difference: Checkpoint, replaced: Checkpoint | None) -> None:
+        self._base = base
+        self._difference = difference
+        self._replaced = replaced
+
+    def read(self, name: str) -> Tensor:
+        """Return base plus difference in float32, or the tensor that neither changes."""
+        if self._replaced is not None and name in self._replaced.headers:
+            return self._replaced.read(name)
+        base = self._base.read(name)
+        return base.float() + self._difference.read(name).float() if name in self._difference.headers else base
+
+    def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
+        """Return the difference, or the whole tensor where that replaces the base's."""
+        if self._replaced is not None and name in self._replaced.headers:
+            return self._replaced.read(name), False
+        if name in self._difference.headers:
+            return self._difference.read(name), True
+        return torch.zeros(()).expand(self._base.headers[name].shape), True
 
 
 def _filled_with_zeros(difference: Checkpoint, base: Checkpoint) -> Checkpoint:
     headers = {name: difference.headers.get(name, head) for name, head in base.headers.items()}
-    reader = _ZeroFilledReader(difference, headers)
-    return Checkpoint(difference.source, headers, reader, metadata=difference.metadata)
+    return difference.with_tensors(headers, _ZeroFilledReader(difference, headers))
 
 
 class _ZeroFilledReader:

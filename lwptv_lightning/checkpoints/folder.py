@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lwptv_lightning.checkpoints.checkpoint import (
-    CheckpointError,
-)
+from lwptv_lightning.checkpoints.checkpoint import CheckpointError
 
 _MAIN_FILES = (
     "task_vector.safetensors",

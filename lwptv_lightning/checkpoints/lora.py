@@ -14,7 +14,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,7 +57,8 @@ def expand_adapter(adapter: Checkpoint) -> tuple[Checkpoint, Checkpoint | None]:
         (``modules_to_save`` and biases), if any.
 
     Raises:
-        CheckpointError: It is no plain LoRA adapter (DoRA, for one), or a factor is missing.
+        CheckpointError: It is no plain LoRA adapter (DoRA, for one), a factor is missing, or it is in memory, without
+            its configuration.
     """
     config = _configuration(adapter)
     factors: dict[str, dict[str, str]] = {}
@@ -76,8 +76,7 @@ def expand_adapter(adapter: Checkpoint) -> tuple[Checkpoint, Checkpoint | None]:
             raise CheckpointError(f"{adapter.source}: {module!r} has one factor only, {some_of(names.values())}")
         products[f"{module}.weight"] = _product(adapter, module, names, config)
     headers = {name: TensorHeader(product.shape, torch.float32) for name, product in products.items()}
-    differences = Checkpoint(adapter.source, headers, _ProductReader(adapter, products), metadata=adapter.metadata)
-    return differences, adapter.renamed(whole) if whole else None
+    return adapter.with_tensors(headers, _ProductReader(adapter, products)), adapter.renamed(whole) if whole else None
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,13 @@ def _of_module(patterns: Mapping[str, float], module: str, default: float) -> fl
 
 
 def _configuration(adapter: Checkpoint) -> dict[str, Any]:
-    path = Path(adapter.source).parent / "adapter_config.json"
+    if adapter.folder is None:
+        factor = next(name for name in adapter.names if ".lora_" in name)
+        raise CheckpointError(
+            f"{adapter.source}: {factor!r} is a factor of LoRA, whose scaling stands in an adapter_config.json, and "
+            "weights in memory have none beside them; give the adapter's folder instead."
+        )
+    path = adapter.folder / "adapter_config.json"
     try:
         config: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """Bring a checkpoint to the tensor names of a reference, whichever library wrote it.
 
 timm's own ``checkpoint_filter_fn`` comes first; the maps below serve where it has none or no model is at hand. A map is
-a plain function from state dict to state dict, which `lwptv_lightning.lazy_conversion.convert` runs without reading.
+a plain function from state dict to state dict, which `lwptv_lightning.checkpoints.convert` runs without reading.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader
 from lwptv_lightning.checkpoints.conversion import convert
-from lwptv_lightning.checkpoints.prefixes import align_prefix
+from lwptv_lightning.checkpoints.prefixes import align_prefix, count_prefixes
 
 _OPEN_CLIP_SWAPS = (
     ("conv1.", "patch_embed.proj."),
@@ -128,7 +126,7 @@ def _conversions(
     checkpoint: Checkpoint, reference: Mapping[str, TensorHeader], model: nn.Module | None
 ) -> Iterable[Checkpoint]:
     if prefix := _missing_prefix(checkpoint, reference):
-        yield convert(checkpoint, lambda state: {prefix + name: tensor for name, tensor in state.items()})
+        yield checkpoint.renamed({prefix + name: name for name in checkpoint.names})
     normalised = _normalised(checkpoint)
     timms = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
     functions: list[Callable[[dict[str, Tensor]], Mapping[str, Tensor]]] = []
@@ -147,27 +145,21 @@ def _normalised(checkpoint: Checkpoint) -> Checkpoint:
     for mark, standard in (("embeddings.class_embedding", "vision_model."), ("class_embedding", "visual.")):
         roots = [name.removesuffix(mark) for name in checkpoint.names if f".{name}".endswith(f".{mark}")]
         if len(roots) == 1:
-            return convert(checkpoint, partial(_reroot, root=roots[0], standard=standard))
+            return checkpoint.renamed(_reroot(checkpoint.names, roots[0], standard))
     return checkpoint
 
 
-def _reroot(state: dict[str, Tensor], root: str, standard: str) -> dict[str, Tensor]:
-    """Rename the encoder under ``root`` to ``standard``, and what stands beside it, such as a projection, likewise."""
-    encoder = {standard + name.removeprefix(root): tensor for name, tensor in state.items() if name.startswith(root)}
+def _reroot(names: Sequence[str], root: str, standard: str) -> dict[str, str]:
+    """Map new names to old: an encoder under ``root`` comes under ``standard``, what stands beside it likewise."""
+    encoder = {standard + name.removeprefix(root): name for name in names if name.startswith(root)}
     parent = root.removesuffix(standard)
-    beside = {name.removeprefix(parent): tensor for name, tensor in state.items() if not name.startswith(root)}
+    beside = {name.removeprefix(parent): name for name in names if not name.startswith(root)}
     return beside | encoder
 
 
 def _missing_prefix(checkpoint: Checkpoint, reference: Iterable[str]) -> str:
     """Return the prefix under which the reference has most of a checkpoint's names; empty where it has none."""
-    names = set(checkpoint.names)
-    covered: Counter[str] = Counter()
-    for wanted in reference:
-        parts = wanted.split(".")
-        for cut in range(1, len(parts)):
-            if ".".join(parts[cut:]) in names:
-                covered[".".join(parts[:cut]) + "."] += 1
+    covered = count_prefixes(reference, set(checkpoint.names))
     return covered.most_common(1)[0][0] if covered else ""
 
 
@@ -179,9 +171,7 @@ def _without_foreign_head(checkpoint: Checkpoint, reference: Mapping[str, Tensor
     """Leave out the projection of a converted CLIP where the reference ends at the features."""
     if any(name.startswith("head.") for name in reference):
         return checkpoint
-    return convert(
-        checkpoint, lambda state: {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-    )
+    return checkpoint.renamed({name: name for name in checkpoint.names if not name.startswith("head.")})
 
 
 def _swap(name: str, swaps: Iterable[tuple[str, str]]) -> str:
@@ -215,10 +205,11 @@ def _activation(checkpoint: Checkpoint) -> str | None:
     """Return the activation that a checkpoint's configuration names, or None where it says nothing."""
     if "input_resolution" in checkpoint.names:  # only OpenAI's own files hold this
         return "quick_gelu"
-    folder = Path(checkpoint.source).parent
-    transformers = _json(folder / "config.json")
+    if checkpoint.folder is None:
+        return None
+    transformers = _json(checkpoint.folder / "config.json")
     named = transformers.get("vision_config", transformers).get("hidden_act")
-    if named is None and _json(folder / "open_clip_config.json").get("model_cfg", {}).get("quick_gelu"):
+    if named is None and _json(checkpoint.folder / "open_clip_config.json").get("model_cfg", {}).get("quick_gelu"):
         return "quick_gelu"
     return None if named is None else str(named)
 

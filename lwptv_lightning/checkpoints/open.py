@@ -12,14 +12,12 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from lwptv_lightning.checkpoints.checkpoint import (
-    Checkpoint,
-)
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint
 from lwptv_lightning.checkpoints.folder import _main_file
 from lwptv_lightning.checkpoints.hub import fetch, is_hub_name
 from lwptv_lightning.checkpoints.prefixes import without_wrappers
 from lwptv_lightning.checkpoints.safetensors import _from_index, _from_safetensors
-from lwptv_lightning.checkpoints.torch_file import _from_state_dict, _from_torch_file, _no_averaged_weights
+from lwptv_lightning.checkpoints.torch_file import LIGHTNING, _from_state_dict, _from_torch_file, _no_averaged_weights
 
 CheckpointSource: TypeAlias = "str | Path | Mapping[str, Tensor] | nn.Module | Checkpoint"
 """What can be opened: a file or folder, a state dict, a module, or a checkpoint that is open already."""
@@ -32,7 +30,7 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
         source: A ``.safetensors`` file; a folder or ``*.index.json`` of sharded safetensors, such as a transformers
             model; a file of ``torch.save`` (read with ``weights_only=True``), among them Lightning's ``.ckpt``; a name
             on the hub, ``"hf-hub:owner/model"``; a state dict; a module. A state dict or module is copied, so that
-            training it or installing weights into it changes nothing here.
+            training it or installing weights into it changes nothing here. An open checkpoint is taken as it is.
         prefix: What the names of the wanted tensors start with, to be stripped, such as ``"model."``; ``""`` leaves
             the names as they are. By default a Lightning checkpoint with a single top-level attribute loses that
             prefix, and any checkpoint what `torch.compile` and DistributedDataParallel put into the names.
@@ -56,8 +54,8 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
         ((2, 3), 6.0)
     """
     if isinstance(source, Checkpoint):
-        checkpoint = source
-    elif isinstance(source, nn.Module):
+        return source.without_prefix(prefix) if prefix else source
+    if isinstance(source, nn.Module):
         checkpoint = _from_state_dict(source.state_dict(), type(source).__name__, ema)
     elif isinstance(source, Mapping):
         checkpoint = _from_state_dict(source, "state dict", ema)
@@ -70,7 +68,7 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
     if prefix is not None:
         return checkpoint.without_prefix(prefix) if prefix else checkpoint
     checkpoint = without_wrappers(checkpoint)
-    if checkpoint.is_lightning:
+    if checkpoint.format == LIGHTNING:
         heads = {name.partition(".")[0] + "." for name in checkpoint.names}
         if len(heads) == 1 and all("." in name for name in checkpoint.names):
             return checkpoint.without_prefix(heads.pop())
@@ -87,5 +85,5 @@ def _from_path(path: Path, ema: bool | None) -> Checkpoint:
     if path.name.endswith(".index.json"):
         return _from_index(path)
     if path.suffix == ".safetensors":
-        return _from_safetensors(str(path), [path])
+        return _from_safetensors(path, [path])
     return _from_torch_file(path, ema)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
-from lwptv_lightning.checkpoints.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-)
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError
 
 
 def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
@@ -31,6 +28,22 @@ def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
     while old_names and all(name.startswith("module.") for name in old_names):
         old_names = {name.removeprefix("module."): old for name, old in old_names.items()}
     return checkpoint if tuple(old_names) == checkpoint.names else checkpoint.renamed(old_names)
+
+
+def count_prefixes(names: Iterable[str], known: Container[str]) -> Counter[str]:
+    """Count, for each prefix that some names have, how many of them are known without it.
+
+    Example:
+        >>> count_prefixes(["net.a.w", "net.b", "w"], {"w", "b", "a.w"})
+        Counter({'net.': 2, 'net.a.': 1})
+    """
+    covered: Counter[str] = Counter()
+    for name in names:
+        parts = name.split(".")
+        for cut in range(1, len(parts)):
+            if ".".join(parts[cut:]) in known:
+                covered[".".join(parts[:cut]) + "."] += 1
+    return covered
 
 
 def align_prefix(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
@@ -57,12 +70,7 @@ def align_prefix(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
     wanted = set(names)
     if wanted.intersection(checkpoint.names):
         return checkpoint
-    covered: Counter[str] = Counter()
-    for stored in checkpoint.names:
-        parts = stored.split(".")
-        for cut in range(1, len(parts)):
-            if ".".join(parts[cut:]) in wanted:
-                covered[".".join(parts[:cut]) + "."] += 1
+    covered = count_prefixes(checkpoint.names, wanted)
     if not covered:
         return checkpoint
     (prefix, most), *others = covered.most_common()

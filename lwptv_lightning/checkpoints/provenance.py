@@ -1,12 +1,26 @@
-"""Tell whether two checkpoints hold the same weights, to the bit and whatever their format."""
+"""What a file says of itself, enough to make it again; and fingerprints, which tell whether weights are the same."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 
-from lwptv_lightning.checkpoints.checkpoint import Checkpoint
+from lwptv_lightning import __version__
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError
+from lwptv_lightning.registry import nearest
+
+KINDS = ("merged", "task_vector", "base")
+"""What the library writes."""
+_HASHED_AT_ONCE = 1 << 24
+"""Bytes of a strided tensor that are copied to be hashed."""
+_Key = TypeVar("_Key")
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
@@ -31,6 +45,131 @@ def fingerprint(checkpoint: Checkpoint) -> str:
         header = checkpoint.headers[name]
         if header.dtype.is_floating_point:
             digest.update(f"{name} {header.dtype} {list(header.shape)}\n".encode())
-            # NumPy has no bfloat16, and a 0-d tensor cannot be viewed as another dtype.
-            digest.update(checkpoint.read(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            tensor = checkpoint.read(name).reshape(header.shape or 1)
+            in_place = tensor.is_contiguous() and tensor.device.type == "cpu"
+            rows = max(len(tensor) if in_place else len(tensor) * _HASHED_AT_ONCE // max(header.nbytes, 1), 1)
+            for start in range(0, len(tensor), rows):
+                # NumPy has no bfloat16, and only a contiguous tensor can be viewed as bytes.
+                part = tensor[start : start + rows].cpu().contiguous()
+                digest.update(part.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def fingerprints(checkpoints: Mapping[_Key, Checkpoint]) -> dict[_Key, str]:
+    """Return the fingerprint of each of some checkpoints, of which up to four are read at a time.
+
+    Example:
+        >>> from lwptv_lightning import open_checkpoint
+        >>> found = fingerprints({task: open_checkpoint({"w": torch.zeros(2)}) for task in "ab"})
+        >>> found["a"] == found["b"]
+        True
+    """
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
+        return dict(zip(checkpoints, threads.map(fingerprint, checkpoints.values()), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a file of the library says of itself, as plain values that JSON keeps.
+
+    Attributes:
+        kind: ``"merged"``, ``"task_vector"`` or ``"base"``; None where the file does not say.
+        base: Fingerprint of the base.
+        tasks: Task name to the fingerprint of its fine-tuned weights, or None where that is not known.
+        recipe: The merge's recipe, with the scale in force.
+        mask: Task name to the names of the layers that it keeps; None where nothing was pruned.
+        versions: Library to version.
+        density: The fraction of entries that a task vector keeps.
+        progress: The epoch and step that a task vector is of.
+        metrics: The metrics that its trainer had then.
+
+    Example:
+        >>> made = Provenance(kind="merged", tasks={"a,b": None}, recipe={"rule": "ties", "scale": 0.4})
+        >>> Provenance.from_metadata(made.to_metadata()) == made
+        True
+    """
+
+    kind: str | None = None
+    base: str | None = None
+    tasks: Mapping[str, str | None] = field(default_factory=dict)
+    recipe: Mapping[str, Any] | None = None
+    mask: Mapping[str, list[str]] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    density: float | None = None
+    progress: Mapping[str, int] | None = None
+    metrics: Mapping[str, float] | None = None
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return the metadata of a safetensors file, with the keys that earlier versions read among them."""
+        metadata = {"format": "pt", "lwptv_kind": self.kind, "lwptv_base_fingerprint": self.base}
+        if self.tasks:
+            metadata["lwptv_task" if self.kind == "task_vector" else "lwptv_tasks"] = ",".join(self.tasks)
+        for name, (key, _, _) in _AS_JSON.items():
+            if (value := getattr(self, name)) != getattr(Provenance(), name):
+                metadata[key] = json.dumps(value)
+        return {key: text for key, text in metadata.items() if text is not None}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], source: str = "metadata") -> Provenance:
+        """Read what a file says of itself; what it does not say stays at its default.
+
+        Args:
+            metadata: Of a file of this version or of an earlier one.
+            source: What it is from, for messages.
+
+        Raises:
+            CheckpointError: A value is broken.
+        """
+        kind = metadata.get("lwptv_kind", "merged" if "lwptv_recipe" in metadata else None)
+        if kind is not None and kind not in KINDS:
+            raise CheckpointError(
+                f"{source}: lwptv_kind is {kind!r}, expected one of {', '.join(KINDS)}.{nearest(kind, KINDS)}"
+            )
+        values: dict[str, Any] = {}
+        if "lwptv_task" in metadata or "lwptv_tasks" in metadata:  # joined by commas before the names had a key as JSON
+            one = metadata.get("lwptv_task")
+            values["tasks"] = dict.fromkeys(metadata["lwptv_tasks"].split(",") if one is None else [one])
+        for name, (key, expected, fits) in _AS_JSON.items():
+            if key in metadata:
+                values[name] = _parsed(metadata[key], f"{source}: {key}", expected, fits)
+        return cls(kind=kind, base=metadata.get("lwptv_base_fingerprint"), **values)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Provenance:
+        """Read what the file of a checkpoint says of itself; see `from_metadata`."""
+        return cls.from_metadata(checkpoint.metadata, checkpoint.source)
+
+    @staticmethod
+    def current_versions(**others: str) -> dict[str, str]:
+        """Return the versions of this library and of torch, and others that are given."""
+        return {"lwptv_lightning": __version__, **others, "torch": torch.__version__}
+
+
+def _mapping_of(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(type(entry) in kinds for entry in value.values())
+
+
+def _is_mask(value: Any) -> bool:
+    return _mapping_of(list)(value) and all(isinstance(name, str) for names in value.values() for name in names)
+
+
+_AS_JSON: dict[str, tuple[str, str, Callable[[Any], bool]]] = {
+    "tasks": ("lwptv_task_fingerprints", "task names to fingerprints", _mapping_of(str, type(None))),
+    "recipe": ("lwptv_recipe", "a recipe", lambda value: isinstance(value, dict)),
+    "mask": ("lwptv_mask", "task names to lists of layers", _is_mask),
+    "versions": ("lwptv_versions", "libraries to versions", _mapping_of(str)),
+    "density": ("lwptv_density", "a fraction", lambda value: type(value) in (int, float) and 0 < value <= 1),
+    "progress": ("lwptv_progress", "epoch and step", _mapping_of(int)),
+    "metrics": ("lwptv_metrics", "metrics to numbers", _mapping_of(int, float)),
+}
+"""Of each attribute its key, what its JSON holds, and whether a value is that."""
+
+
+def _parsed(text: str, key: str, expected: str, fits: Callable[[Any], bool]) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{key} is no JSON ({error}); expected {expected}.") from error
+    if not fits(value):
+        raise CheckpointError(f"{key} is {text}, expected {expected}.")
+    return value

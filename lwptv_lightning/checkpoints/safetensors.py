@@ -11,12 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lwptv_lightning.checkpoints.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    TensorHeader,
-    some_of,
-)
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader, some_of
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -44,7 +39,7 @@ def _from_index(path: Path) -> Checkpoint:
     absent = [shard.name for shard in shards if not shard.exists()]
     if absent:
         raise CheckpointError(f"{path}: shards named in the index are missing: {', '.join(absent)}.")
-    checkpoint = _from_safetensors(str(path), shards)
+    checkpoint = _from_safetensors(path, shards, "sharded safetensors")
     unmatched = set(weight_map).symmetric_difference(checkpoint.names)
     if unmatched:
         raise CheckpointError(f"{path}: index and shards disagree on {some_of(sorted(unmatched))}")
@@ -69,7 +64,7 @@ class _SafetensorsReader:
         return {"_file_of": self._file_of, "_handles": {}}
 
 
-def _from_safetensors(source: str, files: list[Path]) -> Checkpoint:
+def _from_safetensors(source: Path, files: list[Path], format: str = "safetensors") -> Checkpoint:
     headers: dict[str, TensorHeader] = {}
     file_of: dict[str, Path] = {}
     metadata: dict[str, str] = {}
@@ -83,7 +78,8 @@ def _from_safetensors(source: str, files: list[Path]) -> Checkpoint:
                     file_of[name] = path.absolute()
         except SafetensorError as error:
             raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
-    return Checkpoint(source, headers, _SafetensorsReader(file_of), metadata=metadata)
+    reader, folder = _SafetensorsReader(file_of), source.absolute().parent
+    return Checkpoint(str(source), headers, reader, metadata=metadata, folder=folder, format=format)
 
 
 def _dtype(path: Path, name: str, code: str) -> torch.dtype:

@@ -11,14 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lwptv_lightning.checkpoints.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    _headers,
-    _StateDictReader,
-    some_of,
-)
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, _headers, _StateDictReader, some_of
 
+LIGHTNING = "Lightning"
+"""The format of what Lightning wrote, whose names carry the prefix of an attribute."""
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 """Where training code keeps averaged weights beside the last ones; timm's comes first."""
@@ -53,9 +49,9 @@ def _from_state_dict(state: Mapping[str, Any], source: str, ema: bool | None) ->
 def _from_torch_file(path: Path, ema: bool | None) -> Checkpoint:
     content = _load(path)
     tensors = _tensors_of(content, str(path), ema)
-    is_lightning = "pytorch-lightning_version" in content
-    reader = _TorchFileReader(path, ema, tensors)
-    return Checkpoint(str(path), _headers(tensors), reader, is_lightning=is_lightning)
+    format = LIGHTNING if "pytorch-lightning_version" in content else "torch"
+    reader, folder = _TorchFileReader(path, ema, tensors), path.absolute().parent
+    return Checkpoint(str(path), _headers(tensors), reader, folder=folder, format=format)
 
 
 def _load(path: Path) -> Mapping[str, Any]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, is_task_vector, some_of
-from lwptv_lightning.task_vectors import align_base, align_expert, differing_classifiers, open_unprefixed
+from lwptv_lightning.registry import matches
+from lwptv_lightning.task_vectors import Aligned, align
 
 SAME_BASE = "same base"
 _LEAST_COSINE = 0.5
@@ -89,28 +89,16 @@ def check(
         >>> [(task.task, task.norm, task.verdict) for task in found]
         [('a', 1.0, 'same base'), ('b', None, 'misses w. has beyond the base v.')]
     """
-    raw_base = open_unprefixed(base, prefix)
-    opened_base = align_base(raw_base, model)
-    formats: dict[str, str] = {}
-    failures: dict[str, str] = {}
-    experts: dict[str, Checkpoint] = {}
-    for task, source in tasks.items():
-        try:
-            expert = open_unprefixed(source, prefix, ema)
-            formats[task] = format_of(expert)
-            experts[task] = align_expert(expert, raw_base, opened_base, model)
-        except (ValueError, OSError, TypeError) as error:
-            failures[task] = str(error)
-    ignored = [*exclude, *(f"{path}.*" for path in differing_classifiers(model, opened_base, experts, exclude))]
-    headers = {task: _compare_headers(task, opened_base, expert, ignored) for task, expert in experts.items()}
-    figures = _Figures.of(opened_base, experts, ignored) if read and experts else None
+    aligned = align(base, tasks, exclude=exclude, model=model, prefix=prefix, ema=ema, strict=False)
+    figures = _Figures.of(aligned) if read and aligned.experts else None
     findings = []
     for task in tasks:
-        if task in failures:
-            findings.append(TaskCheck(task, formats.get(task, "?"), verdict=failures[task]))
+        format = format_of(aligned.opened[task]) if task in aligned.opened else "?"
+        if task in aligned.failures:
+            findings.append(TaskCheck(task, format, verdict=str(aligned.failures[task])))
         else:
-            found = _with_figures(headers[task], figures) if figures else headers[task]
-            findings.append(replace(found, format=formats[task]))
+            found = _from_headers(task, format, aligned)
+            findings.append(_with_figures(found, figures) if figures else found)
     return findings
 
 
@@ -124,14 +112,7 @@ def format_of(checkpoint: Checkpoint) -> str:
     """
     if is_adapter(checkpoint):
         return "LoRA adapter"
-    if is_task_vector(checkpoint):
-        return "task vector"
-    if checkpoint.is_lightning:
-        return "Lightning"
-    for suffix, name in ((".index.json", "sharded safetensors"), (".safetensors", "safetensors")):
-        if checkpoint.source.endswith(suffix):
-            return name
-    return "torch" if "." in checkpoint.source else "in memory"
+    return "task vector" if is_task_vector(checkpoint) else checkpoint.format
 
 
 @dataclass(frozen=True)
@@ -145,9 +126,11 @@ class _Figures:
     unchanged: Tensor  # (T,), fractions
 
     @classmethod
-    def of(cls, base: Checkpoint, experts: Mapping[str, Checkpoint], ignored: Sequence[str]) -> _Figures:
+    def of(cls, aligned: Aligned) -> _Figures:
+        base, experts = aligned.base, aligned.experts
         names = [name for name in base.names if base.headers[name].dtype.is_floating_point]
-        names = [name for name in names if not _matches(name, ignored)]
+        names = [name for name in names if not matches(name, aligned.ignored)]
+        matched = [set(aligned.compare(task).matched) for task in experts]
         gram = torch.zeros(len(experts), len(experts), dtype=torch.float64)
         along = torch.zeros(len(experts), dtype=torch.float64)
         along_base = torch.zeros(len(experts), dtype=torch.float64)
@@ -156,7 +139,7 @@ class _Figures:
         for name in names:
             weights = base.read(name).float()
             tau = torch.zeros(len(experts), *weights.shape)
-            has = torch.tensor([_fits(expert, base, name) for expert in experts.values()])
+            has = torch.tensor([name in fitting for fitting in matched])
             for row, expert, fits in zip(tau, experts.values(), has.tolist(), strict=True):
                 if fits:
                     expert.subtract(name, weights, row)
@@ -195,32 +178,23 @@ def _with_figures(found: TaskCheck, figures: _Figures) -> TaskCheck:
     )
 
 
-def _compare_headers(task: str, base: Checkpoint, expert: Checkpoint, ignored: Sequence[str]) -> TaskCheck:
-    wanted = [name for name in base.names if not _matches(name, ignored)]
-    given = [name for name in expert.names if not _matches(name, ignored)]
-    missing = tuple(name for name in wanted if name not in expert.headers)
-    extra = tuple(name for name in given if name not in base.headers)
-    reshaped = tuple(
-        f"{name} {expert.headers[name].shape} for {base.headers[name].shape}"
-        for name in wanted
-        if name in expert.headers and expert.headers[name].shape != base.headers[name].shape
-    )
-    problems = (("misses ", missing), ("has beyond the base ", extra), ("other shapes: ", reshaped))
-    floating = dict.fromkeys(head.dtype for head in expert.headers.values() if head.dtype.is_floating_point)
+def _from_headers(task: str, format: str, aligned: Aligned) -> TaskCheck:
+    ours, theirs, compared = aligned.base.headers, aligned.experts[task].headers, aligned.compare(task)
+
+    def both(names: Sequence[str], what: str) -> tuple[str, ...]:
+        return tuple(f"{name} {getattr(theirs[name], what)} for {getattr(ours[name], what)}" for name in names)
+
+    reshaped, other_kind = both(compared.reshaped, "shape"), both(compared.other_kind, "dtype")
+    problems = {"misses ": compared.missing, "has beyond the base ": compared.extra}
+    problems |= {"other shapes: ": reshaped, "other kinds: ": other_kind}
+    floating = dict.fromkeys(head.dtype for head in theirs.values() if head.dtype.is_floating_point)
     return TaskCheck(
         task,
-        matched=len(wanted) - len(missing) - len(reshaped),
-        missing=missing,
-        extra=extra,
+        format,
+        matched=len(compared.matched + compared.other_kind),
+        missing=compared.missing,
+        extra=compared.extra,
         reshaped=reshaped,
         dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in floating),
-        verdict=" ".join(words + some_of(names, 3) for words, names in problems if names) or SAME_BASE,
+        verdict=" ".join(words + some_of(names, 3) for words, names in problems.items() if names) or SAME_BASE,
     )
-
-
-def _fits(expert: Checkpoint, base: Checkpoint, name: str) -> bool:
-    return name in expert.headers and expert.headers[name].shape == base.headers[name].shape
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)

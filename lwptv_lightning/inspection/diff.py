@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lwptv_lightning.checkpoints import CheckpointSource
+from lwptv_lightning.checkpoints import CheckpointSource, compare_headers
 from lwptv_lightning.layers import layers_from_names
-from lwptv_lightning.task_vectors import align_base, align_expert, open_unprefixed
+from lwptv_lightning.task_vectors import align
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,20 @@ def diff(
         >>> diff({"fc.weight": torch.ones(2, 2)}, {"fc.weight": torch.full((2, 2), 1.5)})
         [LayerDifference(layer='fc', tensors=1, changed=1, norm=0.5, largest=0.5, note='')]
     """
-    raw = open_unprefixed(first, prefix)
-    ours = align_base(raw, model)
-    theirs = align_expert(open_unprefixed(second, prefix), raw, ours, model)
+    aligned = align(first, {"second": second}, model=model, prefix=prefix)
+    ours, theirs = aligned.base, aligned.experts["second"]
+    compared = compare_headers(ours.headers, theirs.headers)
+    note_of = {name: f"only the first has {name}" for name in compared.missing}
+    note_of |= {name: f"only the second has {name}" for name in compared.extra}
+    note_of |= {
+        name: f"{name}: {ours.headers[name].shape} and {theirs.headers[name].shape}" for name in compared.reshaped
+    }
     differences = []
     for layer in layers_from_names(dict.fromkeys((*ours.names, *theirs.names)), granularity):
         changed, square, base_square, largest, notes = 0, 0.0, 0.0, 0.0, []
         for name in layer.tensors:
-            if name not in ours.headers or name not in theirs.headers:
-                notes.append(f"only the {'second' if name in theirs.headers else 'first'} has {name}")
-                changed += 1
-            elif ours.headers[name].shape != theirs.headers[name].shape:
-                notes.append(f"{name}: {ours.headers[name].shape} and {theirs.headers[name].shape}")
+            if name in note_of:
+                notes.append(note_of[name])
                 changed += 1
             else:
                 base = ours.read(name).double()

@@ -1,18 +1,17 @@
 """Task vectors: a base and its fine-tuned models, brought to one set of names and stacked tensor by tensor."""
 
-from lwptv_lightning.task_vectors.align import align_base, align_expert, open_unprefixed
+from lwptv_lightning.task_vectors.align import Aligned, align, classifier_paths, differing_classifiers
 from lwptv_lightning.task_vectors.stacks import HeldStack, Stack, part, whole
-from lwptv_lightning.task_vectors.task_vectors import TaskVectors, classifier_paths, differing_classifiers
+from lwptv_lightning.task_vectors.task_vectors import TaskVectors
 
 __all__ = [
+    "Aligned",
     "HeldStack",
     "Stack",
     "TaskVectors",
-    "align_base",
-    "align_expert",
+    "align",
     "classifier_paths",
     "differing_classifiers",
-    "open_unprefixed",
     "part",
     "whole",
 ]

@@ -1,25 +1,152 @@
-"""Open a base and what was fine-tuned from it, and bring both to the same tensor names."""
+"""Open a base and what was fine-tuned from it, bring them to the same tensor names, and tell whether they fit."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from lwptv_lightning.checkpoints import (
     Checkpoint,
+    CheckpointError,
     CheckpointSource,
+    HeaderComparison,
     TensorHeader,
     add_difference,
+    compare_headers,
     expand_adapter,
     is_adapter,
     is_task_vector,
     match_names,
     open_checkpoint,
     require_base,
+    some_of,
     without_wrappers,
 )
+from lwptv_lightning.registry import nearest
 
 
-def open_unprefixed(source: CheckpointSource, prefix: str | None = None, ema: bool | None = None) -> Checkpoint:
+@dataclass(frozen=True)
+class Aligned:
+    """A base and what was fine-tuned from it, under the base's names.
+
+    Attributes:
+        base: The base.
+        experts: Task name to fine-tuned weights, of the tasks that could be brought to the base's names.
+        opened: Task name to checkpoint as its file has it, of the tasks that could be opened.
+        failures: Task name to error, of the tasks that are not among ``experts``.
+        classifiers: Module paths of the model's classifiers that differ in shape.
+        ignored: Globs of the tensors that may differ: the excluded ones and these classifiers.
+    """
+
+    base: Checkpoint
+    experts: Mapping[str, Checkpoint]
+    opened: Mapping[str, Checkpoint]
+    failures: Mapping[str, Exception]
+    classifiers: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    def compare(self, task: str) -> HeaderComparison:
+        """Compare the headers of one of ``experts`` with the base's."""
+        return compare_headers(self.base.headers, self.experts[task].headers, self.ignored)
+
+
+def align(
+    base: CheckpointSource,
+    tasks: Mapping[str, CheckpointSource],
+    *,
+    exclude: Sequence[str] = (),
+    model: nn.Module | None = None,
+    prefix: str | None = None,
+    ema: bool | None = None,
+    strict: bool = True,
+) -> Aligned:
+    """Open a base and its tasks and bring all to one set of names: the model's, or the base's without one.
+
+    Args:
+        base: The pre-trained weights; for this and what follows see `lwptv_lightning.TaskVectors.open`.
+        tasks: Task name to fine-tuned weights, an adapter or a task vector.
+        exclude: Globs of tensors that may differ.
+        model: The module that the weights belong to.
+        prefix: What the wanted names start with.
+        ema: Whether to take averaged weights of the tasks.
+        strict: Whether an error of a task is raised; otherwise it is among the failures.
+
+    Raises:
+        CheckpointError: A checkpoint cannot be opened, or an adapter or task vector does not belong to the base.
+
+    Example:
+        >>> import torch
+        >>> aligned = align({"w": torch.zeros(2)}, {"a": {"net.w": torch.ones(2), "loss.k": torch.ones(1)}})
+        >>> aligned.experts["a"].names, aligned.compare("a").matched
+        (('w',), ('w',))
+    """
+    raw_base = aligned_base = _open_unprefixed(base, prefix)
+    if model is not None:
+        headers = {name: TensorHeader.of(tensor) for name, tensor in model.state_dict().items()}
+        aligned_base = match_names(raw_base, headers, model)
+    opened: dict[str, Checkpoint] = {}
+    experts: dict[str, Checkpoint] = {}
+    failures: dict[str, Exception] = {}
+    for task, source in tasks.items():
+        try:
+            opened[task] = _open_unprefixed(source, prefix, ema)
+            experts[task] = _align_expert(opened[task], raw_base, aligned_base, model)
+        except (ValueError, OSError, TypeError) as error:
+            if strict:
+                raise
+            failures[task] = error
+    classifiers = differing_classifiers(model, aligned_base, experts, exclude)
+    ignored = (*exclude, *(f"{path}.*" for path in classifiers))
+    return Aligned(aligned_base, experts, opened, failures, classifiers, ignored)
+
+
+def require_fit(task: str, expert: Checkpoint, base: Mapping[str, TensorHeader], ignored: Sequence[str] = ()) -> None:
+    """Raise a `CheckpointError` unless a task has the base's tensors and no others, but for those of some globs."""
+    found = compare_headers(base, expert.headers, ignored)
+    label = f"task {task!r} ({expert.source})"
+    hint = " Tensors that are not to be merged go into exclude=(...)."
+    if missing := sorted(found.missing):
+        near = nearest(missing[0], found.extra)
+        raise CheckpointError(f"{label} misses tensors that the base has: {some_of(missing)}{near}{hint}")
+    if found.extra:
+        raise CheckpointError(f"{label} has tensors that the base has not: {some_of(sorted(found.extra))}{hint}")
+    for name in sorted(found.reshaped + found.other_kind):
+        ours, theirs = base[name], expert.headers[name]
+        if ours.shape != theirs.shape:
+            raise CheckpointError(
+                f"{label}: {name!r} has shape {theirs.shape}, expected {ours.shape} as in the base.{hint}"
+            )
+        raise CheckpointError(f"{label}: {name!r} is {theirs.dtype}, expected {ours.dtype} as in the base.")
+
+
+def classifier_paths(model: nn.Module | None) -> tuple[str, ...]:
+    """Return the module paths of a timm model's classifier, from its ``pretrained_cfg``.
+
+    Example:
+        >>> import timm
+        >>> classifier_paths(timm.create_model("resnet10t", pretrained=False))
+        ('fc',)
+    """
+    paths = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (paths,) if isinstance(paths, str) else tuple(paths)
+
+
+def differing_classifiers(
+    model: nn.Module | None, base: Checkpoint, experts: Mapping[str, Checkpoint], exclude: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Return the module paths of a timm model's classifiers whose shape differs between the checkpoints.
+
+    One that ``exclude`` leaves out is the base's alone and not among them.
+    """
+    paths = classifier_paths(model)
+    compared = [compare_headers(base.headers, expert.headers, exclude) for expert in experts.values() if paths]
+    differing = [name for found in compared for name in found.missing + found.extra + found.reshaped]
+    return tuple(path for path in paths if any(name.startswith(f"{path}.") for name in differing))
+
+
+def _open_unprefixed(source: CheckpointSource, prefix: str | None = None, ema: bool | None = None) -> Checkpoint:
     """Open a checkpoint and strip ``prefix`` where it carries one: plain files may stand beside Lightning's."""
     if prefix is None:
         return open_checkpoint(source, ema=ema)
@@ -28,37 +155,8 @@ def open_unprefixed(source: CheckpointSource, prefix: str | None = None, ema: bo
     return without_wrappers(checkpoint.without_prefix(prefix) if carries_prefix else checkpoint)
 
 
-def align_base(raw_base: Checkpoint, model: nn.Module | None = None) -> Checkpoint:
-    """Bring a base to a model's names; without a model it keeps its own."""
-    if model is None:
-        return raw_base
-    headers = {name: TensorHeader.of(tensor) for name, tensor in model.state_dict().items()}
-    return match_names(raw_base, headers, model)
-
-
-def align_expert(
-    expert: Checkpoint, raw_base: Checkpoint, base: Checkpoint, model: nn.Module | None = None
-) -> Checkpoint:
-    """Bring whole weights, an adapter or a task vector to the names of a base.
-
-    Args:
-        expert: From `open_unprefixed`.
-        raw_base: The base as its file names it.
-        base: The base from `align_base`.
-        model: The module that ``base`` was aligned with.
-
-    Returns:
-        Fine-tuned weights, as far as they could be brought to the base's names.
-
-    Raises:
-        CheckpointError: An adapter or task vector does not belong to the base.
-
-    Example:
-        >>> import torch
-        >>> base = open_checkpoint({"w": torch.zeros(2)})
-        >>> align_expert(open_checkpoint({"net.w": torch.ones(2), "loss.k": torch.ones(1)}), base, base).names
-        ('w',)
-    """
+def _align_expert(expert: Checkpoint, raw_base: Checkpoint, base: Checkpoint, model: nn.Module | None) -> Checkpoint:
+    """Bring whole weights, an adapter or a task vector to the names of a base, which its file may name otherwise."""
     if is_adapter(expert):
         differences, replaced = expand_adapter(expert)
         return add_difference(differences, raw_base, base, model, replaced)

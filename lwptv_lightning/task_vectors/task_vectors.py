@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
-from glob import escape
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +12,12 @@ from lwptv_lightning.checkpoints import (
     Checkpoint,
     CheckpointError,
     CheckpointSource,
-    LoadedCheckpoint,
     TensorHeader,
-    some_of,
+    fingerprints,
+    loaded,
 )
-from lwptv_lightning.registry import UnknownNameError, nearest
-from lwptv_lightning.task_vectors.align import align_base, align_expert, open_unprefixed
+from lwptv_lightning.registry import UnknownNameError, matches, require_matches
+from lwptv_lightning.task_vectors.align import align, require_fit
 from lwptv_lightning.task_vectors.stacks import StoredStack, whole
 
 
@@ -101,26 +99,18 @@ class TaskVectors:
             raise TypeError(f"tasks must map task names to checkpoints, not be a {type(tasks).__name__}.")
         if not tasks:
             raise ValueError("tasks is empty: expected at least one fine-tuned checkpoint.")
-        raw_base = open_unprefixed(base, prefix)
-        opened_base = align_base(raw_base, model)
-        experts = {
-            str(task): align_expert(open_unprefixed(source, prefix, ema), raw_base, opened_base, model)
-            for task, source in tasks.items()
-        }
-        every_name = dict.fromkeys(name for checkpoint in (opened_base, *experts.values()) for name in checkpoint.names)
-        for pattern in exclude:
-            if not any(fnmatchcase(name, pattern) for name in every_name):
-                raise UnknownNameError("exclude pattern", pattern, list(every_name))
-        classifiers = differing_classifiers(model, opened_base, experts, exclude)
-        ignored = (*exclude, *(f"{path}.*" for path in classifiers))
-        for task, expert in experts.items():
-            _check_alignment(task, expert, opened_base, ignored)
-        shared = [name for name in opened_base.names if not _matches(name, ignored)]
-        names = [name for name in shared if opened_base.headers[name].dtype.is_floating_point]
+        named = {str(task): source for task, source in tasks.items()}
+        found = align(base, named, exclude=exclude, model=model, prefix=prefix, ema=ema)
+        every_name = dict.fromkeys(name for opened in (found.base, *found.experts.values()) for name in opened.names)
+        require_matches("exclude pattern", exclude, every_name)
+        for task, expert in found.experts.items():
+            require_fit(task, expert, found.base.headers, found.ignored)
+        shared = [name for name in found.base.names if not matches(name, found.ignored)]
+        names = [name for name in shared if found.base.headers[name].dtype.is_floating_point]
         if not names:
-            raise CheckpointError(f"{opened_base.source}: no floating tensor is left to merge.")
-        copied = [name for name in shared if name not in set(names)]
-        vectors = cls(opened_base, experts, names, copied, classifiers)
+            raise CheckpointError(f"{found.base.source}: no floating tensor is left to merge.")
+        copied = [name for name in shared if not found.base.headers[name].dtype.is_floating_point]
+        vectors = cls(found.base, found.experts, names, copied, found.classifiers)
         for task in vectors._unchanged_tasks():
             warnings.warn(f"task {task!r} equals the base: its task vector is zero.", stacklevel=2)
         return vectors
@@ -212,8 +202,8 @@ class TaskVectors:
             >>> vectors.stack("w")
             tensor([[1., 1.]])
         """
-        experts = {task: LoadedCheckpoint(expert, self.names, device) for task, expert in self._experts.items()}
-        base = LoadedCheckpoint(self._base, self.names, device)
+        experts = {task: loaded(expert, self.names, device) for task, expert in self._experts.items()}
+        base = loaded(self._base, self.names, device)
         return TaskVectors(base, experts, self.names, self.copied, self.classifiers)
 
     def with_task(self, task: str, source: CheckpointSource) -> TaskVectors:
@@ -232,10 +222,15 @@ class TaskVectors:
         """
         if task in self._experts:
             raise ValueError(f"task {task!r} is there already; leave it out with select(...).")
-        expert = align_expert(open_unprefixed(source), self._base, self._base)
-        left_aside = set(self._base.names).union(expert.names).difference(self.shared_names)
-        _check_alignment(task, expert, self._base, [escape(name) for name in left_aside])
+        expert = align(self._base, {task: source}).experts[task]
+        shared = {name: self.headers[name] for name in self.shared_names}
+        require_fit(task, expert.renamed({name: name for name in expert.names if name in shared}), shared)
         return TaskVectors(self._base, {**self._experts, task: expert}, self.names, self.copied, self.classifiers)
+
+    def fingerprints(self) -> tuple[str, dict[str, str]]:
+        """Return the fingerprint of the base and of each task's fine-tuned weights, for which all are read."""
+        found = fingerprints({None: self._base, **self._experts})
+        return found.pop(None), found
 
     def classifier_state(self, task: str) -> dict[str, Tensor]:
         """Return a task's own classifier where it is not merged, by the tensors' full names."""
@@ -271,61 +266,3 @@ class TaskVectors:
 
     def __repr__(self) -> str:
         return f"TaskVectors({self._base.source!r}, tasks={list(self.tasks)}, {len(self.names)} tensors)"
-
-
-def classifier_paths(model: nn.Module | None) -> tuple[str, ...]:
-    """Return the module paths of a timm model's classifier, from its ``pretrained_cfg``.
-
-    Example:
-        >>> import timm
-        >>> classifier_paths(timm.create_model("resnet10t", pretrained=False))
-        ('fc',)
-    """
-    paths = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return (paths,) if isinstance(paths, str) else tuple(paths)
-
-
-def differing_classifiers(
-    model: nn.Module | None, base: Checkpoint, experts: Mapping[str, Checkpoint], exclude: Sequence[str] = ()
-) -> tuple[str, ...]:
-    """Return the module paths of a timm model's classifiers whose shape differs between the checkpoints.
-
-    One that ``exclude`` leaves out is the base's alone and not among them.
-    """
-
-    def shapes(checkpoint: Checkpoint, path: str) -> dict[str, tuple[int, ...]]:
-        return {
-            name: head.shape
-            for name, head in checkpoint.headers.items()
-            if name.startswith(f"{path}.") and not _matches(name, exclude)
-        }
-
-    return tuple(
-        path
-        for path in classifier_paths(model)
-        if any(shapes(expert, path) != shapes(base, path) for expert in experts.values())
-    )
-
-
-def _check_alignment(task: str, expert: Checkpoint, base: Checkpoint, ignored: Sequence[str]) -> None:
-    wanted = {name for name in base.names if not _matches(name, ignored)}
-    given = {name for name in expert.names if not _matches(name, ignored)}
-    label = f"task {task!r} ({expert.source})"
-    hint = " Tensors that are not to be merged go into exclude=(...)."
-    if missing := sorted(wanted - given):
-        near = nearest(missing[0], given - wanted)
-        raise CheckpointError(f"{label} misses tensors that the base has: {some_of(missing)}{near}{hint}")
-    if extra := sorted(given - wanted):
-        raise CheckpointError(f"{label} has tensors that the base has not: {some_of(extra)}{hint}")
-    for name in sorted(wanted):
-        ours, theirs = base.headers[name], expert.headers[name]
-        if ours.shape != theirs.shape:
-            raise CheckpointError(
-                f"{label}: {name!r} has shape {theirs.shape}, expected {ours.shape} as in the base.{hint}"
-            )
-        if ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
-            raise CheckpointError(f"{label}: {name!r} is {theirs.dtype}, expected {ours.dtype} as in the base.")
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
