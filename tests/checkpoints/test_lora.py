@@ -157,3 +157,16 @@ def test_adapter_of_another_model_is_refused(tmp_path):
     write_adapter(Small(), tmp_path, target_modules=["fc1"])
     with pytest.raises(CheckpointError, match=r"base has no tensor fc1\.weight.* to be the model that was"):
         TaskVectors.open(nn.Sequential(nn.Linear(2, 2)), {"a": tmp_path})
+
+
+def test_an_adapter_in_memory_takes_no_scaling_from_the_current_folder(tmp_path, monkeypatch):
+    write_adapter(Small(), tmp_path, target_modules=["fc1"])
+    monkeypatch.chdir(tmp_path)  # where an adapter_config.json lies
+    factors = load_file("adapter_model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"fc1\.lora_A\.weight' is a factor .* adapter_config\.json, and weights in"
+    ):
+        TaskVectors.open(Small(), {"a": factors})
+    vectors = TaskVectors.open(Small(), {"a": "adapter_model.safetensors"})
+    monkeypatch.chdir("/")
+    assert vectors.stack("fc1.weight").any()

@@ -163,3 +163,14 @@ def test_openais_own_files_and_open_clips_configuration_say_quickgelu(tmp_path):
 def test_unknown_names_stay_as_they_are():
     checkpoint = open_checkpoint({"other.w": torch.ones(1)})
     assert match_names(checkpoint, headers(timm_clip())).names == ("other.w",)
+
+
+def test_weights_in_memory_have_no_configuration_in_the_current_folder(tmp_path, monkeypatch):
+    gelu = timm_clip("vit_base_patch32_clip_224")
+    (tmp_path / "config.json").write_text('{"hidden_act": "quick_gelu"}')
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
+    monkeypatch.chdir(tmp_path)
+    assert match_names(open_checkpoint(gelu), headers(gelu), gelu).names == tuple(gelu.state_dict())
+    torch.save(gelu.state_dict(), "m.pt")
+    with pytest.raises(CheckpointError, match="trained with quick_gelu"):
+        match_names(open_checkpoint("m.pt"), headers(gelu), gelu)

@@ -127,6 +127,12 @@ def test_an_open_checkpoint_is_taken_as_it_is():
     assert open_checkpoint(checkpoint) is checkpoint
 
 
+def test_an_open_lightning_checkpoint_loses_no_second_prefix(make_trainer, tmp_path):
+    lightning_checkpoint(make_trainer, tmp_path / "m.ckpt", net=nn.Sequential(nn.Linear(2, 3)))
+    checkpoint = open_checkpoint(tmp_path / "m.ckpt")
+    assert checkpoint.names == open_checkpoint(checkpoint).names == ("0.weight", "0.bias")
+
+
 def test_extra_state_is_no_tensor_and_left_out():
     assert open_checkpoint({"w": torch.ones(1), "quant._extra_state": {"scale": 1}}).names == ("w",)
 

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lwptv_lightning import open_checkpoint, zoo
-from lwptv_lightning.checkpoints import fingerprint
+from lwptv_lightning.checkpoints import Checkpoint, fingerprint
 from lwptv_lightning.cli.main import main
 from lwptv_lightning.inspection import SAME_BASE, check
 
@@ -199,6 +199,7 @@ def test_every_problem_is_a_verdict(base_state, task_states, tmp_path):
             "stranger": {name: torch.randn(tensor.shape, generator=generator) for name, tensor in base_state.items()},
             "nan": a | {"gain": torch.tensor(float("nan"))},
             "absent": tmp_path / "absent.pt",
+            "integer": a | {"gain": torch.tensor(3)},
             "half": {name: tensor.half() for name, tensor in a.items()},
         },
     )
@@ -210,8 +211,18 @@ def test_every_problem_is_a_verdict(base_state, task_states, tmp_path):
     assert verdicts["stranger"].startswith("another base: cosine ")
     assert verdicts["nan"] == "NaN or infinite weights."
     assert "no checkpoint at" in verdicts["absent"]
+    assert verdicts["integer"] == "other kinds: gain torch.int64 for torch.float32."
     assert verdicts["half"] == SAME_BASE
     assert found[-1].dtypes == ("float16",)
+
+
+def test_the_format_is_the_openers_word_and_not_the_names(base_state, task_states, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(task_states["a"], "no_suffix")
+    opened = open_checkpoint(task_states["b"])
+    named = Checkpoint("v1.2", opened.headers, opened)
+    found = check(base_state, {"a": "no_suffix", "b": named})
+    assert [task.format for task in found] == ["torch", "in memory"]
 
 
 def test_share_of_unchanged_tensors(base_state):
