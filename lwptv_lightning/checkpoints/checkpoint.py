@@ -29,6 +29,11 @@ class TensorHeader:
         """Describe a tensor."""
         return cls(tuple(tensor.shape), tensor.dtype)
 
+    @classmethod
+    def of_all(cls, tensors: Mapping[str, Tensor]) -> dict[str, TensorHeader]:
+        """Describe named tensors."""
+        return {name: cls.of(tensor) for name, tensor in tensors.items()}
+
     @property
     def numel(self) -> int:
         """The number of elements."""
@@ -156,34 +161,19 @@ def loaded(checkpoint: Checkpoint, names: Iterable[str], device: torch.device | 
     return checkpoint.with_tensors(checkpoint.headers, _HeldReader(checkpoint, held))
 
 
+@dataclass(frozen=True)
 class _HeldReader:
-    """Reads held tensors, and those that are not from a checkpoint."""
+    """Reads held tensors; others, and whole weights of those that are held as differences, from a checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, held: Mapping[str, tuple[Tensor, bool]]) -> None:
-        self._checkpoint = checkpoint
-        self._held = held
+    checkpoint: Checkpoint
+    held: Mapping[str, tuple[Tensor, bool]]
 
     def read(self, name: str) -> Tensor:
-        """Return the held tensor; one that is held as a difference is read again."""
-        tensor, is_difference = self._held.get(name, (None, True))
-        return self._checkpoint.read(name) if tensor is None or is_difference else tensor
+        tensor, is_difference = self.held.get(name, (None, True))
+        return self.checkpoint.read(name) if tensor is None or is_difference else tensor
 
     def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
-        return self._held[name] if name in self._held else self._checkpoint.read_for_difference(name)
-
-
-class _StateDictReader:
-    """Reads from tensors in memory."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = dict(tensors)
-
-    def read(self, name: str) -> Tensor:
-        return self._tensors[name]
-
-
-def _headers(tensors: Mapping[str, Tensor]) -> dict[str, TensorHeader]:
-    return {name: TensorHeader.of(tensor) for name, tensor in tensors.items()}
+        return self.held[name] if name in self.held else self.checkpoint.read_for_difference(name)
 
 
 def some_of(names: Iterable[object], most: int = 8) -> str:

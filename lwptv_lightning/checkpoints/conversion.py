@@ -41,8 +41,7 @@ def convert(checkpoint: Checkpoint, function: Callable[[dict[str, Tensor]], Mapp
     state: dict[str, Tensor] = {name: _recorded(_Stored(name), header) for name, header in checkpoint.headers.items()}
     converted = {name: value for name, value in function(state).items() if isinstance(value, Tensor)}
     formulas = {name: value.formula if isinstance(value, _Recorded) else value for name, value in converted.items()}
-    headers = {name: TensorHeader.of(value) for name, value in converted.items()}
-    return checkpoint.with_tensors(headers, _Calculator(checkpoint, formulas))
+    return checkpoint.with_tensors(TensorHeader.of_all(converted), _Calculator(checkpoint, formulas))
 
 
 @dataclass(frozen=True)
@@ -94,20 +93,20 @@ def _formula_of(value: Any) -> Any:
     return value.formula if isinstance(value, _Recorded) else value
 
 
+@dataclass(frozen=True)
 class _Calculator:
     """Reads converted tensors, each computed from what is stored."""
 
-    def __init__(self, checkpoint: Checkpoint, formulas: Mapping[str, Any]) -> None:
-        self._checkpoint = checkpoint
-        self._formulas = dict(formulas)
+    checkpoint: Checkpoint
+    formulas: Mapping[str, Any]
 
     def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._compute(self._formulas[name])
+        tensor: Tensor = self._compute(self.formulas[name])
         return tensor
 
     def _compute(self, formula: Any) -> Any:
         if isinstance(formula, _Stored):
-            return self._checkpoint.read(formula.name)
+            return self.checkpoint.read(formula.name)
         if isinstance(formula, _Call):
             args, kwargs = pytree.tree_map(self._compute, (formula.args, formula.kwargs))
             return formula.function(*args, **kwargs)

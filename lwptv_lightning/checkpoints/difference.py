@@ -5,7 +5,8 @@ Such a difference is used as it is. Adding it to the base and subtracting that a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,15 @@ def is_task_vector(checkpoint: Checkpoint) -> bool:
     return checkpoint.metadata.get("lwptv_kind") == TASK_VECTOR
 
 
-def require_base(checkpoint: Checkpoint, *bases: Checkpoint) -> None:
+def require_base(
+    checkpoint: Checkpoint, *bases: Checkpoint, fingerprint_of: Callable[[Checkpoint], str] = fingerprint
+) -> None:
     """Raise unless a task vector was made from one of the given bases.
 
     Args:
         checkpoint: The task vector. One without a fingerprint fits any base.
         *bases: The base, under each of the names that it may have had then.
+        fingerprint_of: `fingerprint`, or one that remembers where several task vectors are of one base.
 
     Raises:
         CheckpointError: Its base's fingerprint is that of none of them.
@@ -40,7 +44,7 @@ def require_base(checkpoint: Checkpoint, *bases: Checkpoint) -> None:
         return
     found = []
     for base in bases:
-        found.append(fingerprint(base))
+        found.append(fingerprint_of(base))
         if found[-1] == expected:
             return
     raise CheckpointError(
@@ -81,8 +85,14 @@ def add_difference(
                     f"{home.headers[name].shape} as in the base."
                 )
             if home is not base:
-                named = match_names(_filled_with_zeros(named, home), base.headers, model)
-            return _added(base, named, None if replaced is None else match_names(replaced, base.headers))
+                headers = {**home.headers, **named.headers}
+                named = named.with_tensors(headers, _ZeroFilledReader(named, headers))
+                named = match_names(named, base.headers, model)
+            whole = match_names(base.renamed({}) if replaced is None else replaced, base.headers)
+            added = {name: TensorHeader(head.shape, torch.float32) for name, head in named.headers.items()}
+            made = named.with_tensors({**base.headers, **added, **whole.headers}, _AddedReader(base, named, whole))
+            made.metadata = {}  # those of the difference would have it added to a base once more
+            return made
     unknown = [name for name in difference.names if name not in raw_base.headers]
     raise CheckpointError(
         f"{difference.source}: the base has no tensor {some_of(unknown)}{nearest(unknown[0], raw_base.names)} "
@@ -90,52 +100,37 @@ def add_difference(
     )
 
 
-def _added(base: Checkpoint, difference: Checkpoint, replaced: Checkpoint | None) -> Checkpoint:
-    """Return a base plus a difference, with some tensors in place of the base's or beside them."""
-    added = {name: TensorHeader(head.shape, torch.float32) for name, head in difference.headers.items()}
-    headers = {**base.headers, **added, **(replaced.headers if replaced else {})}
-    model = difference.with_tensors(headers, _AddedReader(base, difference, replaced))
-    model.metadata = {}  # those of the difference would have it added to a base once more
-    return model
-
-
+@dataclass(frozen=True)
 class _AddedReader:
     """Reads a base plus a difference, and the difference unrounded; a tensor that this has not is zero."""
 
-    def __init__(self, base: Checkpoint, difference: Checkpoint, replaced: Checkpoint | None) -> None:
-        self._base = base
-        self._difference = difference
-        self._replaced = replaced
+    base: Checkpoint
+    difference: Checkpoint
+    replaced: Checkpoint
 
     def read(self, name: str) -> Tensor:
-        """Return base plus difference in float32, or the tensor that neither changes."""
-        if self._replaced is not None and name in self._replaced.headers:
-            return self._replaced.read(name)
-        base = self._base.read(name)
-        return base.float() + self._difference.read(name).float() if name in self._difference.headers else base
+        values, is_difference = self.read_for_difference(name)
+        if not is_difference:
+            return values
+        base = self.base.read(name)
+        return base.float() + values.float() if name in self.difference.headers else base
 
     def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
-        """Return the difference, or the whole tensor where that replaces the base's."""
-        if self._replaced is not None and name in self._replaced.headers:
-            return self._replaced.read(name), False
-        if name in self._difference.headers:
-            return self._difference.read(name), True
-        return torch.zeros(()).expand(self._base.headers[name].shape), True
+        if name in self.replaced.headers:
+            return self.replaced.read(name), False
+        if name in self.difference.headers:
+            return self.difference.read(name), True
+        return torch.zeros(()).expand(self.base.headers[name].shape), True
 
 
-def _filled_with_zeros(difference: Checkpoint, base: Checkpoint) -> Checkpoint:
-    headers = {name: difference.headers.get(name, head) for name, head in base.headers.items()}
-    return difference.with_tensors(headers, _ZeroFilledReader(difference, headers))
-
-
+@dataclass(frozen=True)
 class _ZeroFilledReader:
     """Reads a difference, and zeros where it has no tensor."""
 
-    def __init__(self, difference: Checkpoint, headers: Mapping[str, TensorHeader]) -> None:
-        self._difference = difference
-        self._headers = dict(headers)
+    difference: Checkpoint
+    headers: Mapping[str, TensorHeader]
 
     def read(self, name: str) -> Tensor:
-        if name in self._difference.headers:
-            return self._difference.read(name)
-        return torch.zeros(self._headers[name].shape, dtype=self._headers[name].dtype)
+        if name in self.difference.headers:
+            return self.difference.read(name)
+        return torch.zeros(self.headers[name].shape, dtype=self.headers[name].dtype)

@@ -46,7 +46,7 @@ def is_adapter(checkpoint: Checkpoint) -> bool:
     return any(".lora_" in name for name in checkpoint.names)
 
 
-def expand_adapter(adapter: Checkpoint) -> tuple[Checkpoint, Checkpoint | None]:
+def expand_adapter(adapter: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
     """Return what an adapter adds to its base, by the names of the model that it was trained on.
 
     Args:
@@ -54,7 +54,7 @@ def expand_adapter(adapter: Checkpoint) -> tuple[Checkpoint, Checkpoint | None]:
 
     Returns:
         The differences, each computed from its factors when read, and the tensors that were trained whole
-        (``modules_to_save`` and biases), if any.
+        (``modules_to_save`` and biases).
 
     Raises:
         CheckpointError: It is no plain LoRA adapter (DoRA, for one), a factor is missing, or it is in memory, without
@@ -76,7 +76,7 @@ def expand_adapter(adapter: Checkpoint) -> tuple[Checkpoint, Checkpoint | None]:
             raise CheckpointError(f"{adapter.source}: {module!r} has one factor only, {some_of(names.values())}")
         products[f"{module}.weight"] = _product(adapter, module, names, config)
     headers = {name: TensorHeader(product.shape, torch.float32) for name, product in products.items()}
-    return adapter.with_tensors(headers, _ProductReader(adapter, products)), adapter.renamed(whole) if whole else None
+    return adapter.with_tensors(headers, _ProductReader(adapter, products)), adapter.renamed(whole)
 
 
 @dataclass(frozen=True)
@@ -90,16 +90,16 @@ class _Product:
     transposed: bool
 
 
+@dataclass(frozen=True)
 class _ProductReader:
     """Reads differences, each the product of two stored factors."""
 
-    def __init__(self, adapter: Checkpoint, products: Mapping[str, _Product]) -> None:
-        self._adapter = adapter
-        self._products = dict(products)
+    adapter: Checkpoint
+    products: Mapping[str, _Product]
 
     def read(self, name: str) -> Tensor:
-        product = self._products[name]
-        a, b = (self._adapter.read(factor).float().flatten(1) for factor in (product.a, product.b))
+        product = self.products[name]
+        a, b = (self.adapter.read(factor).float().flatten(1) for factor in (product.a, product.b))
         difference = (b @ a).mul_(product.scaling)
         return difference.T if product.transposed else difference.reshape(product.shape)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, _headers, _StateDictReader, some_of
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader, some_of
 
 LIGHTNING = "Lightning"
 """The format of what Lightning wrote, whose names carry the prefix of an attribute."""
@@ -22,6 +23,16 @@ _LAST_BESIDE_AVERAGED = "current_model_state"
 """Where Lightning's WeightAveraging keeps the last weights, when it puts the averaged ones into ``state_dict``."""
 _FOREIGN_CODE = re.compile(r"GLOBAL \S|must be imported|TorchScript")
 """What torch says of a file with code: a class or function outside its list of harmless ones, or a script."""
+
+
+@dataclass(frozen=True)
+class _StateDictReader:
+    """Reads from tensors in memory."""
+
+    tensors: Mapping[str, Tensor]
+
+    def read(self, name: str) -> Tensor:
+        return self.tensors[name]
 
 
 class _TorchFileReader:
@@ -43,7 +54,7 @@ class _TorchFileReader:
 
 def _from_state_dict(state: Mapping[str, Any], source: str, ema: bool | None) -> Checkpoint:
     tensors = {name: value.detach().cpu().clone() for name, value in _tensors_of(state, source, ema).items()}
-    return Checkpoint(source, _headers(tensors), _StateDictReader(tensors))
+    return Checkpoint(source, TensorHeader.of_all(tensors), _StateDictReader(tensors))
 
 
 def _from_torch_file(path: Path, ema: bool | None) -> Checkpoint:
@@ -51,7 +62,7 @@ def _from_torch_file(path: Path, ema: bool | None) -> Checkpoint:
     tensors = _tensors_of(content, str(path), ema)
     format = LIGHTNING if "pytorch-lightning_version" in content else "torch"
     reader, folder = _TorchFileReader(path, ema, tensors), path.absolute().parent
-    return Checkpoint(str(path), _headers(tensors), reader, folder=folder, format=format)
+    return Checkpoint(str(path), TensorHeader.of_all(tensors), reader, folder=folder, format=format)
 
 
 def _load(path: Path) -> Mapping[str, Any]:

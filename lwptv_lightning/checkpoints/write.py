@@ -30,8 +30,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: str | Path, metadata:
     Returns:
         The final path.
     """
-    headers = {name: TensorHeader.of(tensor) for name, tensor in tensors.items()}
-    with SafetensorsWriter(path, headers, metadata) as writer:
+    with SafetensorsWriter(path, TensorHeader.of_all(tensors), metadata) as writer:
         for name, tensor in tensors.items():
             writer.write(name, tensor.detach().reshape(-1))
     return writer.final

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from torch import nn
 
@@ -16,6 +17,7 @@ from lwptv_lightning.checkpoints import (
     add_difference,
     compare_headers,
     expand_adapter,
+    fingerprint,
     is_adapter,
     is_task_vector,
     match_names,
@@ -64,14 +66,7 @@ def align(
 ) -> Aligned:
     """Open a base and its tasks and bring all to one set of names: the model's, or the base's without one.
 
-    Args:
-        base: The pre-trained weights; for this and what follows see `lwptv_lightning.TaskVectors.open`.
-        tasks: Task name to fine-tuned weights, an adapter or a task vector.
-        exclude: Globs of tensors that may differ.
-        model: The module that the weights belong to.
-        prefix: What the wanted names start with.
-        ema: Whether to take averaged weights of the tasks.
-        strict: Whether an error of a task is raised; otherwise it is among the failures.
+    The arguments are those of `lwptv_lightning.TaskVectors.open`; only where ``strict``, an error of a task is raised.
 
     Raises:
         CheckpointError: A checkpoint cannot be opened, or an adapter or task vector does not belong to the base.
@@ -84,15 +79,15 @@ def align(
     """
     raw_base = aligned_base = _open_unprefixed(base, prefix)
     if model is not None:
-        headers = {name: TensorHeader.of(tensor) for name, tensor in model.state_dict().items()}
-        aligned_base = match_names(raw_base, headers, model)
+        aligned_base = match_names(raw_base, TensorHeader.of_all(model.state_dict()), model)
+    fingerprint_of = cache(fingerprint)
     opened: dict[str, Checkpoint] = {}
     experts: dict[str, Checkpoint] = {}
     failures: dict[str, Exception] = {}
     for task, source in tasks.items():
         try:
             opened[task] = _open_unprefixed(source, prefix, ema)
-            experts[task] = _align_expert(opened[task], raw_base, aligned_base, model)
+            experts[task] = _align_expert(opened[task], raw_base, aligned_base, model, fingerprint_of)
         except (ValueError, OSError, TypeError) as error:
             if strict:
                 raise
@@ -155,12 +150,18 @@ def _open_unprefixed(source: CheckpointSource, prefix: str | None = None, ema: b
     return without_wrappers(checkpoint.without_prefix(prefix) if carries_prefix else checkpoint)
 
 
-def _align_expert(expert: Checkpoint, raw_base: Checkpoint, base: Checkpoint, model: nn.Module | None) -> Checkpoint:
+def _align_expert(
+    expert: Checkpoint,
+    raw_base: Checkpoint,
+    base: Checkpoint,
+    model: nn.Module | None,
+    fingerprint_of: Callable[[Checkpoint], str],
+) -> Checkpoint:
     """Bring whole weights, an adapter or a task vector to the names of a base, which its file may name otherwise."""
     if is_adapter(expert):
         differences, replaced = expand_adapter(expert)
         return add_difference(differences, raw_base, base, model, replaced)
     if is_task_vector(expert):
-        require_base(expert, base, *([] if raw_base is base else [raw_base]))
+        require_base(expert, base, *([] if raw_base is base else [raw_base]), fingerprint_of=fingerprint_of)
         return add_difference(expert, raw_base, base, model)
     return match_names(expert, base.headers, model)
