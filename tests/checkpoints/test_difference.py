@@ -68,3 +68,10 @@ def test_a_prefixed_base_and_a_converted_one(make_vit, tmp_path):
     folder = write_task_vector(tmp_path / "a", open_checkpoint(vit), tau)
     vectors = TaskVectors.open(wrapped, {"a": folder}, model=vit)
     assert torch.equal(vectors.stack("norm.weight")[0], tau["norm.weight"])
+
+
+def test_a_base_is_fingerprinted_once_for_all_its_task_vectors(counting_checkpoint, base_state, tau, tmp_path):
+    base, reads = counting_checkpoint(base_state)
+    sources = {task: write_task_vector(tmp_path / task, open_checkpoint(base_state), tau) for task in "abc"}
+    TaskVectors.open(base, sources)
+    assert reads["fc.weight"] == 1

@@ -132,7 +132,7 @@ def test_a_killed_merge_leaves_the_old_file(vectors, tmp_path):
     program = f"""
         import os, signal, torch
         from lwptv_lightning import MergeRecipe, TaskVectors, save_merged
-        from lwptv_lightning.writing import SafetensorsWriter
+        from lwptv_lightning.checkpoints import SafetensorsWriter
 
         write = SafetensorsWriter.write
 
