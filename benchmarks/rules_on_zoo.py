@@ -17,7 +17,7 @@ import torch
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from lwptv_lightning import CollectStatistics, MergeModule, MergeRecipe, TaskVectors, merge, zoo
+from lwptv_lightning import CollectDataStatistics, MergeModule, MergeRecipe, TaskVectors, merge, zoo
 from lwptv_lightning.report import markdown_table
 from lwptv_lightning.rules._base import RULES, DataStatistics
 from lwptv_lightning.search import SweepResult, sweep
@@ -53,7 +53,7 @@ def collect_statistics(module: MergeModule, samples: int) -> dict[str, DataStati
     loaders = zoo.loaders("train", size=samples, sets=zoo.ID_SETS)
     collected = {}
     for kind in ("fisher", "gram"):
-        collector = CollectStatistics(kind, samples=samples)
+        collector = CollectDataStatistics(kind, samples=samples)
         quiet_trainer(callbacks=[collector]).validate(module, loaders, verbose=False)
         collected[kind] = collector.statistics
     return collected

@@ -5,7 +5,8 @@ from typing import Any
 
 _MODULE_OF = {
     "AdaMergingModule": "learning",  # where it was once
-    "CollectStatistics": "callbacks.collect_statistics",
+    "CollectDataStatistics": "callbacks.collect_data_statistics",
+    "CollectStatistics": "callbacks.collect_data_statistics",  # what it was called once
     "MergeReport": "callbacks.merge_report",
     "OnlineMerge": "callbacks.online_merge",
     "PruneAndMerge": "callbacks.prune_and_merge",

@@ -10,8 +10,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from lwptv_lightning.callbacks.log_picture import log_picture
-from lwptv_lightning.evaluation import DOMAINS, MergeModule
+from lwptv_lightning.evaluation import MergeModule
 from lwptv_lightning.merging import PruningPlan
+from lwptv_lightning.registry import DOMAINS, LoaderName
 from lwptv_lightning.report import ResultRow, ResultTable, plot_id_ood, plot_saliency, print_table
 
 
@@ -51,7 +52,7 @@ class MergeReport(Callback):
     @rank_zero_only
     def _add(self, trainer: Trainer, pl_module: LightningModule) -> None:
         logged = {name.removeprefix("merged/"): float(value) for name, value in trainer.callback_metrics.items()}
-        figures = {name: value for name, value in logged.items() if name.split("/")[0] in DOMAINS}
+        figures = {name: value for name, value in logged.items() if LoaderName.of_figure(name).domain in DOMAINS}
         if not figures:
             return
         merged = pl_module if isinstance(pl_module, MergeModule) else None

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
-from lwptv_lightning.evaluation import MergeModule, averages, require_loaders
+from lwptv_lightning.evaluation import MergeModule, averages, batch_limit, require_loaders, shared_loaders
 from lwptv_lightning.merging import gather_state, install_
 from lwptv_lightning.registry import require_known
 
@@ -121,12 +121,13 @@ class OnlineMerge(Callback):
             trainer: The running trainer; all its processes must call this.
         """
         self._has_run = True
-        most = int(trainer.fast_dev_run) or None  # type: ignore[attr-defined]
         # Nothing made here may be an inference tensor: the next training step could not use it.
         with isolate_rng(), _generators_kept(self.loaders), torch.inference_mode(False), torch.no_grad():
             self._merge(trainer)
-            for loader, batches in self._prepare(trainer).items():
-                for batch_idx, batch in enumerate(islice(batches, most)):
+            loaders = shared_loaders(trainer, self.loaders)
+            self.module.prepare(loaders)
+            for loader, batches in loaders.items():
+                for batch_idx, batch in enumerate(islice(batches, batch_limit(trainer))):
                     batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
                     with trainer.precision_plugin.val_step_context():
                         self.module.count(loader, batch, batch_idx)
@@ -148,15 +149,6 @@ class OnlineMerge(Callback):
             install_(self.module.head(self.task), gather_state(running, self.head))
         vectors = self.module.vectors.with_task(self.task, gather_state(running, self.backbone))
         self.module.merge_(vectors=vectors)
-
-    def _prepare(self, trainer: Trainer) -> dict[str, Any]:
-        """Return the loaders as the trainer itself would use them: each process gets its share of the samples."""
-        share = trainer._data_connector._prepare_dataloader
-        loaders = {
-            name: share(loader, shuffle=False, mode=RunningStage.VALIDATING) for name, loader in self.loaders.items()
-        }
-        self.module.prepare(loaders)
-        return loaders
 
 
 @contextmanager

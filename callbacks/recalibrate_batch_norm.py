@@ -46,13 +46,7 @@ class RecalibrateBatchNorm(Callback):
         if not trainer.sanity_checking:
             self.recalibrate_(pl_module)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Recalibrate."""
-        self.recalibrate_(pl_module)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Recalibrate."""
-        self.recalibrate_(pl_module)
+    on_test_start = on_predict_start = on_validation_start
 
     def recalibrate_(self, pl_module: LightningModule) -> None:
         """Run the batches through a module with only its batch normalisation in training mode.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lwptv_lightning.checkpoints import CheckpointError, Provenance, fingerprint, open_checkpoint, write_safetensors
+from lwptv_lightning.evaluation import callbacks_of, on_rank_zero
 from lwptv_lightning.merging import gather_state
 from lwptv_lightning.registry import require_known
 
@@ -82,7 +83,7 @@ class TaskVectorCheckpoint(Callback):
     @property
     def state_key(self) -> str:
         """What tells the states of several such callbacks in one checkpoint apart."""
-        return self._generate_state_key(task=self.task, backbone=self.backbone)
+        return f"{type(self).__qualname__}{ {'task': self.task, 'backbone': self.backbone} }"
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to know its starting weights by."""
@@ -96,13 +97,13 @@ class TaskVectorCheckpoint(Callback):
         """Store the starting weights, or find those of the run that is resumed."""
         # Not in `on_fit_start`: sharded strategies load the checkpoint of a resumed run after it.
         require_known("backbone", self.backbone, dict(pl_module.named_modules(remove_duplicate=False)))
-        if any(isinstance(other, ModelCheckpoint) and other.save_weights_only for other in trainer.callbacks):  # type: ignore[attr-defined]
+        if any(isinstance(other, ModelCheckpoint) and other.save_weights_only for other in callbacks_of(trainer)):
             rank_zero_warn(
                 "a ModelCheckpoint has save_weights_only=True, with which Lightning asks no callback: "
                 "TaskVectorCheckpoint stores nothing at its saves."
             )
         if self._base_fingerprint is not None:
-            _on_rank_zero(trainer, self._check_base)
+            on_rank_zero(trainer, self._check_base)
         elif trainer.ckpt_path is not None:
             raise ValueError(
                 f"{trainer.ckpt_path} was made without TaskVectorCheckpoint, so that the weights its run started from "
@@ -110,7 +111,7 @@ class TaskVectorCheckpoint(Callback):
             )
         else:
             weights = self._gather(trainer)
-            self._base_fingerprint = _on_rank_zero(trainer, lambda: self._write_base(weights))
+            self._base_fingerprint = on_rank_zero(trainer, lambda: self._write_base(weights))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the task vector."""
@@ -126,7 +127,7 @@ class TaskVectorCheckpoint(Callback):
 
     def _store(self, trainer: Trainer) -> None:
         weights = self._gather(trainer)
-        _on_rank_zero(trainer, lambda: self._write_task_vector(weights, trainer))
+        on_rank_zero(trainer, lambda: self._write_task_vector(weights, trainer))
 
     def _gather(self, trainer: Trainer) -> dict[str, Tensor]:
         running: Any = trainer.model
@@ -163,21 +164,6 @@ class TaskVectorCheckpoint(Callback):
         )
         stored = {name: tensor.to(DTYPES[self.dtype]) for name, tensor in vector.items()}
         write_safetensors(stored, self.folder / TASK_VECTOR_FILE, provenance.to_metadata())
-
-
-def _on_rank_zero(trainer: Trainer, action: Callable[[], Any]) -> Any:
-    """Run something on the first process; all of them get its result, or its error."""
-    result: Any = None
-    error: Exception | None = None
-    if trainer.is_global_zero:
-        try:
-            result = action()
-        except Exception as raised:  # whatever it is, the other processes wait for it
-            error = raised
-    result, error = trainer.strategy.broadcast((result, error))
-    if error is not None:
-        raise error
-    return result
 
 
 def _keep_largest_(vector: dict[str, Tensor], density: float) -> None:

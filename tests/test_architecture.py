@@ -52,7 +52,7 @@ def test_every_module_stands_in_a_room():
 
 def test_forwarders_hold_imports_alone():
     for name in FORWARDERS:
-        docstring, *rest, names = ast.parse((PACKAGE / f"{name}.py").read_text()).body
+        _docstring, *rest, names = ast.parse((PACKAGE / f"{name}.py").read_text()).body
         assert all(isinstance(node, ast.ImportFrom) for node in rest)
         assert ast.unparse(names).startswith("__all__ = ")
 
@@ -69,8 +69,6 @@ def test_rooms_import_from_rooms_above_them_through_the_door(path):
         room = place.partition(".")[0] or name
         if package != "lwptv_lightning" or room == "__version__" or room == own:
             continue
-        if (own, room) == ("evaluation", "callbacks"):
-            continue  # until the module owns its merging callback
         assert room in LEVEL_OF, f"{module}.{name} stands in no room"
         assert LEVEL_OF[room] < LEVEL_OF[own], f"{own} imports {module}.{name}, which is not above it"
         assert place in (room, ""), f"{module} is inside of {room}; import {name} from the room"
@@ -81,6 +79,85 @@ def test_rooms_import_from_rooms_above_them_through_the_door(path):
 def test_the_core_is_plain_torch(path):
     users = {module for module, _ in imported(path) if module.partition(".")[0] in ("lightning", "pytorch_lightning")}
     assert not users or room_of(path) in USERS_OF_LIGHTNING
+
+
+LIGHTNINGS_OWN = PACKAGE / "evaluation" / "lightning.py"
+
+
+def private(name):
+    return name.startswith("_") and not name.endswith("__")
+
+
+@pytest.fixture(scope="module")
+def lightnings_names():
+    """What trainers, modules, data modules and callbacks have that is private to Lightning."""
+    from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+    from torch import nn
+
+    torchs = {*vars(nn.Module()), *dir(nn.Module)}
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, barebones=True)
+    owners = (trainer, LightningModule(), LightningDataModule(), Callback())
+    return {name for owner in owners for name in dir(owner) if private(name)} - torchs - {"_abc_impl"}
+
+
+def privates_of_lightning(source, names):
+    """Yield what a file touches that is private to Lightning: by import, or as an attribute.
+
+    An attribute is Lightning's by its name, unless it is one of ``self`` that the file itself defines, or because a
+    trainer or a module of Lightning's stands somewhere before it.
+    """
+    tree = ast.parse(source)
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    own |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None) or ""
+            for full in (f"{module}.{alias.name}".strip(".").split(".") for alias in node.names):
+                if full[0] in ("lightning", "pytorch_lightning", "lightning_fabric") and any(map(private, full)):
+                    yield ".".join(full)
+        elif isinstance(node, ast.Attribute) and private(node.attr):
+            before = {getattr(part, "attr", getattr(part, "id", None)) for part in ast.walk(node.value)}
+            is_own = node.attr in own and ast.unparse(node.value) == "self"
+            if (node.attr in names and not is_own) or before & {"trainer", "pl_module", "strategy"}:
+                yield ast.unparse(node)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "setattr", "hasattr"):
+            yield from (ast.unparse(node) for part in node.args if getattr(part, "value", None) in names)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from lightning.pytorch.trainer import _x",
+        "from lightning.pytorch._private import x",
+        "import lightning.pytorch._private",
+        "trainer._x",
+        "self.trainer.strategy._x.y",
+        "pl_module._x()",
+        "self._trainer",
+        "other._data_connector",
+        "getattr(module, '_trainer', None)",
+    ],
+)
+def test_what_is_private_to_lightning_is_found(source, lightnings_names):
+    assert list(privates_of_lightning(source, lightnings_names))
+
+
+OWN = "class Mine:\n def f(self): self._device = 1\n def _run(self): self._run(self._device)"
+
+
+@pytest.mark.parametrize(
+    "source", [OWN, "self._x", "trainer.x", "trainer.__class__", "from torch import _x", "x._modules"]
+)
+def test_what_is_not_is_let_be(source, lightnings_names):
+    assert not list(privates_of_lightning(source, lightnings_names))
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_one_file_touches_what_is_private_to_lightning(path, lightnings_names):
+    # The core is plain torch, where such a name is another's.
+    names = lightnings_names if room_of(path) in USERS_OF_LIGHTNING else ()
+    found = list(privates_of_lightning(path.read_text(), names))
+    assert bool(found) == (path == LIGHTNINGS_OWN), found
 
 
 def test_importing_the_package_loads_neither_torch_nor_lightning():
@@ -94,8 +171,8 @@ def test_every_public_name_can_be_imported():
 
     for name in lwptv_lightning.__all__:
         assert getattr(lwptv_lightning, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'Merge'"):
-        lwptv_lightning.Merge  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'Merges'"):
+        lwptv_lightning.Merges  # noqa: B018
 
 
 def test_every_rule_file_registers_its_rules():

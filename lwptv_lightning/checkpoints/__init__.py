@@ -1,6 +1,6 @@
 """One model's tensors, read on demand, whatever wrote them; and files written so that none is left half done."""
 
-from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader, loaded, some_of
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader, holding, some_of
 from lwptv_lightning.checkpoints.compare import HeaderComparison, compare_headers
 from lwptv_lightning.checkpoints.conversion import convert
 from lwptv_lightning.checkpoints.difference import add_difference, is_task_vector, require_base
@@ -14,31 +14,11 @@ from lwptv_lightning.checkpoints.safetensors import SAFETENSORS_DTYPES
 from lwptv_lightning.checkpoints.write import SafetensorsWriter, index_of, require_safetensors_path, write_safetensors
 
 __all__ = [
-    "SAFETENSORS_DTYPES",
     "Checkpoint",
     "CheckpointError",
     "CheckpointSource",
-    "HeaderComparison",
     "Provenance",
-    "SafetensorsWriter",
     "TensorHeader",
-    "add_difference",
-    "align_prefix",
-    "compare_headers",
-    "convert",
-    "expand_adapter",
-    "fetch",
     "fingerprint",
-    "fingerprints",
-    "index_of",
-    "is_adapter",
-    "is_task_vector",
-    "loaded",
-    "match_names",
     "open_checkpoint",
-    "require_base",
-    "require_safetensors_path",
-    "some_of",
-    "without_wrappers",
-    "write_safetensors",
 ]

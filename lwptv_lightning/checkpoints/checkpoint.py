@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,12 +152,12 @@ class Checkpoint:
         return f"Checkpoint({self.source!r}, {len(self.headers)} tensors)"
 
 
-def loaded(checkpoint: Checkpoint, names: Iterable[str], device: torch.device | str) -> Checkpoint:
-    """Return a checkpoint with some tensors held on a device; the others are read from it when asked for."""
+def holding(checkpoint: Checkpoint, names: Iterable[str], place: Callable[[Tensor], Tensor]) -> Checkpoint:
+    """Return a checkpoint with copies of some tensors held; the others are read from it when asked for."""
     held = {}
     for name in names:
         tensor, is_difference = checkpoint.read_for_difference(name)
-        held[name] = (tensor.to(device, copy=True), is_difference)
+        held[name] = (place(tensor), is_difference)
     return checkpoint.with_tensors(checkpoint.headers, _HeldReader(checkpoint, held))
 
 

@@ -76,7 +76,8 @@ class Provenance:
         kind: ``"merged"``, ``"task_vector"`` or ``"base"``; None where the file does not say.
         base: Fingerprint of the base.
         tasks: Task name to the fingerprint of its fine-tuned weights, or None where that is not known.
-        recipe: The merge's recipe, with the scale in force.
+        recipe: The merge's recipe, as it was asked for.
+        scale: The scaling coefficient in force, which the recipe may have left to the rule.
         mask: Task name to the names of the layers that it keeps; None where nothing was pruned.
         versions: Library to version.
         density: The fraction of entries that a task vector keeps.
@@ -84,7 +85,7 @@ class Provenance:
         metrics: The metrics that its trainer had then.
 
     Example:
-        >>> made = Provenance(kind="merged", tasks={"a,b": None}, recipe={"rule": "ties", "scale": 0.4})
+        >>> made = Provenance(kind="merged", tasks={"a,b": None}, recipe={"rule": "ties"}, scale=1.0)
         >>> Provenance.from_metadata(made.to_metadata()) == made
         True
     """
@@ -93,6 +94,7 @@ class Provenance:
     base: str | None = None
     tasks: Mapping[str, str | None] = field(default_factory=dict)
     recipe: Mapping[str, Any] | None = None
+    scale: float | None = None
     mask: Mapping[str, list[str]] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     density: float | None = None
@@ -156,6 +158,7 @@ def _is_mask(value: Any) -> bool:
 _AS_JSON: dict[str, tuple[str, str, Callable[[Any], bool]]] = {
     "tasks": ("lwptv_task_fingerprints", "task names to fingerprints", _mapping_of(str, type(None))),
     "recipe": ("lwptv_recipe", "a recipe", lambda value: isinstance(value, dict)),
+    "scale": ("lwptv_scale", "a number", lambda value: type(value) in (int, float)),
     "mask": ("lwptv_mask", "task names to lists of layers", _is_mask),
     "versions": ("lwptv_versions", "libraries to versions", _mapping_of(str)),
     "density": ("lwptv_density", "a fraction", lambda value: type(value) in (int, float) and 0 < value <= 1),

@@ -6,16 +6,17 @@ or classes of your own, in any importable module, do as well.
 
 from __future__ import annotations
 
+import argparse
 import warnings
-from collections.abc import Sequence
-
-from lightning.pytorch.cli import LightningCLI
-
-from lwptv_lightning.evaluation import EvaluationSuite, MergeModule
 
 
-def validate(arguments: Sequence[str]) -> None:
-    """Run ``lwptv validate`` with its arguments, such as ``["--config", "demo.yaml"]``."""
+def run(options: argparse.Namespace) -> None:
+    """Validate a merged model as a configuration file says."""
+    # Imported here, because the other commands do not wait for Lightning.
+    from lightning.pytorch.cli import LightningCLI
+
+    from lwptv_lightning.evaluation import EvaluationSuite, MergeModule
+
     with warnings.catch_warnings():
         # Lightning suspects a mistake where its arguments are given and the program has some of its own.
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
@@ -27,7 +28,7 @@ def validate(arguments: Sequence[str]) -> None:
             run=False,
             save_config_callback=None,
             seed_everything_default=False,
-            args=list(arguments),
+            args=options.arguments,
             parser_kwargs={"prog": "lwptv validate", "description": "Validate a merged model over ID and OOD sets."},
         )
     cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)

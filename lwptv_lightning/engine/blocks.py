@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,24 +16,10 @@ from lwptv_lightning.task_vectors import Stack
 
 Value = TypeVar("Value")
 
-
-_CACHE_BYTES = 1 << 21
-"""Size of a block of all tasks together on the CPU: with what is computed from it, it stays in the cache, and torch's
-threads have enough to share."""
-
-
-_DEVICE_BYTES = 1 << 28
-"""Size of a block on an accelerator, where starting an operation costs more than reading memory again."""
-
-
 _FREED_BYTES = 1 << 23
 """Several blocks, and less than the large tensors of a result, which had better not stand between blocks."""
-
-
 _ALIGNMENT = 64
 """Blocks begin at multiples of so many elements, where vector instructions need no unaligned loads."""
-
-
 _MOST_ELEMENTS = 1 << 22
 """Of one task in a block: so many can be counted, and summed without much rounding, in float32."""
 
@@ -55,11 +41,6 @@ class Block:
     base: Tensor
 
 
-def block_bytes(device: torch.device | str | None) -> int:
-    """Return the size of a block of all tasks together."""
-    return _CACHE_BYTES if torch.device(device or "cpu").type == "cpu" else _DEVICE_BYTES
-
-
 def keep_freed_memory() -> None:
     """Let the C library keep the memory of freed blocks, some 16 MB at most, for the blocks that follow.
 
@@ -69,62 +50,58 @@ def keep_freed_memory() -> None:
     torch.empty(_FREED_BYTES, dtype=torch.uint8)
 
 
-def spans(elements: int, tasks: int, dtype: torch.dtype, device: torch.device | str | None) -> Iterator[slice]:
+def spans(elements: int, element_bytes: int, block_bytes: int) -> Iterator[slice]:
     """Divide a flattened tensor into blocks, always in the same way: sums that are taken by block repeat to the bit.
 
     Args:
         elements: Of the tensor; an empty one is one block.
-        tasks: T.
-        dtype: What is computed in.
-        device: Where.
+        element_bytes: What one element takes, of all tasks together.
+        block_bytes: What a block may take.
 
     Yields:
         The part of each block.
 
     Example:
-        >>> list(spans(80_000, 8, torch.float32, "cpu"))
+        >>> list(spans(80_000, element_bytes=32, block_bytes=1 << 21))
         [slice(0, 65536, None), slice(65536, 80000, None)]
     """
-    length = min(max(block_bytes(device) // (tasks * dtype.itemsize) // _ALIGNMENT, 1) * _ALIGNMENT, _MOST_ELEMENTS)
+    length = max(block_bytes // element_bytes, 1)
+    length = min(length // _ALIGNMENT * _ALIGNMENT or length, _MOST_ELEMENTS)
     for start in range(0, max(elements, 1), length):
         yield slice(start, min(start + length, elements))
 
 
-def read_blocks(
-    names: Iterable[str],
-    open_stack: Callable[[str], Stack],
-    dtype: torch.dtype,
-    device: torch.device | str | None,
-) -> Iterator[Block]:
+def read_blocks(stacks: Iterable[tuple[str, Stack]], like: Tensor, block_bytes: int) -> Iterator[Block]:
     """Read some tensors block by block, in order; on a CUDA device the next one is copied there meanwhile.
 
     Args:
-        names: The tensors' names.
-        open_stack: Returns a tensor's stack.
-        dtype: What is computed in.
-        device: Where.
+        stacks: The tensors' names and stacks.
+        like: A tensor of the dtype and on the device to compute in.
+        block_bytes: The size of a block of all tasks together.
+
+    Yields:
+        Each tensor's blocks, from the first to the last.
     """
     keep_freed_memory()
-    jobs = _divided(names, open_stack, dtype, device)
-    if torch.device(device or "cpu").type != "cuda":
+    jobs = _divided(stacks, like.element_size(), block_bytes)
+    if like.device.type != "cuda":
         for name, stack, span in jobs:
-            sources = stack.sources(span)
-            yield Block(name, span.start, stack.tau(sources), sources[0])
+            base, *others = stack.sources(span)
+            yield Block(name, span.start, stack.tau(base.to(like), others), base)
         return
-    transfer = PinnedTransfer(torch.device(device or "cuda"))
+    transfer = PinnedTransfer(like.device)
     sent = ((job, transfer.send(job[1].sources(job[2]))) for job in jobs)
     for (name, stack, span), arrive in _one_ahead(sent):
-        sources = arrive()
-        yield Block(name, span.start, stack.tau(sources), sources[0])
+        base, *others = arrive()
+        yield Block(name, span.start, stack.tau(base.to(like), others), base)
 
 
 def _divided(
-    names: Iterable[str], open_stack: Callable[[str], Stack], dtype: torch.dtype, device: torch.device | str | None
+    stacks: Iterable[tuple[str, Stack]], itemsize: int, block_bytes: int
 ) -> Iterator[tuple[str, Stack, slice]]:
-    for name in names:
-        stack = open_stack(name)
+    for name, stack in stacks:
         tasks, *shape = stack.shape
-        for span in spans(math.prod(shape), tasks, dtype, device):
+        for span in spans(math.prod(shape), tasks * itemsize, block_bytes):
             yield name, stack, span
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.engine.blocks import Block
-from lwptv_lightning.engine.stream import PrunedTaskVectors
+from lwptv_lightning.engine.stream import Stream
 from lwptv_lightning.functional import compare, count_true, sample_margins, select
 
 Transform: TypeAlias = Callable[[Block], Tensor]
@@ -31,16 +31,11 @@ _SAMPLE = 1 << 19
 """How many values of each row the first bracket is estimated from; a model with few more does without."""
 
 
-def count_elements(vectors: PrunedTaskVectors) -> int:
-    """Return the number of elements of one task vector over the whole model."""
-    return sum(map(vectors.numel, vectors.names))
-
-
-def kth_smallest_magnitude(vectors: PrunedTaskVectors, k: int, transform: Transform | None = None) -> Tensor:
+def kth_smallest_magnitude(stream: Stream, k: int, transform: Transform | None = None) -> Tensor:
     """Return each task's k-th smallest ``|tau|`` over the whole model; see `order_statistics`.
 
     Args:
-        vectors: What to stream over.
+        stream: What to read.
         k: The rank, counted from 1.
         transform: Gives the values whose magnitudes are ranked instead.
 
@@ -51,15 +46,15 @@ def kth_smallest_magnitude(vectors: PrunedTaskVectors, k: int, transform: Transf
     def magnitudes(block: Block) -> Tensor:
         return (block.tau if transform is None else transform(block)).abs()
 
-    return order_statistics(vectors, [k], magnitudes)[0]
+    return order_statistics(stream, [k], magnitudes)[0]
 
 
-def order_statistics(vectors: PrunedTaskVectors, ranks: Sequence[int], transform: Transform) -> Tensor:
+def order_statistics(stream: Stream, orders: Sequence[int], transform: Transform) -> Tensor:
     """Return the k-th smallest value of each row over the whole model, for several k.
 
     Args:
-        vectors: What to stream over.
-        ranks: The K ranks k, counted from 1.
+        stream: What to read.
+        orders: The K ranks k, counted from 1.
         transform: Gives the values, R rows, the same number for every block.
 
     Returns:
@@ -68,23 +63,23 @@ def order_statistics(vectors: PrunedTaskVectors, ranks: Sequence[int], transform
     Raises:
         ValueError: A rank is not in 1 ... number of elements.
     """
-    total = count_elements(vectors)
-    for k in ranks:
+    total = stream.elements
+    for k in orders:
         if not 1 <= k <= total:
             raise ValueError(f"k must lie in 1 ... {total}, not {k}.")
-    brackets = _first_brackets(vectors, ranks, total, transform)
+    brackets = _first_brackets(stream, orders, total, transform)
     while not all(bracket.is_found for row in brackets for bracket in row):
-        below, bins = _count(vectors, transform, brackets)
+        below, bins = _count(stream, transform, brackets)
         if len(brackets[0]) == 1:  # what is known of all rows before one has been seen
             brackets = [row * bins.shape[1] for row in brackets]
         brackets = [
             [
-                bracket.narrowed(k - int(below[i, row]), bins[i, row].cumsum(0, dtype=torch.int64), vectors.dtype)
+                bracket.narrowed(k - int(below[i, row]), bins[i, row].cumsum(0, dtype=torch.int64), stream.dtype)
                 for row, bracket in enumerate(brackets[i])
             ]
-            for i, k in enumerate(ranks)
+            for i, k in enumerate(orders)
         ]
-    return torch.stack([_floats([bracket.low for bracket in row], vectors.dtype) for row in brackets])
+    return torch.stack([_floats([bracket.low for bracket in row], stream.dtype) for row in brackets])
 
 
 @dataclass(frozen=True)
@@ -135,51 +130,43 @@ def _everything(dtype: torch.dtype) -> _Bracket:
     return _Bracket(-infinity, infinity)
 
 
-def _first_brackets(
-    vectors: PrunedTaskVectors, ranks: Sequence[int], total: int, transform: Transform
-) -> list[list[_Bracket]]:
+def _first_brackets(stream: Stream, orders: Sequence[int], total: int, transform: Transform) -> list[list[_Bracket]]:
     """Return a bracket for each rank and row; one for all rows where the model is too small to take a sample."""
     if total < 4 * _SAMPLE:
-        return [[_everything(vectors.dtype)] for _ in ranks]
+        return [[_everything(stream.dtype)] for _ in orders]
     stride = total // _SAMPLE | 1  # odd, since the lengths of rows rarely are
-
-    elements = slice(None, None, stride)
-    drawn = []
-    for name in vectors.own_names:
-        stack = vectors.open_stack(name)
-        sources = stack.sources(elements)
-        drawn.append(transform(Block(name, 0, stack.tau(sources), sources[0])).cpu())
-    sample = torch.cat([part for found in vectors.share.exchange(drawn) for part in found], dim=1)
+    drawn = [transform(block).cpu() for block in stream.every(stride)]
+    sample = torch.cat([part for found in stream.exchange(drawn) for part in found], dim=1)
     size = sample.shape[1]
     brackets = []
-    for k in ranks:
+    for k in orders:
         first, last = sample_margins(k, total, size)
-        everything = _everything(vectors.dtype)
+        everything = _everything(stream.dtype)
         lows = _keys(sample.kthvalue(first, dim=1).values).tolist() if first >= 1 else [everything.low] * len(sample)
         highs = _keys(sample.kthvalue(last, dim=1).values).tolist() if last <= size else [everything.high] * len(sample)
         brackets.append([_Bracket(low, high, guessed=True) for low, high in zip(lows, highs, strict=True)])
     return brackets
 
 
-def _count(vectors: PrunedTaskVectors, transform: Transform, brackets: list[list[_Bracket]]) -> tuple[Tensor, Tensor]:
+def _count(stream: Stream, transform: Transform, brackets: list[list[_Bracket]]) -> tuple[Tensor, Tensor]:
     """Return how many values lie below each bracket, ``(K, R)``, and in each of its bins, ``(K, R, bins)``."""
     bins = max(bracket.bins for row in brackets for bracket in row)
-    tables = [_Table.of(row, bins, vectors.dtype, vectors.device) for row in brackets]
+    tables = [_Table.of(row, bins, stream.dtype, stream.execution.device) for row in brackets]
 
     below = counts = torch.zeros(0, dtype=torch.int64)
-    dtype = torch.int32 if count_elements(vectors) <= torch.iinfo(torch.int32).max else torch.int64
-    for block in vectors.read_blocks(vectors.own_names):
+    dtype = torch.int32 if stream.elements <= torch.iinfo(torch.int32).max else torch.int64
+    for block in stream.blocks():
         values = transform(block)
         found = [table.look_up(values) for table in tables]
         if not len(below):
-            below = torch.zeros(len(found), len(found[0][0]), dtype=torch.int64, device=vectors.device)
-            counts = torch.zeros(len(found), below.shape[1] * bins, dtype=dtype, device=vectors.device)
+            below = torch.zeros(len(found), len(found[0][0]), dtype=torch.int64, device=stream.execution.device)
+            counts = torch.zeros(len(found), below.shape[1] * bins, dtype=dtype, device=stream.execution.device)
         for rank, (smaller, lowest, hits) in enumerate(found):
             below[rank] += smaller
             counts[rank, ::bins] += lowest.to(dtype)
             counts[rank].scatter_add_(0, hits, torch.ones_like(hits, dtype=dtype))
     # A process without a tensor of its own has counted nothing.
-    parts = [part for part in vectors.share.exchange((below.cpu(), counts.cpu())) if len(part[0])]
+    parts = [part for part in stream.exchange((below.cpu(), counts.cpu())) if len(part[0])]
     below, counts = (sum(column[1:], start=column[0]) for column in zip(*parts, strict=True))
     return below, counts.reshape(*below.shape, bins)
 

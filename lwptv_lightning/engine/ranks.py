@@ -7,7 +7,7 @@ fails answers the exchange which the others wait in, whichever it is, and all st
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lwptv_lightning.checkpoints import TensorHeader
-from lwptv_lightning.engine.share import WHOLE, Share
 
 Value = TypeVar("Value")
 
@@ -74,22 +73,8 @@ class Ranks:
                 self._gather(None, error)
             raise
 
-    def share(self, owner: Mapping[str, int]) -> Share:
-        """Return this process's share of the tensors.
-
-        Args:
-            owner: Name to the rank of the process that it belongs to; see `divide`.
-        """
-        if self.size == 1:
-            return WHOLE
-        return Share(frozenset(name for name, rank in owner.items() if rank == self.rank), self.exchange)
-
     def spread(
-        self,
-        owner: Mapping[str, int],
-        own: Iterable[tuple[str, Tensor]],
-        headers: Mapping[str, TensorHeader],
-        device: torch.device | str | None = None,
+        self, owner: Mapping[str, int], own: Iterable[tuple[str, Tensor]], empty: Callable[[str], Tensor]
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors that each process makes on every process, in the order of ``owner``.
 
@@ -98,8 +83,7 @@ class Ranks:
         Args:
             owner: Name to rank.
             own: Makes this process's tensors, with their names.
-            headers: Name to the shape and dtype of a tensor.
-            device: Where the tensors of other processes arrive.
+            empty: Makes the tensor of a name into which another process's is received.
 
         Yields:
             Name and tensor.
@@ -110,9 +94,7 @@ class Ranks:
         with self.sharing_errors():
             made = dict(own)
         for name, source in owner.items():
-            header = headers[name]
-            tensor = made.pop(name) if name in made else torch.empty(header.shape, dtype=header.dtype, device=device)
-            yield name, self.broadcast(tensor, source)
+            yield name, self.broadcast(made.pop(name) if name in made else empty(name), source)
 
     def broadcast(self, tensor: Tensor, source: int) -> Tensor:
         """Return the tensor that the process ``source`` has; the other ones give one of the same shape and dtype."""

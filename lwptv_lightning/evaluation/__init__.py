@@ -2,24 +2,23 @@
 
 from lwptv_lightning.evaluation.builders import image_folders, timm_module
 from lwptv_lightning.evaluation.data_statistics import fisher_diagonal, input_grams
-from lwptv_lightning.evaluation.loaders import DOMAINS, require_loaders, sample_positions, split_name
+from lwptv_lightning.evaluation.heads import Heads
+from lwptv_lightning.evaluation.lightning import (
+    batch_limit,
+    callbacks_of,
+    loaders_of,
+    merging_together,
+    on_rank_zero,
+    ranks_of,
+    shared_loaders,
+    stage_of,
+)
+from lwptv_lightning.evaluation.loaders import require_loaders, sample_positions, split_name
+from lwptv_lightning.evaluation.merging import merge_model_
+from lwptv_lightning.evaluation.merging_callback import MergingCallback, merge_for_
 from lwptv_lightning.evaluation.metrics import LoaderMetrics, SampleOutcomes, averages
-from lwptv_lightning.evaluation.module import MergeModule, ranks_of
+from lwptv_lightning.evaluation.module import MergeModule
 from lwptv_lightning.evaluation.suite import EvaluationSuite
+from lwptv_lightning.registry import DOMAINS, LoaderName
 
-__all__ = [
-    "DOMAINS",
-    "EvaluationSuite",
-    "LoaderMetrics",
-    "MergeModule",
-    "SampleOutcomes",
-    "averages",
-    "fisher_diagonal",
-    "image_folders",
-    "input_grams",
-    "ranks_of",
-    "require_loaders",
-    "sample_positions",
-    "split_name",
-    "timm_module",
-]
+__all__ = ["EvaluationSuite", "Heads", "LoaderName", "MergeModule"]

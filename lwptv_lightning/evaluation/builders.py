@@ -6,7 +6,6 @@ from typing import Any
 
 from lwptv_lightning.evaluation.module import MergeModule
 from lwptv_lightning.evaluation.suite import EvaluationSuite
-from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.task_vectors import TaskVectors
 
 
@@ -34,7 +33,7 @@ def timm_module(
 
     module = timm.create_model(model, pretrained=False, **(model_arguments or {}))
     vectors = TaskVectors.open(base, tasks, exclude=exclude or (), model=module)
-    return MergeModule(module, vectors, MergeRecipe.from_dict(recipe or {}))
+    return MergeModule(module, vectors, recipe)
 
 
 def image_folders(

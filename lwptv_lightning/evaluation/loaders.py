@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
-from lwptv_lightning.registry import nearest
+from lwptv_lightning.registry import LoaderName
 
 
 def require_loaders(loaders: object) -> dict[str, Any]:
@@ -25,12 +25,25 @@ def require_loaders(loaders: object) -> dict[str, Any]:
         given = "an empty dict" if isinstance(loaders, Mapping) else f"a {type(loaders).__name__}"
         raise ValueError(f"dataloaders must be a dict such as {{'id/svhn': loader, 'ood/mnist': loader}}, not {given}.")
     for name, loader in loaders.items():
-        split_name(str(name))
+        LoaderName.parse(str(name))
         if getattr(getattr(loader, "batch_sampler", None), "drop_last", False):
             raise ValueError(f"loader {name!r} has drop_last=True, so that samples would not be counted.")
         if hasattr(getattr(loader, "dataset", None), "__len__") and not len(loader.dataset):
             raise ValueError(f"loader {name!r} has an empty data set.")
     return dict(loaders)
+
+
+def require_pair(batch: Any) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets of a batch that begins with these.
+
+    Raises:
+        TypeError: It does not.
+    """
+    if isinstance(batch, list | tuple) and len(batch) >= 2:
+        return batch[0], batch[1]
+    raise TypeError(
+        f"a batch must be (inputs, targets), not {type(batch).__name__}; override MergeModule.unpack for others."
+    )
 
 
 def sample_positions(loader: Any, batch_idx: int, size: int) -> Tensor:
@@ -48,7 +61,7 @@ def sample_positions(loader: Any, batch_idx: int, size: int) -> Tensor:
         ``(n,)`` with ``n <= size``: positions of the batch's first n samples.
 
     Example:
-        >>> from torch.utils.data import TensorDataset
+        >>> from torch.utils.data import DataLoader, TensorDataset
         >>> data = TensorDataset(torch.zeros(5))
         >>> sampler = DistributedSampler(data, num_replicas=2, rank=1, shuffle=False)
         >>> sample_positions(DataLoader(data, batch_size=2, sampler=sampler), batch_idx=1, size=1)
@@ -83,28 +96,7 @@ def repeated_loaders(first_batches: Sequence[Mapping[str, float]]) -> list[str]:
     return sorted({loader for (loader, _), count in seen.items() if count > 1})
 
 
-DOMAINS = ("id", "ood")
-
-
-_RESERVED = ("avg", "normalized")
-
-
 def split_name(loader: str) -> tuple[str, str]:
-    """Split a loader's name into its domain and the name of its set.
-
-    Raises:
-        ValueError: The name is not ``id/...`` or ``ood/...``, or one that the averages use.
-
-    Example:
-        >>> split_name("ood/mnist")
-        ('ood', 'mnist')
-    """
-    domain, slash, name = loader.partition("/")
-    if domain not in DOMAINS or not slash or not name:
-        raise ValueError(
-            f"loader {loader!r} must be named 'id/<name>' (a merged task's data) or 'ood/<name>' (any other data)."
-            f"{nearest(domain, DOMAINS)}"
-        )
-    if name.partition("/")[0] in _RESERVED:
-        raise ValueError(f"loader {loader!r}: {name!r} is taken by the averages; choose another name.")
-    return domain, name
+    """Return domain and set of a loader's name; see `LoaderName.parse`."""
+    name = LoaderName.parse(loader)
+    return name.domain, name.name

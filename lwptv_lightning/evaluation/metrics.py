@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
+
+from lwptv_lightning.evaluation.lightning import ranks_of
+from lwptv_lightning.evaluation.loaders import is_iterable, repeated_loaders, sample_positions
+from lwptv_lightning.registry import LoaderName
 
 
 class LoaderMetrics(nn.Module):
@@ -33,11 +40,38 @@ class LoaderMetrics(nn.Module):
         self.loaders = tuple(loaders)
         # A list, because names may hold characters that attributes may not.
         self._metrics = nn.ModuleList(metric.clone() for _ in self.loaders)
+        self._first_batches: dict[str, float] = {}
 
     def __getitem__(self, loader: str) -> Metric | MetricCollection:
         metric = self._metrics[self.loaders.index(loader)]
         assert isinstance(metric, Metric | MetricCollection)
         return metric
+
+    def count(self, name: str, loader: Any, batch_idx: int, logits: Tensor, targets: Tensor) -> int:
+        """Update a loader's metric with the samples of a batch that count, and return how many these are.
+
+        Args:
+            name: The loader's name.
+            loader: The loader as the trainer uses it; with ``batch_idx`` as in `sample_positions`.
+            batch_idx: The batch's number on this process.
+            logits: ``(B, classes)``.
+            targets: ``(B,)``.
+        """
+        if batch_idx == 0 and is_iterable(loader):
+            self._first_batches[name] = float(logits.double().sum())
+        counted = len(sample_positions(loader, batch_idx, len(targets)))
+        if counted:
+            self[name].update(logits[:counted], targets[:counted])
+        return counted
+
+    def warn_of_repeated(self, loaders: Mapping[str, Any], trainer: Trainer) -> None:
+        """Warn of iterable loaders that gave two of a trainer's processes the same samples; all must call this."""
+        shared = any(map(is_iterable, loaders.values()))
+        for loader in repeated_loaders(ranks_of(trainer).exchange(self._first_batches)) if shared else ():
+            rank_zero_warn(
+                f"loader {loader!r} gives several processes the same samples, which are counted several times. "
+                "Let the iterable data set yield each process's own share, or pass one with a length."
+            )
 
     def logged(self, loader: str) -> dict[str, Metric]:
         """Return what to log of a loader: its metric under its name, or a collection's under ``name/<metric>``."""
@@ -76,11 +110,11 @@ def averages(figures: Mapping[str, float], expert_accuracy: Mapping[str, float] 
     groups: dict[str, list[float]] = {}
     normalized: dict[str, list[float]] = {}
     for name, figure in figures.items():
-        domain, set_name, *metric = name.split("/")
-        suffix = "".join(f"/{part}" for part in metric)
-        groups.setdefault(f"{domain}/avg{suffix}", []).append(figure)
-        if domain == "id" and expert_accuracy and set_name in expert_accuracy:
-            normalized.setdefault(f"id/normalized{suffix}", []).append(figure / expert_accuracy[set_name])
+        loader = LoaderName.of_figure(name)
+        set_name, slash, metric = loader.name.partition("/")
+        groups.setdefault(f"{loader.domain}/avg{slash}{metric}", []).append(figure)
+        if loader.domain == "id" and expert_accuracy and set_name in expert_accuracy:
+            normalized.setdefault(f"id/normalized{slash}{metric}", []).append(figure / expert_accuracy[set_name])
     return {name: sum(values) / len(values) for name, values in (groups | normalized).items()}
 
 

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics import Metric, MetricCollection
+from typing_extensions import Unpack
 
-from lwptv_lightning.checkpoints import require_safetensors_path, some_of, write_safetensors
-from lwptv_lightning.engine import ALONE, Ranks
-from lwptv_lightning.evaluation.loaders import (
-    is_iterable,
-    repeated_loaders,
-    require_loaders,
-    sample_positions,
-    split_name,
-)
+from lwptv_lightning.checkpoints import Provenance, require_safetensors_path, write_safetensors
+from lwptv_lightning.evaluation.heads import Heads
+from lwptv_lightning.evaluation.lightning import callbacks_of, device_of, forget_logged_, loaders_of, trainer_of
+from lwptv_lightning.evaluation.loaders import require_loaders, require_pair
+from lwptv_lightning.evaluation.merging import merge_model_, require_fit
 from lwptv_lightning.evaluation.metrics import LoaderMetrics, averages
 from lwptv_lightning.layers import Layers, trace_layers
-from lwptv_lightning.merging import PruningPlan, materialize_, merge_into_, metadata_of, plan_pruning, whole_state
-from lwptv_lightning.recipe import MergeRecipe
-from lwptv_lightning.registry import UnknownNameError, nearest
+from lwptv_lightning.merging import (
+    MergeOptions,
+    PruningPlan,
+    materialize_,
+    provenance_of,
+    require_options,
+    whole_state,
+)
+from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.rules import DataStatistics
 from lwptv_lightning.task_vectors import TaskVectors
+
+_STORED = "lwptv_merge_module"
+"""Where a checkpoint holds what `MergeModule` needs besides its state dict and its hyper-parameters."""
 
 
 class MergeModule(LightningModule):
@@ -40,36 +46,39 @@ class MergeModule(LightningModule):
     and ``predict`` work likewise; ``predict`` returns logits.
 
     The task weights are held outside parameters and buffers: they are not moved to the device as a whole and not in
-    ``state_dict()``, which is the merged model and its heads.
+    ``state_dict()``, which is the merged model and its heads. Of a checkpoint by ``trainer.save_checkpoint`` these are
+    made again without task vectors: ``MergeModule.load_from_checkpoint(path, model=..., heads=...)``, where heads that
+    are the tasks' own classifiers need not be given. What was loaded is evaluated and saved as it is.
 
     Args:
         model: The architecture of the checkpoints. The module's own weights are overwritten. Or a function that makes
             it of the strategy's device mesh, such as ``ModelParallelStrategy`` has, and may shard it there and leave
             it on the meta device. The function is called once without a mesh, on the meta device, for the model's
             layers and shapes.
-        vectors: The task vectors.
-        recipe: Rule, scale and pruning.
+        vectors: The task vectors. A module that was loaded from a checkpoint needs them only to merge anew.
+        recipe: Rule, scale and pruning; also a rule's name or a recipe's fields.
         heads: Set name (the part of a loader's name after ``id/`` or ``ood/``) to a head that maps what ``model``
             returns to that set's logits. Without heads the model's own output is the logits. Where the task vectors
             leave out the tasks' classifiers because their shapes differ, these are the heads by default, on the
             model's features.
-        statistics: What was collected on data for rules that need it; see
-            `lwptv_lightning.callbacks.CollectStatistics`.
         metric: A torchmetrics metric or collection of logits and targets; top-1 accuracy by default.
         expert_accuracy: Set name to the accuracy of its expert, for the normalised accuracy.
+        tasks: The tasks' names; by default those of the task vectors.
+        options: Those of `lwptv_lightning.merge`, such as ``statistics``, what
+            `lwptv_lightning.callbacks.CollectDataStatistics` collected for rules that need it.
 
     Raises:
         ValueError: Model and task vectors do not fit.
+        TypeError: Merging has no such option.
 
     Example:
         >>> model = nn.Linear(2, 2)
         >>> vectors = TaskVectors.open(model, {"a": {"weight": torch.eye(2), "bias": torch.zeros(2)}})
-        >>> module = MergeModule(model, vectors, MergeRecipe(scale=1.0)).merge_()
+        >>> module = MergeModule(model, vectors, {"rule": "task_arithmetic", "scale": 1.0}).merge_()
         >>> module(torch.tensor([[3.0, 4.0]])).round(decimals=3).tolist()
         [[3.0, 4.0]]
     """
 
-    vectors: TaskVectors
     recipe: MergeRecipe
     installed: MergeRecipe | None
     """The recipe whose result `model` holds."""
@@ -79,39 +88,61 @@ class MergeModule(LightningModule):
     def __init__(
         self,
         model: nn.Module | Callable[[DeviceMesh | None], nn.Module],
-        vectors: TaskVectors,
-        recipe: MergeRecipe | None = None,
+        vectors: TaskVectors | None = None,
+        recipe: MergeRecipe | str | Mapping[str, Any] | None = None,
         *,
         heads: Mapping[str, nn.Module] | None = None,
-        statistics: DataStatistics | None = None,
         metric: Metric | MetricCollection | None = None,
         expert_accuracy: Mapping[str, float] | None = None,
+        tasks: Sequence[str] = (),
+        **options: Unpack[MergeOptions],
     ) -> None:
         super().__init__()
-        self.recipe = MergeRecipe() if recipe is None else recipe
+        require_options(options)
+        self.recipe = make_recipe(recipe or {})
         self._build = None if isinstance(model, nn.Module) else model
         if not isinstance(model, nn.Module):
             with torch.device("meta"):
                 model = model(None)
-        _check_fit(model, vectors)
+        if vectors is not None:
+            require_fit(model, vectors)
         self.model = model
-        self.vectors = vectors
-        self.statistics = statistics
-        self.installed = None
-        self.plan = None
-        heads = _classifier_heads(model, vectors) | dict(heads or {})
-        self.heads = nn.ModuleDict({_key(name): head for name, head in heads.items()})
+        self.options: dict[str, Any] = {**options}
+        self.tasks = tuple(tasks) if vectors is None else vectors.tasks
+        self.installed = self.plan = None
+        self.heads = Heads(heads or {}) if vectors is None else Heads.of(model, vectors, heads or {})
         self.metrics = LoaderMetrics((), metric)
         self.expert_accuracy = dict(expert_accuracy or {})
         self._metric = metric
         self._loaders: dict[str, Any] = {}
         self._layers: dict[str, Layers] = {}
-        self._first_batches: dict[str, float] = {}
-        self.save_hyperparameters({"recipe": self.recipe.to_dict(), "tasks": list(vectors.tasks)})
+        self._vectors = vectors
+        self._provenance: Callable[[], Provenance] = Provenance
+        self.save_hyperparameters({"recipe": self.recipe.to_dict(), "tasks": list(self.tasks)})
+
+    @property
+    def vectors(self) -> TaskVectors:
+        """The task vectors.
+
+        Raises:
+            ValueError: There are none, as after `load_from_checkpoint`.
+        """
+        if self._vectors is None:
+            raise ValueError("this MergeModule holds what was loaded and no task vectors; give vectors=... to merge.")
+        return self._vectors
+
+    @vectors.setter
+    def vectors(self, vectors: TaskVectors) -> None:
+        self._vectors = vectors
+
+    @property
+    def statistics(self) -> DataStatistics | None:
+        """What was collected on data for rules that need it."""
+        return self.options.get("data", self.options.get("statistics"))
 
     def setup(self, stage: str) -> None:
         """Find the layers while the model can be traced; `configure_model` may shard it."""
-        if self.recipe.needs_layers:
+        if self._vectors is not None and (self.recipe.needs_layers or "mask" in self.options):
             self.layers()
 
     def configure_model(self) -> None:
@@ -119,7 +150,7 @@ class MergeModule(LightningModule):
         if self._build is not None:
             self.model = self._build(self.device_mesh)
             self._build = None
-            materialize_(self.model, self.device if self._trainer is None else self.trainer.strategy.root_device)
+            materialize_(self.model, device_of(self))
 
     def layers(self, granularity: str | None = None) -> Layers:
         """Return the model's layers in execution order, by default at the recipe's granularity."""
@@ -130,64 +161,48 @@ class MergeModule(LightningModule):
 
     def merge_(
         self,
-        device: torch.device | str | None = None,
         *,
         vectors: TaskVectors | None = None,
         recipe: MergeRecipe | None = None,
-        ranks: Ranks = ALONE,
+        **options: Any,
     ) -> MergeModule:
         """Merge, install the result into `model` and return the module.
 
         Args:
-            device: Where to merge; by default where the module is.
             vectors: Other task vectors than the module's.
             recipe: Another recipe than the module's.
-            ranks: The processes that divide the work among them, which must all make this call.
+            options: As for the module, whose own they go before; ``device`` is by default where the module is.
+
+        Raises:
+            ValueError: There are no task vectors, and something else is asked for than what was loaded.
         """
         self.configure_model()
-        device = self.device if device is None else device
-        vectors, recipe = vectors or self.vectors, recipe or self.recipe
-        layers = self.layers(recipe.granularity) if recipe.needs_layers else None
-        self.plan = plan_pruning(vectors, recipe, layers, device, ranks=ranks) if recipe.prunes_layers else None
-        mask = self.plan.mask if self.plan else None
-        shapes = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
-        # The model is the base where nothing is merged; a classifier of another shape than the base's is its own.
-        fitting = [name for name, header in vectors.headers.items() if shapes.get(name) == header.shape]
-        merge_into_(
-            self.model,
-            vectors,
-            recipe,
-            layers,
-            device,
-            names=(*vectors.shared_names, *fitting),
-            mask=mask,
-            statistics=self.statistics,
-            ranks=ranks,
-        )
+        recipe = recipe or self.recipe
+        options = {"device": self.device, **self.options, **options}
+        if vectors is self._vectors is None and recipe == self.installed and options.keys() <= {"device", "ranks"}:
+            return self  # what was loaded is this merge
+        vectors = vectors or self.vectors
+        plan = merge_model_(self.model, vectors, recipe, self.layers, options, whole=True)
+        self.plan = plan.pruning
         self.installed = recipe
+        self._provenance = partial(provenance_of, vectors, plan.recipe, plan.mask)
         return self
 
     def save_merged(self, path: str | Path) -> Path:
-        """Merge and write the merged model (without heads) to a ``.safetensors`` file.
+        """Merge, write the model (without heads) to a ``.safetensors`` file and return its path.
 
         With a sharded model every process must call it.
-
-        Returns:
-            The path.
         """
         require_safetensors_path(path)
         self.merge_()
-        return write_safetensors(whole_state(self.model), path, metadata_of(self.vectors, self.recipe))
+        return write_safetensors(whole_state(self.model), path, self._provenance().to_metadata())
 
     def forward(self, inputs: Tensor, head: str | None = None) -> Tensor:
-        """Return logits, or what the model returns.
+        """Return the logits of a head ``(B, classes)``, or what the model itself returns.
 
         Args:
             inputs: What the model takes, such as images ``(B, C, H, W)``.
             head: Name of the head to apply; none by default.
-
-        Returns:
-            ``(B, classes)`` with a head, else the model's own output.
 
         Raises:
             UnknownNameError: No such head.
@@ -195,14 +210,7 @@ class MergeModule(LightningModule):
         if head is None:
             output: Tensor = self.model(inputs)
             return output
-        model: Any = self.model
-        classify = self.head(head)
-        if self.vectors.classifiers:
-            features = model.forward_head(model.forward_features(inputs), pre_logits=True)
-        else:
-            features = model(inputs)
-        logits: Tensor = classify(features)
-        return logits
+        return self.heads.logits(self.model, inputs, head)
 
     def head(self, name: str) -> nn.Module:
         """Return a head.
@@ -210,28 +218,37 @@ class MergeModule(LightningModule):
         Raises:
             UnknownNameError: No such head.
         """
-        if _key(name) not in self.heads:
-            raise UnknownNameError("head", name, self.head_names)
-        return self.heads[_key(name)]
+        return self.heads[name]
 
     @property
     def head_names(self) -> tuple[str, ...]:
         """The names of the heads."""
-        return tuple(name.replace(_DOT, ".") for name in self.heads)
+        return self.heads.keys()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add which merge the weights are of, and which heads belong to them."""
+        recipe = None if self.installed is None else self.installed.to_dict()
+        metadata, heads = self._provenance().to_metadata(), self.heads.described()
+        checkpoint[_STORED] = {"recipe": recipe, "metadata": metadata, "heads": heads}
+        if recipe is not None:
+            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["recipe"] = recipe
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of the trainer's, whose weights the merged ones would overwrite.
+        """Make way for the weights of `load_from_checkpoint`.
 
         Raises:
-            ValueError: The trainer was given ``ckpt_path``.
+            ValueError: The trainer was given ``ckpt_path``; or the checkpoint has a head that was not given.
         """
         # The trainer knows of the path only from here on; in `setup` it is None still.
-        ckpt_path = None if self._trainer is None else self._trainer.ckpt_path
-        if ckpt_path is not None:
+        if (trainer := trainer_of(self)) is not None and trainer.ckpt_path is not None:
             raise ValueError(
-                f"ckpt_path={str(ckpt_path)!r} cannot be used with a MergeModule, whose weights come from its task "
-                "vectors; leave it out."
+                f"ckpt_path={str(trainer.ckpt_path)!r} cannot be used with a MergeModule, whose weights come from its "
+                "task vectors; leave it out, or evaluate what MergeModule.load_from_checkpoint(...) returns."
             )
+        if stored := checkpoint.get(_STORED):
+            self.heads.restore_(stored["heads"], checkpoint["state_dict"], "heads.")
+            self.installed = None if stored["recipe"] is None else MergeRecipe.from_dict(stored["recipe"])
+            self._provenance = partial(Provenance.from_metadata, stored["metadata"])
 
     def teardown(self, stage: str) -> None:
         """Refuse loaders without a single batch, on which Lightning skips the run and returns nothing.
@@ -239,8 +256,8 @@ class MergeModule(LightningModule):
         Raises:
             ValueError: As in `prepare`.
         """
-        loaders = {"validate": self.trainer.val_dataloaders, "test": self.trainer.test_dataloaders}.get(stage)
-        if loaders is not None:
+        loaders = loaders_of(self.trainer, stage)
+        if loaders is not None and stage != "predict":
             require_loaders(loaders)
 
     def prepare(self, loaders: object) -> None:
@@ -254,66 +271,38 @@ class MergeModule(LightningModule):
             UnknownNameError: A loader has no head, where there are heads.
         """
         self._loaders = require_loaders(loaders)
-        self._first_batches = {}
-        for loader in self._loaders:
-            name = split_name(loader)[1]
-            if self.heads and _key(name) not in self.heads:
-                raise UnknownNameError(f"head for loader {loader!r}:", name, self.head_names)
+        self.heads.require_for(self._loaders)
         self.metrics = LoaderMetrics(tuple(self._loaders), self._metric).to(self.device)
-        self._forget_earlier_runs()
-
-    def _forget_earlier_runs(self) -> None:
-        # A trainer remembers as which loader's a name was logged, and fails when it is another one's in a later run.
-        logged: Any = {} if self._trainer is None else self._trainer._results or {}
-        for key in [key for key in logged if key.startswith(("validation_step.", "test_step."))]:
-            del logged[key]
+        forget_logged_(self)
 
     def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of a batch; override it for batches that are no ``(inputs, targets)``."""
-        if isinstance(batch, list | tuple) and len(batch) >= 2:
-            return batch[0], batch[1]
-        raise TypeError(
-            f"a batch must be (inputs, targets), not {type(batch).__name__}; override MergeModule.unpack for others."
-        )
+        return require_pair(batch)
 
     def head_of(self, loader: str) -> str | None:
         """Return the name of the head for a loader; ``None`` where the model itself gives the logits."""
-        return split_name(loader)[1] if self.heads else None
+        return self.heads.of_loader(loader)
 
     def count(self, loader: str, batch: Any, batch_idx: int) -> int:
-        """Update a loader's metric with the samples of a batch that count.
+        """Update a loader's metric with the samples of a batch that count, and return how many these are.
 
         Args:
             loader: A name among the prepared loaders.
-            batch: The batch, on the module's device.
+            batch: On the module's device.
             batch_idx: The batch's number on this process.
-
-        Returns:
-            How many samples count.
         """
         inputs, targets = self.unpack(batch)
         logits = self(inputs, self.head_of(loader))
-        if batch_idx == 0 and is_iterable(self._loaders[loader]):
-            self._first_batches[loader] = float(logits.double().sum())
-        counted = len(sample_positions(self._loaders[loader], batch_idx, len(targets)))
-        if counted:
-            self.metrics[loader].update(logits[:counted], targets[:counted])
-        return counted
+        return self.metrics.count(loader, self._loaders[loader], batch_idx, logits, targets)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update the loader's metric with the samples that count."""
         loader = tuple(self._loaders)[dataloader_idx]
         counted = self.count(loader, batch, batch_idx)
+        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
         for name, metric in self.metrics.logged(loader).items():
-            self.log(
-                name,
-                metric,
-                on_step=False,
-                on_epoch=True,
-                add_dataloader_idx=False,
-                batch_size=max(counted, 1),
-                metric_attribute=f"metrics.{name}",  # Lightning remembers the metrics of an earlier run otherwise
-            )
+            # Without its attribute Lightning would take the metric of an earlier run.
+            self.log(name, metric, metric_attribute=f"metrics.{name}", batch_size=max(counted, 1), **options)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Do what `validation_step` does."""
@@ -327,12 +316,7 @@ class MergeModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the averages over the loaders."""
-        if any(map(is_iterable, self._loaders.values())):
-            for loader in repeated_loaders(ranks_of(self.trainer).exchange(self._first_batches)):
-                rank_zero_warn(
-                    f"loader {loader!r} gives several processes the same samples, which are counted several times. "
-                    "Let the iterable data set yield each process's own share, or pass one with a length."
-                )
+        self.metrics.warn_of_repeated(self._loaders, self.trainer)
         # The figures are reduced over the processes already.
         self.log_dict(averages(self.metrics.compute(), self.expert_accuracy), rank_zero_only=False)
 
@@ -341,60 +325,8 @@ class MergeModule(LightningModule):
         self.on_validation_epoch_end()
 
     def configure_callbacks(self) -> list[Callback]:
-        """Bring the callback that merges, unless the trainer has one."""
-        from lwptv_lightning.callbacks.prune_and_merge import MergeOwnModule, PruneAndMerge
+        """Bring the callback that merges, unless one of the trainer's says of itself that it ``installs_weights``."""
+        from lwptv_lightning.evaluation.merging_callback import MergingCallback
 
-        has_one = any(isinstance(callback, PruneAndMerge) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if has_one else [MergeOwnModule()]
-
-
-def ranks_of(trainer: Trainer) -> Ranks:
-    """Return a trainer's processes; a trainer of one device works alone, whatever process group there is."""
-    return Ranks.current() if trainer.world_size > 1 else ALONE
-
-
-_DOT = "%2E"
-
-
-def _key(name: str) -> str:
-    """Return a name under which a ModuleDict can hold a head: attributes may not contain dots."""
-    return name.replace(".", _DOT)
-
-
-def _check_fit(model: nn.Module, vectors: TaskVectors) -> None:
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    label = type(model).__name__
-    absent = [name for name in vectors.shared_names if name not in own]
-    if absent:
-        raise ValueError(
-            f"{label} has no tensor {some_of(absent)}{nearest(absent[0], own)} Expected the architecture that the "
-            "checkpoints are of; tensors that are not to be merged go into exclude=(...)."
-        )
-    for name in vectors.shared_names:
-        if own[name] != vectors.headers[name].shape:
-            raise ValueError(f"{label}: {name!r} has shape {own[name]}, the base {vectors.headers[name].shape}.")
-    classifiers = tuple(f"{path}." for path in vectors.classifiers)
-    unset = [name for name in own if name not in vectors.headers and not (classifiers and name.startswith(classifiers))]
-    if unset:
-        raise ValueError(
-            f"{label} has tensors that the base has not and that would stay random: {some_of(unset)} Build it without "
-            "them (timm: num_classes=0), or add them to the base checkpoint."
-        )
-
-
-def _classifier_heads(model: nn.Module, vectors: TaskVectors) -> dict[str, nn.Module]:
-    """Make a head of each task's own classifier, where the task vectors leave these out."""
-    heads: dict[str, nn.Module] = {}
-    for task in vectors.tasks if vectors.classifiers else ():
-        if len(vectors.classifiers) > 1:
-            raise ValueError(f"{type(model).__name__} has several classifiers; give heads={{task: module}}.")
-        path = vectors.classifiers[0]
-        state = {name.removeprefix(f"{path}."): tensor for name, tensor in vectors.classifier_state(task).items()}
-        pattern = model.get_submodule(path)
-        if not isinstance(pattern, nn.Linear) or "weight" not in state:
-            raise ValueError(f"the classifier {path!r} of {task!r} is no linear layer; give heads={{task: module}}.")
-        classes, features = state["weight"].shape
-        head = nn.Linear(features, classes, bias="bias" in state)
-        head.load_state_dict(state)
-        heads[task] = head
-    return heads
+        has_one = any(getattr(callback, "installs_weights", False) for callback in callbacks_of(self.trainer))
+        return [] if has_one else [MergingCallback()]

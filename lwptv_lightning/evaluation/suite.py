@@ -8,7 +8,8 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from lwptv_lightning.evaluation.loaders import DOMAINS, require_loaders, split_name
+from lwptv_lightning.evaluation.loaders import require_loaders
+from lwptv_lightning.registry import DOMAINS, LoaderName
 
 
 class EvaluationSuite(LightningDataModule):
@@ -44,9 +45,8 @@ class EvaluationSuite(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        named = {f"id/{name}": data for name, data in id.items()} | {
-            f"ood/{name}": data for name, data in (ood or {}).items()
-        }
+        groups = dict(zip(DOMAINS, (id, ood or {}), strict=True))
+        named = {str(LoaderName(domain, name)): data for domain in DOMAINS for name, data in groups[domain].items()}
         self.loaders = {name: _as_loader(name, data, batch_size, num_workers) for name, data in named.items()}
         require_loaders(self.loaders)
 
@@ -55,21 +55,15 @@ class EvaluationSuite(LightningDataModule):
         """Return the suite of loaders that are named ``id/...`` and ``ood/...`` already."""
         groups: dict[str, dict[str, DataLoader[Any]]] = {domain: {} for domain in DOMAINS}
         for loader, data in loaders.items():
-            domain, name = split_name(loader)
-            groups[domain][name] = data
-        return cls(id=groups["id"], ood=groups["ood"])
+            name = LoaderName.parse(loader)
+            groups[name.domain][name.name] = data
+        return cls(groups["id"], groups["ood"])
 
     def val_dataloader(self) -> dict[str, DataLoader[Any]]:
         """Return the loaders by name."""
         return self.loaders
 
-    def test_dataloader(self) -> dict[str, DataLoader[Any]]:
-        """Return the loaders by name."""
-        return self.loaders
-
-    def predict_dataloader(self) -> dict[str, DataLoader[Any]]:
-        """Return the loaders by name."""
-        return self.loaders
+    test_dataloader = predict_dataloader = val_dataloader
 
 
 def _as_loader(name: str, data: Any, batch_size: int, num_workers: int) -> DataLoader[Any]:

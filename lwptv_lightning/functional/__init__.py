@@ -7,31 +7,3 @@ from lwptv_lightning.functional.ranked import kth_smallest, ranked_values, sampl
 from lwptv_lightning.functional.signs import agreeing_magnitudes, combine_agreeing, elect_signs
 from lwptv_lightning.functional.sums import as_rows, per_row, sum_tasks
 from lwptv_lightning.functional.trims import drop_at_random_, keep_consensus, keep_largest_, keep_middle_, trim_
-
-__all__ = [
-    "NEGLIGIBLE",
-    "agreeing_magnitudes",
-    "as_rows",
-    "combine_agreeing",
-    "compare",
-    "count_true",
-    "directions",
-    "drop_at_random_",
-    "elect_signs",
-    "keep_consensus",
-    "keep_largest_",
-    "keep_middle_",
-    "kth_smallest",
-    "leading_triplets",
-    "magnitude_probabilities",
-    "per_row",
-    "polar_factor",
-    "positions",
-    "random_keep",
-    "ranked_values",
-    "sample_margins",
-    "select",
-    "sum_tasks",
-    "tall_masks",
-    "trim_",
-]

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 _ALL_BITS = (1 << 64) - 1
-_GENERATOR = np.random.PCG64DXSM(0)
-"""Only its state is ever used, which each call sets: that takes less time than making a generator."""
 
 
 def random_keep(
@@ -48,7 +46,8 @@ def random_keep(
     limits = np.asarray(probability, dtype=np.float64) * 2.0**bits
     whole, rest = np.floor(limits).astype(np.uint8), limits % 1
     keys = [(seed, task, name) for task in tasks]
-    drawn = np.stack([_draws_of(bits, count, start, key) for key in keys])
+    generator = np.random.PCG64DXSM(0)  # its own: one that calls shared would mix the draws of threads
+    drawn = np.stack([_draws_of(generator, bits, count, start, key) for key in keys])
     kept = drawn < whole
     if rest.any():
         # Where the bits are the limit's own, 53 more decide.
@@ -66,12 +65,12 @@ def _scrambled(numbers: Any) -> Any:
     return numbers ^ (numbers >> np.uint64(31))
 
 
-def _draws_of(bits: int, count: int, start: int, key: tuple[int | str, ...]) -> Any:
+def _draws_of(generator: Any, bits: int, count: int, start: int, key: tuple[int | str, ...]) -> Any:
     """Return random numbers of 1 or 8 bits for the elements from ``start`` on, cut out of numbers of 64 bits."""
     first, skipped = divmod(start, 64 // bits)
-    _GENERATOR.state = _first_state(key)
-    _GENERATOR.advance(first)
-    numbers = _GENERATOR.random_raw(-(-(skipped + count) * bits // 64)).view(np.uint8)
+    generator.state = _first_state(key)
+    generator.advance(first)
+    numbers = generator.random_raw(-(-(skipped + count) * bits // 64)).view(np.uint8)
     drawn = np.unpackbits(numbers, bitorder="little") if bits == 1 else numbers
     return drawn[skipped : skipped + count]
 

@@ -19,7 +19,7 @@ _LEAST_MARGIN = 16
 """That half width is at least so many values of the sample, since near its ends the deviation says little."""
 
 
-def ranked_values(values: Tensor, ranks: Sequence[int]) -> list[float]:
+def ranked_values(values: Tensor, orders: Sequence[int]) -> list[float]:
     """Return the k-th smallest of some values, ``(n,)``, for several k counted from 1.
 
     Example:
@@ -29,10 +29,10 @@ def ranked_values(values: Tensor, ranks: Sequence[int]) -> list[float]:
     """
     count, stride = len(values), len(values) // _SMALL_SAMPLE
     if stride < 2:
-        return kth_smallest(values, ranks)
+        return kth_smallest(values, orders)
     sample = values[::stride]
     found: list[float] = []
-    for k in ranks:
+    for k in orders:
         margins = [min(max(rank, 1), len(sample)) for rank in sample_margins(k, count, len(sample))]
         low, high = kth_smallest(sample, margins)
         smaller = compare(lt, values, low)
@@ -48,7 +48,7 @@ def sample_margins(k: int, total: int, size: int) -> tuple[int, int]:
     return math.floor(k / total * size - margin), math.ceil(k / total * size + margin)
 
 
-def kth_smallest(values: Tensor, ranks: Sequence[int]) -> list[float]:
+def kth_smallest(values: Tensor, orders: Sequence[int]) -> list[float]:
     """Return the k-th smallest of some values, ``(n,)``, for several k counted from 1; for some thousand values.
 
     Example:
@@ -56,8 +56,8 @@ def kth_smallest(values: Tensor, ranks: Sequence[int]) -> list[float]:
         >>> kth_smallest(torch.tensor([3.0, 1.0, 2.0]), [1, 3])
         [1.0, 3.0]
     """
-    if not ranks:
+    if not orders:
         return []
-    places = [k - 1 for k in ranks]
+    places = [k - 1 for k in orders]
     ordered = values.sort().values if values.is_cuda else np.partition(values.numpy(), places)
     return [float(ordered[place]) for place in places]

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lwptv_lightning.engine import PrunedTaskVectors
+from lwptv_lightning.engine import Execution, Stream
 from lwptv_lightning.evaluation import MergeModule
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_known
@@ -90,9 +90,9 @@ class AdaMergingModule(LightningModule):
         module = self.merge_module.to(self.device).eval()
         vectors = module.vectors
         rule: Any = get_rule("adamerging")(plus_plus=self.plus_plus)  # type: ignore[call-arg]
-        pruned = PrunedTaskVectors(vectors, device=self.device)
-        survey = rule.survey(pruned)
-        self._task_vectors = {name: rule.split(pruned.stack(name), survey) for name in vectors.names}
+        stream = Stream.of(vectors, execution=Execution(device=self.device))
+        survey = rule.survey(stream)
+        self._task_vectors = {name: rule.split(stream.stack(name), survey) for name in vectors.names}
         self._rest = {name: vectors.base(name).to(self.device) for name in vectors.shared_names}
 
     def merged(self) -> dict[str, Tensor]:

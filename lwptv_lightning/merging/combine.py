@@ -1,18 +1,46 @@
-"""Apply a rule to pruned task vectors: in blocks, task by task or whole tensors, as the rule must see them."""
+"""Apply rules to task vectors: in blocks, task by task or whole tensors, as each rule must see them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine import PrunedTaskVectors, keep_freed_memory, read_blocks, sum_by_tensor
+from lwptv_lightning.engine import Block, Stream, keep_freed_memory, sum_by_tensor
 from lwptv_lightning.functional import per_row, sum_tasks
-from lwptv_lightning.recipe import MergeRecipe
-from lwptv_lightning.rules import DataStatistics, MergeContext
-from lwptv_lightning.task_vectors import Stack, part, whole
+from lwptv_lightning.rules import MergeContext, MergeRule
+from lwptv_lightning.task_vectors import part, whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """How one tensor is merged.
+
+    Attributes:
+        rule: Combines the tensor's task vectors.
+        stream: The task vectors as the rule sees them.
+        kept: Which tasks are not pruned here, ``(T,)`` bool.
+        survey: What the rule knows of the whole model.
+        scale: The coefficient of the merged task vector.
+        owner: The number of the process that merges the tensor.
+        on_parts: Whether the mask acts on what the rule makes of each task.
+        task: The task whose own model is wanted.
+        least: The least value that the merged tensor may have.
+    """
+
+    rule: MergeRule[Any]
+    stream: Stream
+    kept: Tensor
+    survey: Any = None
+    scale: float = 1.0
+    owner: int = 0
+    on_parts: bool = False
+    task: str | None = None
+    least: float | None = None
 
 
 @dataclass(frozen=True)
@@ -31,134 +59,102 @@ class Piece:
     base: Tensor
     merged: Tensor | None
 
+    def added(self, job: Job) -> Tensor:
+        """Return the merged model's elements, ``(n,)`` in the base's dtype; not to be written to."""
+        if self.merged is None:
+            return self.base
+        total = self.base.to(self.merged, copy=True).add_(self.merged, alpha=job.scale)
+        return (total if job.least is None else total.clamp_(min=job.least)).to(self.base.dtype)
 
-class Combiner:
-    """Applies a recipe's rule to one tensor after the other, after the rule's survey of all of them.
+
+def merged_pieces(jobs: Mapping[str, Job]) -> Iterator[Piece]:
+    """Merge tensors one after the other, each from its first piece to its last."""
+
+    def way(name: str) -> tuple[bool, int]:
+        job = jobs[name]
+        return job.rule.unit == "element" and bool(job.kept.any()), id(job.stream)
+
+    for (in_blocks, _), group in groupby(jobs, way):
+        names = list(group)
+        if in_blocks:
+            for block in jobs[names[0]].stream.blocks(names):
+                yield _piece_of_block(block, jobs[block.name])
+        else:
+            keep_freed_memory()
+            yield from (_whole_piece(name, jobs[name]) for name in names)
+
+
+def published_alpha(jobs: Mapping[str, Job], pruned: Stream) -> float:
+    """Return LiNeS' coefficient of the first block, ``(|sum_t tau_t|_1 / |merged|_1) / T``; 1 for a zero model.
 
     Args:
-        recipe: Names the rule, and what the mask acts on.
-        pruned: The task vectors.
-        statistics: What was collected on data, for rules that need it.
-        task: The task whose own model is wanted.
+        jobs: Those of this process.
+        pruned: The task vectors that are summed.
     """
 
-    def __init__(
-        self, recipe: MergeRecipe, pruned: PrunedTaskVectors, statistics: DataStatistics | None, task: str | None
-    ) -> None:
-        self._rule = recipe.rule
-        self._pruned = pruned
-        self._on_parts = recipe.prune_on == "parts"
-        # The rule makes its parts of the whole task vectors; the mask acts on the parts.
-        self._seen = (
-            PrunedTaskVectors(pruned.vectors, pruned.names, pruned.device, pruned.dtype) if self._on_parts else pruned
-        )
-        self._seen.share = pruned.share
-        self._statistics = statistics
-        self._task = task
-        self.averaged = batch_norm_statistics(pruned.names)
-        self._survey = recipe.rule.survey(self._seen, statistics)
+    def magnitudes(piece: Piece) -> Tensor:
+        if piece.merged is None:
+            return torch.zeros(2, dtype=torch.float64, device=pruned.execution.device)
+        summed = sum_tasks(part(pruned.open_stack(piece.name), piece.elements, pruned.like))
+        return torch.stack([tau.abs().sum(dtype=torch.float64) for tau in (summed, piece.merged)])
 
-    def pieces(self, names: Iterable[str]) -> Iterator[Piece]:
-        """Yield the merged task vectors of some tensors, each from its first piece to its last."""
+    own = sum_by_tensor((piece.name, magnitudes(piece)) for piece in merged_pieces(jobs))
+    found = {name: sums for each in pruned.exchange(own) for name, sums in each.items()}
+    totals = sum((found[name] for name in pruned.names), torch.zeros(2, dtype=torch.float64))
+    summed, combined = totals.tolist()
+    return summed / combined / len(pruned.tasks) if combined else 1.0
 
-        def open_stack(name: str) -> Stack:
-            return (self._pruned if name in self.averaged else self._seen).open_stack(name)
 
-        if self._rule.unit == "element":
-            for block in read_blocks(names, open_stack, self._pruned.dtype, self._pruned.device):
-                elements = slice(block.start, block.start + len(block.base))
-                yield Piece(block.name, elements, block.base, self._combine(block.name, block.tau, elements))
-            return
-        keep_freed_memory()
-        for name in names:
-            stack = open_stack(name)
-            base = stack.sources(slice(None))[0]
-            yield Piece(name, slice(0, len(base)), base, self._combine_whole(name, stack))
+def _piece_of_block(block: Block, job: Job) -> Piece:
+    elements = slice(block.start, block.start + len(block.base))
+    return Piece(block.name, elements, block.base, _combine(block.name, job, block.tau, elements))
 
-    def published_alpha(self) -> float:
-        """Return LiNeS' coefficient of the first block, ``(|sum_t tau_t|_1 / |merged|_1) / T``; 1 for a zero model."""
 
-        def magnitudes(piece: Piece) -> Tensor:
-            if piece.merged is None:
-                return torch.zeros(2, dtype=torch.float64, device=self._pruned.device)
-            summed = sum_tasks(part(self._pruned.open_stack(piece.name), piece.elements))
-            return torch.stack([tau.abs().sum(dtype=torch.float64) for tau in (summed, piece.merged)])
+def _whole_piece(name: str, job: Job) -> Piece:
+    stack = job.stream.open_stack(name)
+    elements, base = slice(0, len(stack.base)), stack.base
+    if not job.kept.any():
+        return Piece(name, elements, base, None)
+    if job.rule.unit == "task":
+        return Piece(name, elements, base, _sum_of_tasks(name, job).flatten())
+    return Piece(name, elements, base, _combine(name, job, whole(stack, job.stream.like)).flatten())
 
-        own = sum_by_tensor((piece.name, magnitudes(piece)) for piece in self.pieces(self._pruned.own_names))
-        found = self._pruned.share.join(own, self._pruned.names).values()
-        summed, combined = sum(found, torch.zeros(2, dtype=torch.float64)).tolist()
-        return summed / combined / len(self._pruned.tasks) if combined else 1.0
 
-    def _combine_whole(self, name: str, stack: Stack) -> Tensor | None:
-        """Return the merged task vector of a whole tensor, flattened."""
-        kept = self._pruned.kept(name).nonzero().flatten().tolist()
-        if not kept:  # then the stack need not be made either
-            return None
-        if self._rule.unit == "task" and name not in self.averaged:
-            return self._sum_of_tasks(name, stack, kept).flatten()
-        merged = self._combine(name, whole(stack))
-        return None if merged is None else merged.flatten()
+def _combine(name: str, job: Job, tau: Tensor, elements: slice | None = None) -> Tensor:
+    """Return the merged task vector of a whole tensor, ``(T, *shape) -> (*shape)``, or of some elements of it."""
+    found, start = _statistics_of(name, job.stream, elements), 0 if elements is None else elements.start
+    context = MergeContext(name, job.stream.tasks, job.survey, found, start, job.task)
+    with job.stream.execution.exact():
+        if not job.on_parts:
+            return job.rule.combine(tau, context)
+        parts = job.rule.parts(tau, context)
+        return sum_tasks(torch.where(per_row(job.kept, parts).bool(), parts, 0))
 
-    def _combine(self, name: str, tau: Tensor, elements: slice | None = None) -> Tensor | None:
-        """Return the merged task vector of a whole tensor, ``(T, *shape) -> (*shape)``, or of some elements of it."""
-        kept = self._pruned.kept(name)
-        if not kept.any():
-            return None
-        if name in self.averaged:
-            return sum_tasks(tau).div_(len(kept))
-        found, start = self._statistics_of(name, elements), 0 if elements is None else elements.start
-        context = MergeContext(name, self._pruned.tasks, self._survey, found, start, self._task)
-        if not self._on_parts:
-            return self._rule.combine(tau, context)
-        parts = self._rule.parts(tau, context)
-        return sum_tasks(torch.where(per_row(kept, parts).bool(), parts, 0))
 
-    def _sum_of_tasks(self, name: str, stack: Stack, kept: list[int]) -> Tensor:
-        """Add up the parts of the tasks that are kept, one by one; the part of a pruned one is zero."""
+def _sum_of_tasks(name: str, job: Job) -> Tensor:
+    """Add up the parts of the tasks that are kept, one by one; the part of a pruned one is zero."""
+    stack = job.stream.open_stack(name)
 
-        def made_of(task: int) -> Tensor:
-            context = MergeContext(name, self._pruned.tasks[task : task + 1], self._survey)
-            return self._rule.parts(stack.task(task), context)[0]
+    def made_of(task: int) -> Tensor:
+        context = MergeContext(name, job.stream.tasks[task : task + 1], job.survey)
+        return job.rule.parts(whole(stack.only(task), job.stream.like), context)[0]
 
-        total = made_of(kept[0])
-        for task in kept[1:]:
+    first, *others = job.kept.nonzero().flatten().tolist()
+    with job.stream.execution.exact():
+        total = made_of(first)
+        for task in others:
             total += made_of(task)
-        return total
-
-    def _statistics_of(self, name: str, elements: slice | None) -> Tensor | None:
-        """Return a tensor's statistics of all tasks, ``(T, ...)``, or None where a task has none.
-
-        Statistics of a layer's inputs may stand under the name of its module or of its weight.
-        """
-        if self._statistics is None:
-            return None
-        for key in (name, name.removesuffix(".weight")):
-            if all(key in self._statistics[task] for task in self._pruned.tasks):
-                found = [self._statistics[task][key] for task in self._pruned.tasks]
-                return torch.stack(found if elements is None else [values.reshape(-1)[elements] for values in found])
-        return None
+    return total
 
 
-def batch_norm_statistics(names: Iterable[str]) -> set[str]:
-    """Return the running means and variances of batch normalisation among the names of tensors.
+def _statistics_of(name: str, stream: Stream, elements: slice | None) -> Tensor | None:
+    """Return a tensor's statistics of all tasks, ``(T, ...)``, or None where a task has none.
 
-    They are no weights: a merge averages them over the tasks, whatever the rule and its scale, a pruned task counting
-    with the base's. `lwptv_lightning.callbacks.RecalibrateBatchNorm` measures them anew on data.
-
-    Args:
-        names: State-dict names.
-
-    Returns:
-        The names that end in ``running_mean`` or ``running_var`` and have the other beside them.
-
-    Example:
-        >>> sorted(batch_norm_statistics(["bn.weight", "bn.running_mean", "bn.running_var", "running_mean"]))
-        ['bn.running_mean', 'bn.running_var']
+    Statistics of a layer's inputs may stand under the name of its module or of its weight.
     """
-    known = set(names)
-    return {
-        name
-        for name in known
-        for own, other in (("running_mean", "running_var"), ("running_var", "running_mean"))
-        if name.rpartition(".")[2] == own and name.removesuffix(own) + other in known
-    }
+    collected = [] if stream.data is None else [stream.data[task] for task in stream.tasks]
+    for key in (name, name.removesuffix(".weight")):
+        if collected and all(key in tensors for tensors in collected):
+            found = [tensors[key] for tensors in collected]
+            return torch.stack(found if elements is None else [values.reshape(-1)[elements] for values in found])
+    return None

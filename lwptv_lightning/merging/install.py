@@ -9,14 +9,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from lwptv_lightning.checkpoints import some_of
-from lwptv_lightning.engine import ALONE, Ranks
-from lwptv_lightning.layers import Layers
-from lwptv_lightning.merging.merge import iter_merged
-from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.merging.plan import MergePlan
 from lwptv_lightning.registry import nearest
-from lwptv_lightning.rules import DataStatistics
-from lwptv_lightning.saliency import LayerMask
-from lwptv_lightning.task_vectors import TaskVectors
 
 
 def install_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -43,43 +37,26 @@ def install_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     _copy_each_(module, tensors.items())
 
 
-def merge_into_(
-    module: nn.Module,
-    vectors: TaskVectors,
-    recipe: MergeRecipe,
-    layers: Layers | None = None,
-    device: torch.device | str | None = None,
-    *,
-    names: Iterable[str] | None = None,
-    mask: LayerMask | None = None,
-    statistics: DataStatistics | None = None,
-    ranks: Ranks = ALONE,
-) -> None:
-    """Merge and install the result; see `lwptv_lightning.merging.merge` and `install_`.
+def install_plan_(module: nn.Module, plan: MergePlan, names: Iterable[str] | None = None) -> None:
+    """Merge as planned and install the result.
 
     Several processes each merge their share and then hand it on tensor by tensor, so that with a sharded module none
     holds the whole model.
 
     Args:
         module: What to write to.
-        vectors: The task vectors.
-        recipe: Rule, scale and pruning.
-        layers: As in `merge`.
-        device: Where to merge.
+        plan: What to merge.
         names: What to install; by default the tensors that base and tasks have in common.
-        mask: As in `merge`.
-        statistics: As in `merge`.
-        ranks: The processes that divide the work among them.
 
     Raises:
-        ValueError, CheckpointError: As in `merge` and `install_`; the module is as it was then.
+        ValueError, CheckpointError: As in `install_`, or a weight is NaN; the module is as it was then.
     """
-    wanted = set(vectors.shared_names if names is None else names)
-    _require_fit(module, {name: vectors.headers[name].shape for name in vectors.headers if name in wanted})
-    merged = iter_merged(vectors, recipe, layers, device, mask=mask, statistics=statistics, ranks=ranks)
+    headers = plan.vectors.headers
+    wanted = set(plan.vectors.shared_names if names is None else names)
+    _require_fit(module, {name: header.shape for name, header in headers.items() if name in wanted})
     # Several processes have all tensors made before the first one arrives. One alone makes them one by one, and an
     # error midway must not leave half of them installed.
-    arriving = list(merged) if ranks.size == 1 else merged
+    arriving = list(plan.tensors()) if plan.execution.ranks.size == 1 else plan.tensors()
     _copy_each_(module, ((name, tensor) for name, tensor in arriving if name in wanted))
 
 

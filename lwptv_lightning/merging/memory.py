@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from lwptv_lightning.engine import PrunedTaskVectors, block_bytes
-from lwptv_lightning.registry import parse_bytes
+from typing import Any
+
+from lwptv_lightning.engine import Stream
+from lwptv_lightning.layers import Layers
 from lwptv_lightning.rules import MergeRule
-from lwptv_lightning.saliency import ElementPrunedTaskVectors
 
 _BLOCKS = 16
 """Blocks held at once: the results of operations on one."""
@@ -23,31 +24,31 @@ class MemoryLimitError(ValueError):
     """A merge that cannot be done within ``max_memory``."""
 
 
-def require_memory(max_memory: int | str, rule: MergeRule, vectors: PrunedTaskVectors) -> None:
+def require_memory(limit: int, rule: MergeRule[Any], stream: Stream, thinned: Layers | None = None) -> None:
     """Raise unless a merge fits into a limit.
 
     Args:
-        max_memory: Bytes, or text as for `parse_bytes`.
+        limit: In bytes.
         rule: The merging rule.
-        vectors: What it merges.
+        stream: What it merges.
+        thinned: The layers whose elements are ranked together, where elements are pruned.
 
     Raises:
         MemoryLimitError: It does not; names the tensor that takes most.
     """
-    limit = parse_bytes("max_memory", max_memory)
-    largest = max(vectors.names, key=vectors.numel)
-    tasks, itemsize = len(vectors.tasks), vectors.dtype.itemsize
-    size = vectors.numel(largest) * itemsize
-    needed = _BLOCKS * block_bytes(vectors.device)
+    largest = max(stream.names, key=stream.numel)
+    tasks, itemsize = len(stream.tasks), stream.dtype.itemsize
+    size = stream.numel(largest) * itemsize
+    needed = _BLOCKS * (stream.execution.block_bytes or stream.execution.usual_block_bytes)
     needed += {"element": 0, "task": _COPIES_OF_A_TASK * size, "tensor": _COPIES_OF_A_STACK * tasks * size}[rule.unit]
     if rule.surveys_model():
         needed += tasks * _SEARCH_OF_A_TASK
-    if isinstance(vectors, ElementPrunedTaskVectors):
-        layer = max(sum(map(vectors.numel, group)) for group in vectors.groups)
+    if thinned is not None:
+        layer = max(sum(map(stream.numel, layer.tensors)) for layer in thinned)
         needed += _COPIES_OF_A_LAYER * tasks * layer * itemsize
     if needed > limit:
         raise MemoryLimitError(
             f"max_memory is {limit / 1e6:,.0f} MB, but merging {tasks} tasks by {rule.name!r} takes up to "
             f"{needed / 1e6:,.0f} MB besides the result; the largest tensor is {largest!r} of shape "
-            f"{vectors.shape(largest)}. Expected a larger limit, or a rule that works on blocks."
+            f"{stream.shapes[largest]}. Expected a larger limit, or a rule that works on blocks."
         )

@@ -1,116 +1,203 @@
-"""The merged model as a state dict."""
+"""`Merge`: all that is asked for, as one object; nothing is read before its plan is made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict, Unpack
 
-from lwptv_lightning.engine import ALONE, Ranks
+from lwptv_lightning.engine import DataStatistics, Execution, Ranks
 from lwptv_lightning.layers import Layers
-from lwptv_lightning.merging.plan import prepare_merge
-from lwptv_lightning.recipe import MergeRecipe
-from lwptv_lightning.rules import DataStatistics
-from lwptv_lightning.saliency import (
-    LayerMask,
-)
+from lwptv_lightning.merging.plan import MergePlan, PruningPlan, make_plan, prune_layers
+from lwptv_lightning.recipe import MergeRecipe, make_recipe
+from lwptv_lightning.registry import nearest
+from lwptv_lightning.saliency import LayerMask, LayerStatistics, LayerTable
 from lwptv_lightning.task_vectors import TaskVectors
+
+
+class SharedOptions(TypedDict, total=False):
+    """What everything that merges takes besides task vectors, recipe, layers and device.
+
+    Attributes:
+        mask: A mask to use instead of the one that the recipe asks for.
+        scores: ``(T, L)``: a saliency that takes the place of the recipe's score, such as a learnt one.
+        statistics: Statistics of the same vectors and layers that are at hand: no weight is read again for scores. What
+            was collected on data may be given under this name too, as once.
+        data: What was collected on data, task to tensor name to tensor, for the rules that need it.
+        dtype: As the recipe's; what to compute in.
+        execution: Where and how to compute; it stands in place of the device and of the two options that follow.
+        ranks: The processes that divide the work among them, which must all make this call, with the same arguments.
+        max_memory: What the merge may hold in memory besides the result and the mapped files, as `Execution` has it.
+    """
+
+    mask: LayerMask | None
+    scores: LayerTable | None
+    statistics: LayerStatistics | DataStatistics | None
+    data: DataStatistics | None
+    dtype: torch.dtype | str
+    execution: Execution | None
+    ranks: Ranks
+    max_memory: int | str | None
+
+
+class MergeOptions(SharedOptions, total=False):
+    """What functions that merge take besides.
+
+    Attributes:
+        task: As the recipe's; the task whose own model is wanted.
+    """
+
+    task: str | None
+
+
+def require_options(options: Mapping[str, Any]) -> None:
+    """Refuse what is no option of merging, when a caller gives it rather than when merging begins.
+
+    Raises:
+        TypeError: There is no such option.
+    """
+    known = ("device", *MergeOptions.__annotations__)
+    for name in options:
+        if name not in known:
+            raise TypeError(f"merging has no option {name!r}.{nearest(name, known)} Options: {', '.join(known)}.")
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge that is asked for.
+
+    Args:
+        vectors: The task vectors.
+        recipe: Rule, scale and pruning.
+        layers: From `trace_layers`; needed only where layers are pruned, and made from the tensors' names by default.
+        mask: A mask to use instead of the one that the recipe asks for.
+        scores: ``(T, L)``: a saliency that takes the place of the recipe's score.
+        statistics: Statistics of the same vectors and layers, where they are at hand.
+        data: What was collected on data, task to tensor name to tensor, for the rules that need it.
+
+    Example:
+        >>> vectors = TaskVectors.open({"w": torch.zeros(2)}, {"a": {"w": torch.tensor([1.0, 2.0])}})
+        >>> dict(Merge(vectors, MergeRecipe(scale=0.5)).plan().tensors())
+        {'w': tensor([0.5000, 1.0000])}
+    """
+
+    vectors: TaskVectors
+    recipe: MergeRecipe
+    layers: Layers | None = None
+    mask: LayerMask | None = None
+    scores: LayerTable | None = None
+    statistics: LayerStatistics | None = None
+    data: DataStatistics | None = None
+
+    @classmethod
+    def of(
+        cls,
+        vectors: TaskVectors,
+        recipe: MergeRecipe | str | Mapping[str, Any],
+        layers: Layers | None,
+        options: Mapping[str, Any],
+    ) -> tuple[Merge, Execution]:
+        """Return a merge, and where and how to compute it, from what functions that merge are given.
+
+        Args:
+            vectors: The task vectors.
+            recipe: A recipe, or what `make_recipe` makes one of.
+            layers: Of the model.
+            options: Those of `MergeOptions`, and ``device``; ``None`` stands for those that are not given.
+
+        Raises:
+            TypeError: There is no such option.
+        """
+        require_options(options)
+        given = {name: value for name, value in options.items() if value is not None}
+        if not isinstance(given.get("statistics"), LayerStatistics | None):
+            given.setdefault("data", given.pop("statistics"))
+        computed = {name: given.pop(name) for name in ("device", "ranks", "max_memory") if name in given}
+        execution = given.pop("execution", None) or Execution(**computed)
+        decided = {name: given.pop(name) for name in ("dtype", "task") if name in given}
+        recipe = make_recipe(recipe)
+        return cls(vectors, recipe.replace(**decided) if decided else recipe, layers, **given), execution
+
+    @property
+    def needs_layers(self) -> bool:
+        """Whether it matters which tensors form a layer."""
+        return self.recipe.needs_layers or self.mask is not None
+
+    def plan(self, execution: Execution | None = None) -> MergePlan:
+        """Decide all that comes before the first tensor: what is pruned, and what the rule knows of the whole model.
+
+        Args:
+            execution: Where and how to compute; by default on the CPU.
+
+        Raises:
+            ValueError: Layers and task vectors do not fit, or the rule needs data and there is none.
+            UnknownNameError: The recipe's task is none of the task vectors'.
+            CheckpointError: A weight is NaN or infinite.
+            MemoryLimitError: A tensor does not fit into the execution's memory.
+        """
+        return make_plan(self, execution or Execution())
 
 
 def merge(
     vectors: TaskVectors,
-    recipe: MergeRecipe,
+    recipe: MergeRecipe | str | Mapping[str, Any],
     layers: Layers | None = None,
     device: torch.device | str | None = None,
-    *,
-    mask: LayerMask | None = None,
-    statistics: DataStatistics | None = None,
-    task: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    ranks: Ranks = ALONE,
-    max_memory: int | str | None = None,
+    **options: Unpack[MergeOptions],
 ) -> dict[str, Tensor]:
     """Merge task vectors into one model.
 
     Args:
         vectors: The task vectors.
-        recipe: Rule, scale and pruning.
+        recipe: Rule, scale and pruning; the name of a rule will do.
         layers: From `trace_layers`; needed only where layers are pruned, and made from the tensors' names when not
             given.
         device: Where to compute, and where the result is; the CPU by default.
-        mask: A mask to use instead of the one that the recipe asks for.
-        statistics: What was collected on data, task to tensor name to tensor, for the rules that need it.
-        task: The task whose own model is wanted, for rules that make one for each task.
-        dtype: What to compute in, ``torch.float32`` or ``torch.float64``.
-        ranks: The processes that divide the work among them, which must all make this call, with the same arguments.
-        max_memory: What the merge may hold in memory besides the result and the mapped files, in bytes or as
-            ``"512MB"``. Rules that work on blocks need little; the limit concerns those that see whole tensors.
+        options: Those of `MergeOptions`.
 
     Returns:
         Every tensor of the base by name, in the base's dtype: merged where it is to be merged, else a copy of the
         base's. Where every task is pruned the tensor equals the base's bit for bit, whatever the rule.
 
     Raises:
-        ValueError: Layers and task vectors do not fit, the dtype is neither of the two, the rule needs statistics
-            and there are none, or it makes no model for each task.
-        CheckpointError: A weight is NaN or infinite.
-        MemoryLimitError: A tensor does not fit into ``max_memory``.
+        ValueError, CheckpointError, MemoryLimitError: As in `Merge.plan`.
 
     Example:
         >>> vectors = TaskVectors.open({"w": torch.zeros(2)}, {"a": {"w": torch.tensor([1.0, 2.0])}})
         >>> merge(vectors, MergeRecipe(scale=0.5))
         {'w': tensor([0.5000, 1.0000])}
     """
-    merged = dict(
-        iter_merged(
-            vectors,
-            recipe,
-            layers,
-            device,
-            mask=mask,
-            statistics=statistics,
-            task=task,
-            dtype=dtype,
-            ranks=ranks,
-            max_memory=max_memory,
-        )
-    )
+    asked, execution = Merge.of(vectors, recipe, layers, {"device": device, **options})
+    merged = dict(asked.plan(execution).tensors())
     return {name: merged[name] for name in vectors.headers}
 
 
-def iter_merged(
+def plan_pruning(
     vectors: TaskVectors,
-    recipe: MergeRecipe,
+    recipe: MergeRecipe | str | Mapping[str, Any],
     layers: Layers | None = None,
     device: torch.device | str | None = None,
-    *,
-    mask: LayerMask | None = None,
-    statistics: DataStatistics | None = None,
-    task: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    ranks: Ranks = ALONE,
-    max_memory: int | str | None = None,
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield what `merge` returns one tensor at a time, merged tensors first, in layer order.
+    **options: Unpack[MergeOptions],
+) -> PruningPlan:
+    """Score the layers of every task vector and choose which to keep.
 
-    Several processes each merge their own tensors first, and hand them on one by one then.
+    Args:
+        vectors: The task vectors.
+        recipe: Names the score and how many layers to prune.
+        layers: From `trace_layers`; by default made from the tensors' names.
+        device: Where statistics are computed.
+        options: Those of `MergeOptions`.
 
-    Args, Raises: See `merge`.
+    Returns:
+        Layers, scores and mask.
 
-    Yields:
-        Name and tensor.
+    Raises:
+        ValueError: ``layers`` has another granularity than the recipe, or misses a merged tensor; or scores or
+            statistics are of other tasks or layers.
     """
-    merge = prepare_merge(
-        vectors,
-        recipe,
-        layers,
-        device,
-        mask=mask,
-        statistics=statistics,
-        task=task,
-        dtype=dtype,
-        ranks=ranks,
-        max_memory=max_memory,
-    )
-    yield from ranks.spread(merge.owner, merge.tensors(), vectors.headers, device)
+    asked, execution = Merge.of(vectors, recipe, layers, {"device": device, **options})
+    return prune_layers(asked, execution)

@@ -1,33 +1,37 @@
-"""The orchestrator: prune the task vectors, let a rule merge them, add the result to the base."""
+"""`MergePlan`: all that is decided of a merge before its first tensor is made."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine import ALONE, PrunedTaskVectors, Ranks, divide
+from lwptv_lightning.checkpoints import Provenance
+from lwptv_lightning.engine import Execution, Stream, divide
 from lwptv_lightning.layers import Layers, layers_from_names
-from lwptv_lightning.merging.combine import Combiner, Piece
+from lwptv_lightning.merging.combine import Job, merged_pieces, published_alpha
 from lwptv_lightning.merging.memory import require_memory
 from lwptv_lightning.recipe import MergeRecipe, tensor_factors
 from lwptv_lightning.registry import require_known
-from lwptv_lightning.rules import DataStatistics
+from lwptv_lightning.rules import RunningStatistics, running_statistics
 from lwptv_lightning.saliency import (
-    ElementPrunedTaskVectors,
     LayerMask,
-    LayerPrunedTaskVectors,
-    LayerStatistics,
     LayerTable,
     collect_statistics,
     keep_most_salient,
+    masked,
     merged_layers,
     score_layers,
+    thinned,
 )
 from lwptv_lightning.task_vectors import TaskVectors
+
+if TYPE_CHECKING:
+    from lwptv_lightning.merging.merge import Merge
 
 
 @dataclass(frozen=True)
@@ -45,44 +49,85 @@ class PruningPlan:
     mask: LayerMask
 
 
-def plan_pruning(
-    vectors: TaskVectors,
-    recipe: MergeRecipe,
-    layers: Layers | None = None,
-    device: torch.device | str | None = None,
-    *,
-    statistics: LayerStatistics | None = None,
-    ranks: Ranks = ALONE,
-) -> PruningPlan:
-    """Score the layers of every task vector and choose which to keep.
+@dataclass(frozen=True, kw_only=True)
+class MergePlan:
+    """A merge that is ready to make its tensors; dict, file, module and graph are what it is poured into.
 
-    Args:
+    Attributes:
         vectors: The task vectors.
-        recipe: Names the score and how many layers to prune.
-        layers: From `trace_layers`; by default made from the tensors' names.
-        device: Where statistics are computed.
-        statistics: Statistics of the same vectors and layers, where they are at hand: no weight is read again then.
-        ranks: The processes that divide the work among them, which must all make this call, with the same arguments.
-
-    Returns:
-        Layers, scores and mask.
-
-    Raises:
-        ValueError: ``layers`` has another granularity than the recipe, or misses a merged tensor.
+        recipe: Rule, scale and pruning.
+        execution: Where and how.
+        pruning: The layers that the recipe prunes, and the scores that say so; ``None`` where it prunes none, or where
+            the mask was given.
+        mask: What is pruned; ``None`` for nothing.
+        jobs: Name to job of each tensor that is merged, in the order in which they are made.
+        owner: Name to the number of its process, of every tensor; those without a job are the base's and come last.
     """
-    layers = layers_for(vectors, recipe, layers)
-    if statistics is None:
-        owner = divide([(name,) for name in layers.tensors], vectors.headers, ranks.size)
-        with ranks.sharing_errors():
-            statistics = collect_statistics(vectors, layers, device, share=ranks.share(owner))
-    scores = score_layers(statistics, recipe.score, seed=recipe.seed)
-    mask = keep_most_salient(
-        scores, recipe.ratio, ranking=recipe.ranking, count=recipe.count, keep=recipe.keep, prune=recipe.prune
+
+    vectors: TaskVectors
+    recipe: MergeRecipe
+    execution: Execution
+    pruning: PruningPlan | None
+    mask: LayerMask | None
+    jobs: Mapping[str, Job]
+    owner: Mapping[str, int]
+
+    def pieces(self) -> Iterator[tuple[str, slice, Tensor]]:
+        """Make this process's tensors piece by piece.
+
+        Yields:
+            A tensor's name, which of its flattened elements, and their values, ``(n,)`` in the base's dtype and not to
+            be written to. Pieces of a tensor come one after the other, from the first to the last.
+        """
+        own = [name for name, rank in self.owner.items() if rank == self.execution.ranks.rank]
+        for piece in merged_pieces({name: self.jobs[name] for name in own if name in self.jobs}):
+            yield piece.name, piece.elements, piece.added(self.jobs[piece.name])
+        for name in own:
+            if name not in self.jobs:
+                values = self.vectors.base(name).reshape(-1)
+                yield name, slice(0, len(values)), values
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Make the tensors, on the device on which they are merged; merged ones first, in layer order.
+
+        Several processes each merge their own tensors first, and hand them on one by one then.
+
+        Yields:
+            Name and tensor; every tensor of the base, on every process.
+        """
+        yield from self.execution.ranks.spread(self.owner, self._own_tensors(), self._empty)
+
+    def provenance(self) -> Provenance:
+        """Return what a file of the merged model says of itself; all checkpoints are read for their fingerprints."""
+        return provenance_of(self.vectors, self.recipe, self.mask)
+
+    def _own_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, pieces in groupby(self.pieces(), key=lambda piece: piece[0]):
+            tensor = self._empty(name)
+            for _, elements, values in pieces:
+                tensor.view(-1)[elements] = values
+            yield name, tensor
+
+    def _empty(self, name: str) -> Tensor:
+        header = self.vectors.headers[name]
+        return torch.empty(header.shape, dtype=header.dtype, device=self.execution.device)
+
+
+def provenance_of(vectors: TaskVectors, recipe: MergeRecipe, mask: LayerMask | None) -> Provenance:
+    """Return what a file of a merged model says of itself; see `MergePlan.provenance`."""
+    base, tasks = vectors.fingerprints()
+    return Provenance(
+        kind="merged",
+        base=base,
+        tasks=tasks,
+        recipe=recipe.to_dict(),
+        scale=recipe.effective_scale,
+        mask=None if mask is None else {task: [name for name in row if row[name]] for task, row in mask},
+        versions=Provenance.current_versions(),
     )
-    return PruningPlan(layers, scores, mask)
 
 
-def layers_for(vectors: TaskVectors, recipe: MergeRecipe, layers: Layers | None) -> Layers:
+def plan_layers(vectors: TaskVectors, recipe: MergeRecipe, layers: Layers | None) -> Layers:
     """Return the layers of the merged tensors, from their names where no layers are given.
 
     Raises:
@@ -95,127 +140,89 @@ def layers_for(vectors: TaskVectors, recipe: MergeRecipe, layers: Layers | None)
     return merged_layers(vectors, layers)
 
 
-def prepare_merge(
-    vectors: TaskVectors,
-    recipe: MergeRecipe,
-    layers: Layers | None = None,
-    device: torch.device | str | None = None,
-    *,
-    mask: LayerMask | None = None,
-    statistics: DataStatistics | None = None,
-    task: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    ranks: Ranks = ALONE,
-    max_memory: int | str | None = None,
-) -> PreparedMerge:
-    """Prune, and let the rule survey the whole model: all of a merge that comes before the first tensor.
+def prune_layers(merge: Merge, execution: Execution) -> PruningPlan:
+    """Score the layers of every task vector and choose which to keep; see `plan_pruning`."""
+    recipe, scores = merge.recipe, merge.scores
+    layers = plan_layers(merge.vectors, recipe, merge.layers)
+    if scores is None:
+        statistics = merge.statistics or collect_statistics(merge.vectors, layers, execution=execution)
+        scores = score_layers(statistics, recipe.score, seed=recipe.seed)
+    for what, given, own in (("task", scores.tasks, merge.vectors.tasks), ("layer", scores.layers, layers.names)):
+        if given != own:
+            raise ValueError(f"scores and statistics must be of the {what}s {list(own)}, not of {list(given)}.")
+    mask = keep_most_salient(
+        scores, recipe.ratio, ranking=recipe.ranking, count=recipe.count, keep=recipe.keep, prune=recipe.prune
+    )
+    return PruningPlan(layers, scores, mask)
 
-    Args, Raises: See `merge`.
-    """
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}.")
-    _check_request(vectors, recipe, statistics, task)
-    if mask is not None and recipe.elements is not None:
+
+def make_plan(merge: Merge, execution: Execution) -> MergePlan:
+    """Prune, and let the rule survey the whole model; see `Merge.plan`."""
+    vectors, recipe, ranks = merge.vectors, merge.recipe, execution.ranks
+    _check(merge)
+    prunes = merge.mask is not None or recipe.prunes_layers or recipe.elements is not None
+    layers = plan_layers(vectors, recipe, merge.layers) if prunes else merge.layers
+    names = vectors.names if layers is None else merged_layers(vectors, layers).tensors
+    whole = Stream.of(vectors, names, dtype=recipe.torch_dtype, data=merge.data, execution=execution)
+    thins = layers if recipe.elements is not None else None
+    if execution.max_memory is not None:  # what layers are pruned is not known yet, and pruning only lessens the need
+        require_memory(execution.max_memory, recipe.rule, whole, thins)
+    pruning = prune_layers(merge, execution) if merge.mask is None and recipe.prunes_layers else None
+    mask = merge.mask if pruning is None else pruning.mask
+    # Making one tensor of a layer whose elements are ranked together reads them all, so one process has them all.
+    groups = [(name,) for name in names] if thins is None else [layer.tensors for layer in thins]
+    rest = [(name,) for name in vectors.headers if name not in whole.shapes]
+    owner = divide([*groups, *rest], vectors.headers, ranks.size)
+    whole = pruned = replace(whole, owner=owner)
+    if layers is not None and mask is not None:
+        pruned = masked(whole, layers, mask)
+    elif layers is not None and recipe.elements is not None:
+        pruned = thinned(whole, layers, recipe.elements)
+    with ranks.sharing_errors(), execution.exact():
+        jobs = _jobs(recipe, whole, pruned)
+        own = {name: job for name, job in jobs.items() if job.owner == ranks.rank}
+        scaled_layers = plan_layers(vectors, recipe, merge.layers) if recipe.needs_layers else None
+        factors = tensor_factors(
+            recipe.layer_scaling, pruned.names, scaled_layers, lambda: published_alpha(own, pruned)
+        )
+    scaled = {name: _scaled(job, recipe.effective_scale * factors[name]) for name, job in jobs.items()}
+    return MergePlan(
+        vectors=vectors, recipe=recipe, execution=execution, pruning=pruning, mask=mask, jobs=scaled, owner=owner
+    )
+
+
+def _jobs(recipe: MergeRecipe, whole: Stream, pruned: Stream) -> dict[str, Job]:
+    """Return a job of scale 1 for each tensor, after the rule's survey of the model."""
+    on_parts = recipe.prune_on == "parts"
+    # The rule makes its parts of the whole task vectors; the mask acts on the parts.
+    seen = whole if on_parts else pruned
+    averaged, survey = running_statistics(pruned.shapes), recipe.rule.survey(seen)
+
+    def job_of(name: str) -> Job:
+        common: dict[str, Any] = {"kept": pruned.kept(name), "owner": (pruned.owner or {})[name]}
+        if name in averaged:
+            # No scale or rule may make a variance negative.
+            least = 0.0 if name.endswith("running_var") else None
+            return Job(rule=RunningStatistics(), stream=pruned, least=least, **common)
+        return Job(rule=recipe.rule, stream=seen, survey=survey, on_parts=on_parts, task=recipe.task, **common)
+
+    return {name: job_of(name) for name in pruned.names}
+
+
+def _scaled(job: Job, scale: float) -> Job:
+    """Return a job with a scaling coefficient; a mean of running statistics stays one."""
+    return job if isinstance(job.rule, RunningStatistics) else replace(job, scale=scale)
+
+
+def _check(merge: Merge) -> None:
+    rule, vectors, data = merge.recipe.rule, merge.vectors, merge.data
+    if rule.needs and data is None:
+        raise ValueError(
+            f"rule {rule.name!r} needs statistics=... or data=..., its {rule.needs} collected on each task's data."
+        )
+    if data is not None and (absent := [name for name in vectors.tasks if name not in data]):
+        raise ValueError(f"statistics has no entry for task {absent[0]!r}; it has {', '.join(data) or 'none'}.")
+    if merge.recipe.task is not None:
+        require_known("task", merge.recipe.task, vectors.tasks)
+    if merge.mask is not None and merge.recipe.elements is not None:
         raise ValueError("mask=... prunes whole layers; it cannot stand beside the recipe's elements.")
-    if max_memory is not None:
-        # What layers are pruned is not known yet, and pruning only lessens the need.
-        require_memory(max_memory, recipe.rule, _prune(vectors, recipe, layers, None, device, dtype))
-    if mask is None and recipe.prunes_layers:
-        mask = plan_pruning(vectors, recipe, layers, device, ranks=ranks).mask
-    pruned = _prune(vectors, recipe, layers, mask, device, dtype)
-    merged_names = set(pruned.names)
-    rest = [(name,) for name in vectors.headers if name not in merged_names]
-    owner = divide([*pruned.groups, *rest], vectors.headers, ranks.size)
-    pruned.share = ranks.share(owner)
-    with ranks.sharing_errors():
-        combiner = Combiner(recipe, pruned, statistics, task)
-        scaled_layers = layers_for(vectors, recipe, layers) if recipe.needs_layers else None
-        factors = tensor_factors(recipe.layer_scaling, pruned.names, scaled_layers, combiner.published_alpha)
-    scales = {name: recipe.effective_scale * factor for name, factor in factors.items()}
-    return PreparedMerge(pruned, combiner, scales, owner)
-
-
-@dataclass(frozen=True)
-class PreparedMerge:
-    """A merge that is ready to make this process's tensors.
-
-    Attributes:
-        pruned: What is merged.
-        combiner: Merges it.
-        scales: Tensor name to scaling coefficient, for the tensors that are merged.
-        owner: Name of every tensor to the rank of its process, in the order in which tensors are made.
-    """
-
-    pruned: PrunedTaskVectors
-    combiner: Combiner
-    scales: Mapping[str, float]
-    owner: Mapping[str, int]
-
-    def pieces(self) -> Iterator[tuple[str, slice, Tensor]]:
-        """Make the tensors piece by piece.
-
-        Yields:
-            A tensor's name, which of its flattened elements, and their values, ``(n,)`` in the base's dtype and not to
-            be written to. Pieces of a tensor come one after the other, from the first to the last.
-        """
-        own = self.pruned.share.own(self.owner)
-        for piece in self.combiner.pieces([name for name in own if name in self.scales]):
-            yield piece.name, piece.elements, self._added_to_base(piece)
-        for name in own:
-            if name not in self.scales:
-                values = self.pruned.vectors.base(name).reshape(-1)
-                yield name, slice(0, len(values)), values
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Make the tensors, on the device on which they are merged.
-
-        Yields:
-            Name and tensor.
-        """
-        headers, device = self.pruned.vectors.headers, self.pruned.device
-        for name, pieces in itertools.groupby(self.pieces(), key=lambda piece: piece[0]):
-            tensor = torch.empty(headers[name].shape, dtype=headers[name].dtype, device=device)
-            for _, elements, values in pieces:
-                tensor.view(-1)[elements] = values
-            yield name, tensor
-
-    def _added_to_base(self, piece: Piece) -> Tensor:
-        if piece.merged is None:
-            return piece.base
-        # A mean of running statistics stays one: no scale or rule may make a variance negative.
-        is_averaged = piece.name in self.combiner.averaged
-        scale = 1.0 if is_averaged else self.scales[piece.name]
-        total = piece.base.to(piece.merged, copy=True).add_(piece.merged, alpha=scale)
-        if is_averaged and piece.name.endswith("running_var"):
-            total.clamp_(min=0)
-        return total.to(piece.base.dtype)
-
-
-def _check_request(
-    vectors: TaskVectors, recipe: MergeRecipe, statistics: DataStatistics | None, task: str | None
-) -> None:
-    rule = recipe.rule
-    if rule.needs and statistics is None:
-        raise ValueError(f"rule {rule.name!r} needs statistics=..., its {rule.needs} collected on each task's data.")
-    if statistics is not None and (absent := [name for name in vectors.tasks if name not in statistics]):
-        raise ValueError(f"statistics has no entry for task {absent[0]!r}; it has {', '.join(statistics) or 'none'}.")
-    if task is not None:
-        require_known("task", task, vectors.tasks)
-        if not rule.per_task:
-            raise ValueError(f"rule {rule.name!r} merges all tasks into one model, so task={task!r} has no meaning.")
-
-
-def _prune(
-    vectors: TaskVectors,
-    recipe: MergeRecipe,
-    layers: Layers | None,
-    mask: LayerMask | None,
-    device: torch.device | str | None,
-    dtype: torch.dtype,
-) -> PrunedTaskVectors:
-    if recipe.elements is not None:
-        return ElementPrunedTaskVectors(vectors, layers_for(vectors, recipe, layers), recipe.elements, device, dtype)
-    if mask is not None:
-        return LayerPrunedTaskVectors(vectors, layers_for(vectors, recipe, layers), mask, device, dtype)
-    names = None if layers is None else merged_layers(vectors, layers).tensors
-    return PrunedTaskVectors(vectors, names, device, dtype)

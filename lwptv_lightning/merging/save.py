@@ -1,43 +1,47 @@
-"""Stream weights to safetensors, in one file or in shards; a killed run leaves no half file under a final name."""
+"""The merged model as a file, written as it is made."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
+from typing_extensions import Unpack
 
 from lwptv_lightning.checkpoints import SafetensorsWriter, require_safetensors_path
 from lwptv_lightning.layers import Layers
-from lwptv_lightning.merging.plan import prepare_merge
+from lwptv_lightning.merging.merge import Merge, MergeOptions
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import parse_bytes
 from lwptv_lightning.task_vectors import TaskVectors
 
-_SHARD_SIZE = "5GB"
-
 
 def save_merged(
     vectors: TaskVectors,
-    recipe: MergeRecipe,
+    recipe: MergeRecipe | str | Mapping[str, Any],
     path: str | Path,
     layers: Layers | None = None,
-    device: str | None = None,
+    device: torch.device | str | None = None,
     *,
-    max_memory: int | str | None = None,
-    max_shard_size: int | str = _SHARD_SIZE,
+    max_shard_size: int | str = "5GB",
+    **options: Unpack[MergeOptions],
 ) -> Path:
     """Merge and write the result as it is made, with the recipe in the file's metadata.
 
-    The merged model is never in memory as a whole.
+    The merged model is never in memory as a whole. Of several processes the first one writes.
 
     Args:
         vectors: The task vectors.
-        recipe: Rule, scale and pruning.
+        recipe: Rule, scale and pruning; the name of a rule will do.
         path: Where to write, a ``.safetensors`` file; its folder is made where it does not exist.
         layers: From `trace_layers`; by default made from the tensors' names.
         device: Where to compute.
-        max_memory: What the merge may hold in memory besides the mapped files; see `lwptv_lightning.merging.merge`.
         max_shard_size: Bytes, or text such as ``"5GB"``. A larger model is written in shards of at most that size, or
             of one tensor, with an index beside them as transformers names both:
             ``merged-00001-of-00002.safetensors`` and ``merged.safetensors.index.json`` for ``merged.safetensors``.
+        options: Those of `MergeOptions`.
 
     Returns:
         What to open: the path, or that of the index.
@@ -47,7 +51,6 @@ def save_merged(
         MemoryLimitError: A tensor does not fit into ``max_memory``.
 
     Example:
-        >>> import torch
         >>> import tempfile
         >>> vectors = TaskVectors.open({"w": torch.zeros(2)}, {"a": {"w": torch.ones(2)}})
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -56,13 +59,16 @@ def save_merged(
     """
     require_safetensors_path(path)
     shard_size = parse_bytes("max_shard_size", max_shard_size)
-    merge = prepare_merge(vectors, recipe, layers, device, max_memory=max_memory)
-    with SafetensorsWriter(path, vectors.headers, metadata_of(vectors, recipe), shard_size) as writer:
-        for name, elements, values in merge.pieces():
-            writer.write(name, values, elements.start)
+    merge, execution = Merge.of(vectors, recipe, layers, {"device": device, **options})
+    plan = merge.plan(execution)
+    writer = SafetensorsWriter(path, vectors.headers, plan.provenance().to_metadata(), shard_size)
+    pieces = plan.pieces()
+    if execution.ranks.size > 1:
+        pieces = ((name, slice(None), tensor.reshape(-1)) for name, tensor in plan.tensors())
+    if execution.ranks.rank > 0:
+        deque(pieces, maxlen=0)  # the first process waits for what is made here
+        return writer.final
+    with writer:
+        for name, elements, values in pieces:
+            writer.write(name, values, elements.start or 0)
     return writer.final
-
-
-def metadata_of(vectors: TaskVectors, recipe: MergeRecipe) -> dict[str, str]:
-    """Return what a merged file says of itself: the recipe as JSON and the tasks."""
-    return {"format": "pt", "lwptv_recipe": recipe.to_json(), "lwptv_tasks": ",".join(vectors.tasks)}

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import GraphModule, Node
+from typing_extensions import Unpack
 
 from lwptv_lightning.layers import Layers, trace, trace_layers
 from lwptv_lightning.merging.install import install_
-from lwptv_lightning.merging.merge import merge
-from lwptv_lightning.merging.plan import PruningPlan, plan_pruning
+from lwptv_lightning.merging.merge import Merge, MergeOptions
+from lwptv_lightning.merging.plan import PruningPlan, prune_layers
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.task_vectors import TaskVectors
 
 
 def merge_transform(
-    model: nn.Module, vectors: TaskVectors, recipe: MergeRecipe, device: torch.device | str | None = None
+    model: nn.Module,
+    vectors: TaskVectors,
+    recipe: MergeRecipe | str | Mapping[str, Any],
+    device: torch.device | str | None = None,
+    **options: Unpack[MergeOptions],
 ) -> GraphModule:
     """Trace a model, merge weights into the graph and note on its nodes what was pruned.
 
     Args:
         model: The module that the checkpoints are of; it is copied and stays as it is.
         vectors: The task vectors.
-        recipe: Rule, scale and pruning.
+        recipe: Rule, scale and pruning; the name of a rule will do.
         device: Where to merge.
+        options: Those of `MergeOptions`.
 
     Returns:
         A graph module with the merged weights, in evaluation mode. Each node that uses merged tensors carries
@@ -44,15 +52,20 @@ def merge_transform(
         >>> [entry["kept"] for node in graph.graph.nodes for entry in node.meta.get("lwptv", [])]
         [{'a': False}, {'a': True}]
     """
-    layers = trace_layers(model, recipe.granularity)
-    plan = plan_pruning(vectors, recipe, layers, device)
-    merged = merge(vectors, recipe, layers, device, mask=plan.mask if recipe.prunes_layers else None)
+    asked, execution = Merge.of(vectors, recipe, None, {"device": device, **options})
+    asked = replace(asked, layers=trace_layers(model, asked.recipe.granularity))
+    pruning = prune_layers(asked, execution)
+    if asked.recipe.prunes_layers and asked.mask is None:
+        asked = replace(asked, mask=pruning.mask)
+    elif asked.mask is not None:
+        pruning = replace(pruning, mask=asked.mask)
+    merged = dict(asked.plan(execution).tensors())
     model = copy.deepcopy(model)
     install_(model, {name: merged[name] for name in vectors.shared_names})
     graph = trace(model)
     for node in graph.graph.nodes:
-        if indices := _layers_of(node, plan.layers):
-            node.meta["lwptv"] = [_annotation(plan, index) for index in indices]
+        if indices := _layers_of(node, pruning.layers):
+            node.meta["lwptv"] = [_annotation(pruning, index) for index in indices]
     return graph
 
 

@@ -1,46 +1,98 @@
-"""`MergeRecipe`: everything that decides what a merged model is, besides the checkpoints; plain JSON."""
+"""`MergeRecipe`: everything that decides what a merged model is, besides the checkpoints; plain JSON.
+
+The rooms of rules and saliency are imported where they are used: the command line reads the fields for its help, which
+must not wait for torch.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lwptv_lightning.recipe.scaling import LiNeS, read_layer_scaling, write_layer_scaling
-from lwptv_lightning.registry import COUNTS, GRANULARITIES, RANKINGS, require_known
-from lwptv_lightning.rules import MergeRule, make_rule
-from lwptv_lightning.saliency import ElementPruning, require_ratio, require_score
+from lwptv_lightning.recipe.scaling import LiNeS, read_layer_scaling
+from lwptv_lightning.registry import (
+    COUNTS,
+    GRANULARITIES,
+    RANKINGS,
+    Converted,
+    check_parameters,
+    choice,
+    declared,
+    documented,
+    explain_field,
+    fraction,
+    from_values,
+    number,
+    patterns,
+    require_known,
+    require_ratio,
+    whole,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from lwptv_lightning.rules import MergeRule
+    from lwptv_lightning.saliency import ElementPruning
 
 PRUNE_ON = ("task_vectors", "parts")
+DTYPES = ("float32", "float64")
 
 
-@dataclass(frozen=True, init=False)
+def _rule(name: str, value: Any) -> MergeRule:
+    from lwptv_lightning.rules import make_rule
+
+    return make_rule(value)
+
+
+def _score(name: str, value: Any) -> str:
+    from lwptv_lightning.saliency import require_score
+
+    require_score(str(value))
+    return str(value)
+
+
+def _elements(name: str, value: Any) -> ElementPruning:
+    from lwptv_lightning.saliency import ElementPruning
+
+    if isinstance(value, Mapping) and value.keys() == {"ratio"}:
+        value = ElementPruning(ratio=require_ratio(value["ratio"], f"the ratio of {name}"))
+    if not isinstance(value, ElementPruning):
+        raise TypeError(f"{name} must be an ElementPruning or a mapping with its ratio, not {value!r}.")
+    return value
+
+
+def _dtype(name: str, value: Any) -> str:
+    known = str(value).removeprefix("torch.")
+    if known not in DTYPES and not isinstance(value, str):
+        raise ValueError(f"{name} must be torch.float32 or torch.float64, not {value}.")
+    require_known(name, known, DTYPES)
+    return known
+
+
+def _task(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be the name of a task, not {value!r}.")
+    return value
+
+
+def _ratio(word: str) -> dict[str, float]:
+    return {"ratio": float(word)}
+
+
+@documented
+@dataclass(frozen=True)
 class MergeRecipe:
     """How to prune task vectors and which rule merges what is left.
 
-    Args:
-        rule: A registered name, a mapping with ``name`` and hyper-parameters, or a `MergeRule`.
-        scale: The scaling coefficient of the merged task vector; by default the rule's published one.
-        score: The saliency score that ranks layers; ``"-"`` before the name reverses it.
-        ratio: The fraction of layers to prune of each task vector, in [0, 1].
-        granularity: What a layer is: ``"block"``, ``"module"`` or ``"tensor"``.
-        ranking: ``"task"``: layers are ranked for each task; ``"all"``: over all tasks.
-        count: Whether ``ratio`` counts ``"layers"`` or ``"parameters"``.
-        keep: Globs of layers that are never pruned.
-        prune: Globs of layers that are always pruned.
-        seed: For the score ``"random"``.
-        elements: Prune the smallest elements inside each layer instead of whole layers.
-        prune_on: ``"task_vectors"``: the mask acts before the rule. ``"parts"``: it acts on what the rule made of
-            each task, for rules that are sums over tasks.
-        layer_scaling: `LiNeS`, or a coefficient for each layer, on top of ``scale``.
-
     Raises:
-        UnknownNameError: No such rule, score, granularity, ranking or count.
-        ValueError: A number is out of its range, or ``elements`` stands beside a layer ratio.
+        UnknownNameError: No such rule, score, granularity, ranking, count or dtype.
+        ValueError: A number is out of its range, ``elements`` stands beside a layer ratio, or the rule does not do
+            what ``prune_on`` or ``task`` asks for.
+        TypeError: A value is of the wrong kind.
 
     Example:
         >>> recipe = MergeRecipe(rule="ties", ratio=0.5)
@@ -48,71 +100,62 @@ class MergeRecipe:
         (0.2, 1.0, True)
     """
 
-    rule: MergeRule
-    scale: float | None
-    score: str
-    ratio: float
-    granularity: str
-    ranking: str
-    count: str
-    keep: tuple[str, ...]
-    prune: tuple[str, ...]
-    seed: int
-    elements: ElementPruning | None
-    prune_on: str
-    layer_scaling: LiNeS | dict[str, float] | None
+    rule: Converted[MergeRule | str | Mapping[str, Any], MergeRule] = declared(
+        "task_arithmetic",
+        "what `lwptv rules` lists",
+        _rule,
+        "the merging rule, by name or as a mapping with its name and hyper-parameters or as a MergeRule",
+        str,
+    )
+    scale: float | None = number(
+        None, "(-inf, inf)", "the coefficient of the merged task vector, by default the rule's published one"
+    )
+    score: str = declared(
+        "mean_abs",
+        "what `lwptv scores` lists",
+        _score,
+        "the saliency score that ranks layers; '-' before the name reverses it",
+        str,
+    )
+    ratio: float = fraction(0.0, "the fraction of layers to prune of each task vector")
+    granularity: str = choice("module", GRANULARITIES, "what a layer is")
+    ranking: str = choice("task", RANKINGS, "whether layers are ranked for each task or over all tasks")
+    count: str = choice("layers", COUNTS, "what the ratio counts")
+    keep: Converted[Sequence[str], tuple[str, ...]] = patterns((), "layers that are never pruned")
+    prune: Converted[Sequence[str], tuple[str, ...]] = patterns((), "layers that are always pruned")
+    seed: int = whole(0, None, "seeds the score 'random'")
+    elements: Converted[ElementPruning | Mapping[str, float] | None, ElementPruning | None] = declared(
+        None,
+        "[0, 1]",
+        _elements,
+        "the fraction of elements, the smallest, to prune inside each layer instead of whole layers (ElementPruning)",
+        _ratio,
+    )
+    prune_on: str = choice(
+        "task_vectors",
+        PRUNE_ON,
+        "what the mask acts on, a task vector before the rule or what a rule that is a sum made of it",
+    )
+    layer_scaling: Converted[LiNeS | Mapping[str, Any] | None, LiNeS | dict[str, float] | None] = declared(
+        None, "LiNeS, or layer to number", read_layer_scaling, "coefficients by layer, on top of the scale"
+    )
+    dtype: Converted[str | torch.dtype, str] = declared("float32", ", ".join(DTYPES), _dtype, "what to compute in", str)
+    task: str | None = declared(
+        None, "a task's name", _task, "the task whose own model is wanted, of a rule that makes one for each", str
+    )
 
-    def __init__(
-        self,
-        rule: str | Mapping[str, Any] | MergeRule = "task_arithmetic",
-        scale: float | None = None,
-        score: str = "mean_abs",
-        ratio: float = 0.0,
-        granularity: str = "module",
-        ranking: str = "task",
-        count: str = "layers",
-        keep: tuple[str, ...] | list[str] = (),
-        prune: tuple[str, ...] | list[str] = (),
-        seed: int = 0,
-        elements: ElementPruning | Mapping[str, float] | None = None,
-        prune_on: str = "task_vectors",
-        layer_scaling: LiNeS | Mapping[str, Any] | None = None,
-    ) -> None:
-        # Written out, because the constructor takes names and lists where the attributes are objects and tuples.
-        values = {
-            "rule": make_rule(rule),
-            "scale": None if scale is None else _finite("scale", scale),
-            "score": score,
-            "ratio": ratio,
-            "granularity": granularity,
-            "ranking": ranking,
-            "count": count,
-            "keep": _patterns("keep", keep),
-            "prune": _patterns("prune", prune),
-            "seed": seed,
-            "elements": ElementPruning(**elements) if isinstance(elements, Mapping) else elements,
-            "prune_on": prune_on,
-            "layer_scaling": read_layer_scaling(layer_scaling),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-        self._check()
-
-    def _check(self) -> None:
-        require_score(self.score)
-        require_ratio(self.ratio)
-        require_known("granularity", self.granularity, GRANULARITIES)
-        require_known("ranking", self.ranking, RANKINGS)
-        require_known("count", self.count, COUNTS)
-        require_known("prune_on", self.prune_on, PRUNE_ON)
-        if not isinstance(self.elements, ElementPruning | None):
-            raise TypeError(f"elements must be an ElementPruning or a mapping with its ratio, not {self.elements!r}.")
+    def __post_init__(self) -> None:
+        check_parameters(self)
         if self.elements is not None and (self.ratio or self.keep or self.prune):
             raise ValueError("elements prunes inside layers; it takes the place of ratio, keep and prune.")
         if self.prune_on == "parts" and not self.rule.has_parts():
             raise ValueError(f"prune_on='parts' needs a rule that is a sum over tasks; {self.rule.name!r} is none.")
         if self.prune_on == "parts" and self.elements is not None:
             raise ValueError("prune_on='parts' prunes whole layers; elements cannot stand beside it.")
+        if self.task is not None and not self.rule.per_task:
+            raise ValueError(
+                f"rule {self.rule.name!r} merges all tasks into one model, so task={self.task!r} has no meaning."
+            )
 
     @property
     def effective_scale(self) -> float:
@@ -129,31 +172,37 @@ class MergeRecipe:
         """Whether it matters which tensors form a layer."""
         return self.prunes_layers or self.elements is not None or isinstance(self.layer_scaling, dict)
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """What to compute in, as torch has it."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
     def replace(self, **changes: Any) -> MergeRecipe:
         """Return a recipe that differs in the given fields."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return MergeRecipe(**(fields | changes))
+        return MergeRecipe.from_dict({field.name: getattr(self, field.name) for field in fields(self)} | changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, ready for JSON or YAML."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["rule"] = self.rule.to_dict()
-        values["elements"] = None if self.elements is None else dataclasses.asdict(self.elements)
-        values["layer_scaling"] = write_layer_scaling(self.layer_scaling)
+        values = asdict(self) | {"rule": self.rule.to_dict()}
+        if isinstance(self.layer_scaling, LiNeS):
+            values["layer_scaling"]["name"] = "lines"
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MergeRecipe:
-        """Make a recipe from `to_dict`'s result.
+        """Make a recipe from `to_dict`'s result, or some of its values.
 
         Raises:
             UnknownNameError: A field that recipes do not have.
+            TypeError: It is no mapping, or a value is of the wrong kind.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            require_known("field of a recipe", name, known)
-        return cls(**values)
+        if not isinstance(values, Mapping):
+            raise TypeError(f"a recipe must be a mapping of its fields, not {values!r}.")
+        return from_values(cls, "field of a recipe", values)
 
     def to_json(self) -> str:
         """Return the recipe as JSON text."""
@@ -161,27 +210,48 @@ class MergeRecipe:
 
     @classmethod
     def from_json(cls, text: str | Path) -> MergeRecipe:
-        """Make a recipe from JSON text, or from the file at a `Path`."""
-        values = json.loads(text.read_text() if isinstance(text, Path) else text)
-        return cls.from_dict(values)
+        """Make a recipe from JSON text, or from the file at a `Path`.
+
+        Raises:
+            ValueError: It is no JSON; of a file, also what else is wrong with it, after the file's name.
+        """
+        if not isinstance(text, Path):
+            return cls.from_dict(json.loads(text))
+        try:
+            return cls.from_json(text.read_text(encoding="utf-8"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{text}: {error}") from error
 
     def describe(self) -> str:
         """Return the recipe in a few words, for tables."""
         pruned = f", {self.score} {self.ratio:g}" if self.prunes_layers else ""
         inside = f", elements {self.elements.ratio:g}" if self.elements else ""
         scaled = f", {type(self.layer_scaling).__name__}" if isinstance(self.layer_scaling, LiNeS) else ""
-        return f"{self.rule.name} x {self.effective_scale:g}{scaled}{pruned}{inside}"
+        own = f" for {self.task}" if self.task is not None else ""
+        return f"{self.rule.name}{own} x {self.effective_scale:g}{scaled}{pruned}{inside}"
 
 
-def _finite(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, not {value!r}.")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, not {value}.")
-    return float(value)
+def make_recipe(description: MergeRecipe | str | Mapping[str, Any]) -> MergeRecipe:
+    """Return a recipe from a rule's name, from a mapping of a recipe's fields, or as it is.
+
+    Raises:
+        UnknownNameError: No such rule or field.
+        TypeError: ``description`` is none of these, or a value is of the wrong kind.
+
+    Example:
+        >>> make_recipe("ties") == make_recipe({"rule": "ties"}) == MergeRecipe("ties")
+        True
+    """
+    if isinstance(description, MergeRecipe):
+        return description
+    return MergeRecipe.from_dict({"rule": description} if isinstance(description, str) else description)
 
 
-def _patterns(name: str, value: tuple[str, ...] | list[str]) -> tuple[str, ...]:
-    if isinstance(value, str) or not all(isinstance(pattern, str) for pattern in value):
-        raise TypeError(f"{name} must be a sequence of glob patterns, not {value!r}.")
-    return tuple(value)
+def fields_markdown() -> str:
+    """Return the page ``docs/recipe.md``."""
+    parts = {"MergeRecipe": MergeRecipe, "layer_scaling=LiNeS": LiNeS}
+    lists = (
+        f"## `{name}(...)`\n\n" + "".join(f"- **{field.name}**: {explain_field(field)}\n" for field in fields(cls))
+        for name, cls in parts.items()
+    )
+    return "# What a recipe holds\n\nMade by `lwptv rules --recipe > docs/recipe.md`.\n\n" + "\n".join(lists)

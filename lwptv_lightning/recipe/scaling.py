@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lwptv_lightning.layers import Layer, Layers, layers_from_names
-from lwptv_lightning.registry import require_known
+from lwptv_lightning.registry import (
+    FrozenDict,
+    check_parameters,
+    declared,
+    documented,
+    from_values,
+    number,
+    require_finite,
+    require_known,
+)
+
+if TYPE_CHECKING:
+    from lwptv_lightning.layers import Layer, Layers
 
 
+def _regular_expression(name: str, value: Any) -> str:
+    try:
+        groups = re.compile(value).groups
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{name} must be a regular expression, not {value!r} ({error}).") from error
+    if groups != 1:
+        raise ValueError(f"{name} must have one group for the block's number; {value!r} has {groups}.")
+    return str(value)
+
+
+@documented
 @dataclass(frozen=True, kw_only=True)
 class LiNeS:
     r"""Scale layers by their depth: block i of L by ``alpha + beta i / (L - 1)``, everything else by ``alpha``.
 
     A single block is scaled by ``alpha + beta``.
-
-    Args:
-        alpha: The coefficient of the first block. ``None`` is the published quotient
-            ``(|sum_t tau_t|_1 / |merged|_1) / T`` over the whole model, before the recipe's scale.
-        beta: How much the last block's coefficient is larger.
-        blocks: A regular expression with one group for the block's number, such as ``r"\.resblocks\.(\d+)\."``. By
-            default the model's block layers, in their order; where blocks have nothing in common, the outermost
-            number in a name.
 
     Raises:
         ValueError: A number is not finite, or ``blocks`` is no regular expression with one group.
@@ -40,22 +52,24 @@ class LiNeS:
         dots, so that ``resblocks.2.mlp.0.weight`` is scaled as block 0; here the pattern says which number is meant.
     """
 
-    alpha: float | None = None
-    beta: float = 0.5
-    blocks: str | None = None
+    alpha: float | None = number(
+        None,
+        "(-inf, inf)",
+        "the first block's coefficient, by default the published quotient `(|sum_t tau_t|_1 / |merged|_1) / T` over "
+        "the whole model, before the recipe's scale",
+    )
+    beta: float = number(0.5, "(-inf, inf)", "how much the last block's coefficient is larger")
+    blocks: str | None = declared(
+        None,
+        "a regular expression",
+        _regular_expression,
+        r"what finds a block's number by its one group, such as `\.resblocks\.(\d+)\.`; by default the blocks are the "
+        "model's block layers in their order or, where these have nothing in common, the outermost number in a name",
+        str,
+    )
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta"):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name} must be finite, not {value}.")
-        if self.blocks is not None:
-            try:
-                groups = re.compile(self.blocks).groups
-            except re.error as error:
-                raise ValueError(f"blocks must be a regular expression, not {self.blocks!r} ({error}).") from error
-            if groups != 1:
-                raise ValueError(f"blocks must have one group for the block's number; {self.blocks!r} has {groups}.")
+        check_parameters(self)
 
     def factors(self, names: Sequence[str], alpha: float) -> dict[str, float]:
         """Return the coefficient of each tensor.
@@ -80,6 +94,9 @@ class LiNeS:
         if self.blocks is not None:
             found = {name: re.search(self.blocks, name) for name in names}
             return {name: int(match[1]) for name, match in found.items() if match}
+        # Imported here so that the command line's help, which lists LiNeS' fields, does not wait for torch.
+        from lwptv_lightning.layers import layers_from_names
+
         blocks = filter(_is_block, layers_from_names(names, "block"))
         numbers = {name: number for number, layer in enumerate(blocks) for name in layer.tensors}
         return numbers or _outermost_numbers(names)
@@ -97,33 +114,26 @@ def _is_block(layer: Layer) -> bool:
     return numbered and any("." in tensor.removeprefix(f"{layer.name}.") for tensor in layer.tensors)
 
 
-def read_layer_scaling(value: Any) -> LiNeS | dict[str, float] | None:
+def read_layer_scaling(name: str, value: Any) -> LiNeS | dict[str, float]:
     """Return a layer scaling from what a recipe was given or JSON holds.
 
     Args:
-        value: ``None``, a `LiNeS`, its fields with ``"name": "lines"``, or layer name to coefficient.
+        name: What the message calls it.
+        value: A `LiNeS`, its fields with ``"name": "lines"``, or layer name to coefficient.
 
     Raises:
         TypeError: It is none of these.
         ValueError: A coefficient is not finite.
     """
-    if value is None or isinstance(value, LiNeS):
+    if isinstance(value, LiNeS):
         return value
-    if isinstance(value, Mapping) and value.get("name") == "lines":
-        return LiNeS(**{name: setting for name, setting in value.items() if name != "name"})
-    if not isinstance(value, Mapping) or not all(isinstance(factor, int | float) for factor in value.values()):
-        raise TypeError(f"layer_scaling must be LiNeS(...) or map layer names to numbers, not {value!r}.")
-    for layer, factor in value.items():
-        if not math.isfinite(factor):
-            raise ValueError(f"layer_scaling of {layer!r} must be finite, not {factor}.")
-    return {str(layer): float(factor) for layer, factor in value.items()}
-
-
-def write_layer_scaling(scaling: LiNeS | Mapping[str, float] | None) -> dict[str, Any] | None:
-    """Return a layer scaling as plain values, which `read_layer_scaling` reads."""
-    if isinstance(scaling, LiNeS):
-        return {"name": "lines", **dataclasses.asdict(scaling)}
-    return None if scaling is None else dict(scaling)
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be LiNeS(...) or map layer names to numbers, not {value!r}.")
+    if value.get("name") == "lines":
+        return from_values(LiNeS, "field of LiNeS", {key: item for key, item in value.items() if key != "name"})
+    # Sorted, because their order has no meaning and equal recipes are to be equal.
+    factors = {str(layer): require_finite(f"{name}[{layer!r}]", factor) for layer, factor in value.items()}
+    return FrozenDict(sorted(factors.items()))
 
 
 def tensor_factors(

@@ -1,4 +1,4 @@
-"""Hyper-parameters that know their range: declared once, checked on construction, listed in the docs.
+"""Fields that know their range and meaning: declared once; checked on construction, listed in docs and help.
 
 A rule declares ``density: float = number(0.2, "(0, 1]")``; `check_parameters` raises for values outside.
 """
@@ -6,18 +6,65 @@ A rule declares ``density: float = number(0.2, "(0, 1]")``; `check_parameters` r
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import MISSING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lwptv_lightning.registry.errors import require_known
+from lwptv_lightning.registry.frozen import FrozenDict
+
+Made = TypeVar("Made")
+Given = TypeVar("Given")
+Held = TypeVar("Held")
 
 
-def number(default: float, interval: str) -> Any:
+class Converted(Generic[Given, Held]):
+    """The annotation of a field that takes ``Given`` and, after its check, holds ``Held``."""
+
+    if TYPE_CHECKING:
+
+        def __get__(self, instance: object, owner: Any = None, /) -> Held: ...
+        def __set__(self, instance: object, value: Given, /) -> None: ...
+
+    else:
+
+        def __class_getitem__(cls, types: tuple[Any, Any]) -> Any:
+            """Return what it takes: parsers of configurations read annotations to make arguments."""
+            return types[0]
+
+
+def declared(
+    default: Any,
+    allowed: str,
+    check: Callable[[str, Any], Any],
+    help: str = "",
+    word: Callable[[str], Any] | None = None,
+) -> Any:
+    """Declare a field of a dataclass whose values a function checks.
+
+    Args:
+        default: Its default; ``dataclasses.MISSING`` for none. Where it is ``None``, so may be the value.
+        allowed: The range, in words.
+        check: Gets the field's name and a value, and raises or returns the value as it is to be held.
+        help: What the field means.
+        word: Reads a value from a word of the command line; ``None`` where the field has no option of its own.
+    """
+
+    def check_given(name: str, value: Any) -> Any:
+        return None if value is None and default is None else check(name, value)
+
+    return dataclasses.field(
+        default=default, metadata={"range": allowed, "check": check_given, "help": help, "word": word}
+    )
+
+
+def number(default: float | None, interval: str, help: str = "") -> Any:
     """Declare a real number in an interval such as ``"(0, 1]"``; a round bracket excludes the end.
 
     Example:
-        >>> from lwptv_lightning.rules._base import get_rule
+        >>> from lwptv_lightning.rules import get_rule
         >>> get_rule("ties")(density=20)
         Traceback (most recent call last):
         ValueError: density must be a number in (0, 1], not 20.
@@ -25,29 +72,45 @@ def number(default: float, interval: str) -> Any:
     low, high = (float(end) for end in interval.strip("([])").split(","))
 
     def check(name: str, value: Any) -> float:
-        above = low < value if interval[0] == "(" else low <= value
-        below = value < high if interval[-1] == ")" else value <= high
+        real = require_finite(name, value)
+        above = low < real if interval[0] == "(" else low <= real
+        below = real < high if interval[-1] == ")" else real <= high
         if not (above and below):
             raise ValueError(f"{name} must be a number in {interval}, not {value}.")
-        return float(value)
+        return real
 
-    return _field(default, interval, lambda name, value: check(name, _real(name, value)))
+    return declared(default, interval, check, help, float)
 
 
-def whole(default: int, at_least: int = 0) -> Any:
-    """Declare a whole number with a lower bound."""
+def fraction(default: Any, help: str = "") -> Any:
+    """Declare a fraction in [0, 1] that people may take for percent."""
+    return declared(default, "[0, 1]", lambda name, value: require_ratio(value, name), help, float)
+
+
+def require_ratio(ratio: float, name: str = "ratio") -> float:
+    """Return a number in [0, 1], or raise."""
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float):
+        raise TypeError(f"{name} must be a number in [0, 1], not {ratio!r}.")
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], not {ratio}; it is a fraction, not percent.")
+    return float(ratio)
+
+
+def whole(default: int, at_least: int | None = 0, help: str = "") -> Any:
+    """Declare a whole number, with a lower bound if need be."""
 
     def check(name: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be a whole number, not {value!r}.")
-        if value < at_least:
+        if at_least is not None and value < at_least:
             raise ValueError(f"{name} must be at least {at_least}, not {value}.")
         return value
 
-    return _field(default, f"{at_least}, {at_least + 1}, ...", check)
+    allowed = "whole numbers" if at_least is None else f"{at_least}, {at_least + 1}, ..."
+    return declared(default, allowed, check, help, int)
 
 
-def flag(default: bool) -> Any:
+def flag(default: bool, help: str = "") -> Any:
     """Declare a switch."""
 
     def check(name: str, value: Any) -> bool:
@@ -55,63 +118,102 @@ def flag(default: bool) -> Any:
             raise TypeError(f"{name} must be true or false, not {value!r}.")
         return value
 
-    return _field(default, "true, false", check)
+    return declared(default, "true, false", check, help)
 
 
-def choice(default: str, options: Sequence[str]) -> Any:
+def choice(default: str, options: Sequence[str], help: str = "") -> Any:
     """Declare one of several names."""
 
     def check(name: str, value: Any) -> str:
         require_known(name, value, options)
         return str(value)
 
-    return _field(default, ", ".join(options), check)
+    return declared(default, ", ".join(options), check, help, str)
 
 
 def per_task(default: None = None) -> Any:
     """Declare an optional finite number for each task, in the order of the tasks."""
 
-    def check(name: str, value: Any) -> tuple[float, ...] | None:
-        return None if value is None else tuple(_real(name, item) for item in _items(name, value))
+    def check(name: str, value: Any) -> tuple[float, ...]:
+        return tuple(require_finite(name, item) for item in _items(name, value))
 
-    return _field(default, "one number per task", check)
+    return declared(default, "one number per task", check)
 
 
 def per_task_by_tensor(default: None = None) -> Any:
     """Declare an optional mapping of globs of tensor names to a finite number for each task."""
 
-    def check(name: str, value: Any) -> dict[str, tuple[float, ...]] | None:
-        if value is None:
-            return None
+    def check(name: str, value: Any) -> FrozenDict[tuple[float, ...]]:
         if not isinstance(value, Mapping):
             raise TypeError(f"{name} must map globs of tensor names to numbers, not be a {type(value).__name__}.")
-        return {
-            str(key): tuple(_real(f"{name}[{key!r}]", item) for item in _items(name, items))
+        return FrozenDict(
+            (str(key), tuple(require_finite(f"{name}[{key!r}]", item) for item in _items(name, items)))
             for key, items in value.items()
-        }
+        )
 
-    return _field(default, "one number per task for each glob", check)
-
-
-def patterns(default: tuple[str, ...] | None) -> Any:
-    """Declare glob patterns of tensor names; ``None`` where a rule has a choice of its own."""
-
-    def check(name: str, value: Any) -> tuple[str, ...] | None:
-        return None if value is None and default is None else tuple(str(item) for item in _items(name, value))
-
-    return _field(default, "globs", check)
+    return declared(default, "one number per task for each glob", check)
 
 
-def check_parameters(rule: Any) -> None:
-    """Check every declared hyper-parameter of a frozen dataclass and store it in its plain form.
+def patterns(default: tuple[str, ...] | None, help: str = "") -> Any:
+    """Declare glob patterns; ``None`` where a rule has a choice of its own."""
+
+    def check(name: str, value: Any) -> tuple[str, ...]:
+        if not all(isinstance(item, str) for item in _items(name, value)):
+            raise TypeError(f"{name} must be a sequence of globs, not {value!r}.")
+        return tuple(value)
+
+    return declared(default, "globs", check, help, str)
+
+
+def check_parameters(holder: Any) -> None:
+    """Check every declared field of a frozen dataclass and store it as it is to be held.
 
     Raises:
         ValueError: A value is outside its range.
         TypeError: A value is of the wrong kind.
     """
-    for field in dataclasses.fields(rule):
+    for field in dataclasses.fields(holder):
         if check := field.metadata.get("check"):
-            object.__setattr__(rule, field.name, check(field.name, getattr(rule, field.name)))
+            object.__setattr__(holder, field.name, check(field.name, getattr(holder, field.name)))
+
+
+def from_values(cls: Callable[..., Made], kind: str, values: Mapping[str, Any]) -> Made:
+    """Make a dataclass from the values of its fields.
+
+    Args:
+        cls: The dataclass.
+        kind: What a field of it is called, for the message.
+        values: Field name to value.
+
+    Raises:
+        UnknownNameError: It has no such field.
+    """
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for name in values:
+        require_known(kind, name, known)
+    return cls(**values)
+
+
+def describe_field(field: dataclasses.Field[Any]) -> str:
+    """Return a declared field's name, default and range, such as ``density = 0.2 in (0, 1]``."""
+    default = f'"{field.default}"' if isinstance(field.default, str) else field.default
+    return f"{field.name} = {default} in {field.metadata['range']}"
+
+
+def explain_field(field: dataclasses.Field[Any]) -> str:
+    """Return a declared field's meaning, range and default, such as ``the part to drop, in [0, 1] (default: 0.5)``."""
+    allowed = field.metadata["range"]
+    default = "" if field.default in (None, (), MISSING) else f" (default: {field.default})"
+    return f"{field.metadata['help']}{', in' if allowed[0] in '([' else ':'} {allowed}{default}"
+
+
+def documented(cls: type[Made]) -> type[Made]:
+    """Write what the declared fields mean into the dataclass's docstring, between what it does and what it raises."""
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    before, heading, after = inspect.cleandoc(cls.__doc__ or "").partition("\n\nRaises:\n")
+    arguments = "".join(f"\n    {field.name}: {explain_field(field)}." for field in fields)
+    cls.__doc__ = f"{before}\n\nArgs:{arguments}{heading}{after}"
+    return cls
 
 
 def require_per_task(name: str, values: Sequence[float], tasks: Sequence[str]) -> None:
@@ -120,16 +222,13 @@ def require_per_task(name: str, values: Sequence[float], tasks: Sequence[str]) -
         raise ValueError(f"{name} holds {len(values)} values, expected one for each of {len(tasks)} tasks.")
 
 
-def _field(default: Any, allowed: str, check: Callable[[str, Any], Any]) -> Any:
-    return dataclasses.field(default=default, metadata={"range": allowed, "check": check})
-
-
-def _real(name: str, value: Any) -> float:
+def require_finite(name: str, value: Any) -> float:
+    """Return a finite number, or raise."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, not {value!r}.")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be finite, not {value}.")
-    return value
+    return float(value)
 
 
 def _items(name: str, value: Any) -> Sequence[Any]:

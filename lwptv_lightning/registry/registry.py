@@ -22,7 +22,7 @@ class Registry(Mapping[str, Record], Generic[Record]):
         1.0
         >>> scores["mean_ab"]
         Traceback (most recent call last):
-        lwptv_lightning.registry.errors.UnknownNameError: unknown score 'mean_ab'. Did you mean 'mean_abs'? Known: mean_abs.
+        lwptv_lightning.registry.errors.UnknownNameError: unknown score 'mean_ab'. Did you mean 'mean_abs'? ...
     """
 
     def __init__(self, kind: str) -> None:

@@ -4,12 +4,4 @@ from lwptv_lightning.report.console import print_table
 from lwptv_lightning.report.pictures import PRUNED_SUFFIX, plot_id_ood, plot_saliency
 from lwptv_lightning.report.table import ResultRow, ResultTable, markdown_table
 
-__all__ = [
-    "PRUNED_SUFFIX",
-    "ResultRow",
-    "ResultTable",
-    "markdown_table",
-    "plot_id_ood",
-    "plot_saliency",
-    "print_table",
-]
+__all__ = ["ResultRow", "ResultTable", "markdown_table", "plot_id_ood", "plot_saliency", "print_table"]

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from rich.table import Table
 
+from lwptv_lightning.registry import LoaderName
+
 
 @dataclass(frozen=True)
 class ResultRow:
@@ -48,7 +50,7 @@ class ResultTable:
     def columns(self) -> tuple[str, ...]:
         """The figures' names in order of appearance, averages last."""
         names = dict.fromkeys(name for row in self.rows for name in row.figures)
-        return tuple(sorted(names, key=_is_summary))
+        return tuple(sorted(names, key=lambda name: LoaderName.of_figure(name).is_average))
 
     def cells(self, row: ResultRow) -> list[str]:
         """Return a row as text: name, percentages with one decimal, seconds and note."""
@@ -90,10 +92,6 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
     return "\n".join("|" + "|".join("---" if cell == "---" else f" {cell} " for cell in line) + "|" for line in lines)
 
 
-def _is_summary(name: str) -> bool:
-    return name.split("/")[1] in ("avg", "normalized")
-
-
-def _heading(name: str) -> str:
-    domain, _, rest = name.partition("/")
-    return f"{domain.upper()} {rest}" if _is_summary(name) else f"{domain} {rest.replace('_', ' ')}"
+def _heading(figure: str) -> str:
+    name = LoaderName.of_figure(figure)
+    return f"{name.domain.upper()} {name.name}" if name.is_average else f"{name.domain} {name.name.replace('_', ' ')}"

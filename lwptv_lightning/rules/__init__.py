@@ -8,20 +8,20 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-from lwptv_lightning.rules._base import RULES, DataStatistics, MergeContext, MergeRule, get_rule, make_rule, merge_rule
+from lwptv_lightning.engine import DataStatistics
+from lwptv_lightning.rules._base import RULES, MergeContext, MergeRule, get_rule, make_rule, merge_rule
 from lwptv_lightning.rules._catalogue import RuleEntry, rule_entries, rules_markdown
+from lwptv_lightning.rules._running_statistics import RunningStatistics, running_statistics
 
 __all__ = [
     "RULES",
     "DataStatistics",
     "MergeContext",
     "MergeRule",
-    "RuleEntry",
     "get_rule",
     "make_rule",
     "merge_rule",
     "rule_entries",
-    "rules_markdown",
 ]
 
 for _module in iter_modules(__path__):

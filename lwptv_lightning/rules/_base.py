@@ -6,22 +6,22 @@ import dataclasses
 from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeAlias
 
 from torch import Tensor
+from typing_extensions import TypeVar
 
-from lwptv_lightning.engine import PrunedTaskVectors
+from lwptv_lightning.engine import Stream
 from lwptv_lightning.functional import sum_tasks
-from lwptv_lightning.registry import Registry, UnknownNameError, check_parameters
+from lwptv_lightning.registry import Registry, check_parameters, from_values
 
-RULES: Registry[type[MergeRule]] = Registry("merging rule")
-
-DataStatistics: TypeAlias = Mapping[str, Mapping[str, Tensor]]
-"""What was collected on data: task to tensor name to a tensor, such as a diagonal Fisher information."""
+RULES: Registry[type[MergeRule[Any]]] = Registry("merging rule")
 
 Unit: TypeAlias = Literal["element", "task", "tensor"]
 
-RuleType = TypeVar("RuleType", bound="type[MergeRule]")
+RuleType = TypeVar("RuleType", bound="type[MergeRule[Any]]")
+Survey = TypeVar("Survey", default=None)
+"""What a rule needs to know of the whole model; ``None`` where that is nothing."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class MergeContext:
     task: str | None = None
 
 
-class MergeRule(ABC):
+class MergeRule(ABC, Generic[Survey]):
     """Combines the T task vectors of one tensor into one.
 
     A rule never sees the base: ``merge`` adds ``scale * combine(...)`` to it, once. Pruned rows are zeros. A rule is
@@ -85,8 +85,8 @@ class MergeRule(ABC):
         """The scaling coefficient where the recipe gives none."""
         return self.published_scale
 
-    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> Any:
-        """Gather what `combine` needs to know of the whole model, in one or more streams over the stacks."""
+    def survey(self, stream: Stream) -> Survey | None:
+        """Gather what `combine` needs to know of the whole model, in one or more passes over its blocks."""
         return None
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
@@ -134,7 +134,7 @@ def merge_rule(name: str, *, paper: str, scale: float = 1.0) -> Callable[[RuleTy
     return register
 
 
-def get_rule(name: str) -> type[MergeRule]:
+def get_rule(name: str) -> type[MergeRule[Any]]:
     """Return the class of a registered rule.
 
     Raises:
@@ -147,7 +147,7 @@ def get_rule(name: str) -> type[MergeRule]:
     return RULES[name]
 
 
-def make_rule(description: str | Mapping[str, Any] | MergeRule) -> MergeRule:
+def make_rule(description: str | Mapping[str, Any] | MergeRule[Any]) -> MergeRule[Any]:
     """Return a rule from a name, from a mapping with a name and hyper-parameters, or as it is.
 
     Raises:
@@ -165,9 +165,5 @@ def make_rule(description: str | Mapping[str, Any] | MergeRule) -> MergeRule:
     if isinstance(description, Mapping) and "name" in description:
         arguments = dict(description)
         rule = get_rule(arguments.pop("name"))
-        known = [field.name for field in dataclasses.fields(rule)]  # type: ignore[arg-type]
-        for argument in arguments:
-            if argument not in known:
-                raise UnknownNameError(f"hyper-parameter of {rule.name}", argument, known)
-        return rule(**arguments)
+        return from_values(rule, f"hyper-parameter of {rule.name}", arguments)
     raise TypeError(f"rule must be a name, a mapping with a 'name', or a MergeRule, not {description!r}.")

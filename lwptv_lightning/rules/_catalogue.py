@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
+from lwptv_lightning.registry import describe_field
 from lwptv_lightning.rules._base import RULES, MergeRule
 
 
@@ -44,13 +46,13 @@ def rule_entries() -> list[RuleEntry]:
     return [_entry(name, rule) for name, rule in sorted(RULES.items())]
 
 
-def _entry(name: str, rule: type[MergeRule]) -> RuleEntry:
+def _entry(name: str, rule: type[MergeRule[Any]]) -> RuleEntry:
     fields = dataclasses.fields(rule)  # type: ignore[arg-type]
     return RuleEntry(
         name=name,
-        summary=_first_line(rule),
+        summary=" ".join(inspect.cleandoc(rule.__doc__ or "").partition("\n\n")[0].split()),
         paper=rule.paper,
-        parameters=tuple(f"{field.name} = {_text(field.default)} in {field.metadata['range']}" for field in fields),
+        parameters=tuple(map(describe_field, fields)),
         scale=rule.published_scale,
         needs=rule.needs,
         scope="model" if rule.surveys_model() else "tensor",
@@ -78,15 +80,6 @@ def rules_markdown() -> str:
     return _PAGE.format(count=len(RULES), table="\n".join(lines))
 
 
-def _first_line(rule: type[MergeRule]) -> str:
-    paragraph = inspect.cleandoc(rule.__doc__ or "").partition("\n\n")[0]
-    return " ".join(paragraph.split())
-
-
-def _text(default: object) -> str:
-    return f'"{default}"' if isinstance(default, str) else str(default)
-
-
 _PAGE = """# Merging rules
 
 {count} rules; `lwptv rules --markdown > docs/rules.md` makes this page from the code. A rule gets the task vectors of
@@ -110,5 +103,6 @@ two models, `multislerp` or `karcher` for more: the same means of task vectors.
 
 `MergeRecipe(layer_scaling=LiNeS(...))` scales the merged task vector by depth (arXiv 2410.17146);
 `layer_scaling={{"blocks.0.attn.qkv": 0.5}}` sets coefficients layer by layer. `MergeRecipe(elements=ElementPruning(
-ratio=...))` prunes the smallest elements inside each layer instead of whole layers.
+ratio=...))` prunes the smallest elements inside each layer instead of whole layers. [All that a recipe
+holds](recipe.md), with ranges and defaults, is listed apart.
 """

@@ -9,16 +9,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine import PrunedTaskVectors
+from lwptv_lightning.engine import Stream
 from lwptv_lightning.functional import agreeing_magnitudes, elect_signs, per_row, trim_
 from lwptv_lightning.registry import flag, matches, number, per_task_by_tensor, require_per_task
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.rules._selection import TrimSurvey, survey_trim
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._trim import TrimSurvey, survey_trim
 
 
 @merge_rule("adamerging", paper="https://arxiv.org/abs/2310.02575")
 @dataclass(frozen=True, kw_only=True)
-class AdaMerging(MergeRule):
+class AdaMerging(MergeRule[TrimSurvey]):
     """Add the task vectors with a coefficient for each task and tensor: ``sum_t lambda_{t,tensor} tau_t``.
 
     `lwptv_lightning.callbacks.AdaMergingModule` learns the coefficients on unlabelled data, by minimising the entropy
@@ -46,9 +46,9 @@ class AdaMerging(MergeRule):
     plus_plus: bool = flag(False)
     density: float = number(0.2, "(0, 1]")
 
-    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> TrimSurvey | None:
+    def survey(self, stream: Stream) -> TrimSurvey | None:
         """Find the thresholds and the majority sign, for AdaMerging++."""
-        return survey_trim(vectors, self.density) if self.plus_plus else None
+        return survey_trim(stream, self.density) if self.plus_plus else None
 
     def split(self, tau: Tensor, survey: TrimSurvey | None) -> Tensor:
         """Return what the coefficients act on: the task vectors, or what the TIES split leaves of them."""

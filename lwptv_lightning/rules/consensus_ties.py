@@ -5,16 +5,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lwptv_lightning.engine import PrunedTaskVectors
+from lwptv_lightning.engine import Stream
 from lwptv_lightning.functional import keep_consensus
 from lwptv_lightning.registry import choice, number, whole
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.rules._selection import TrimSurvey, survey_trim, trim_elect_merge_
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_
 
 
 @merge_rule("consensus_ties", paper="https://arxiv.org/abs/2405.07813", scale=0.3)
 @dataclass(frozen=True, kw_only=True)
-class ConsensusTIES(MergeRule):
+class ConsensusTIES(MergeRule[TrimSurvey]):
     """Merge with TIES, and keep the weights that matter to several tasks.
 
     With M the merged task vector of TIES, a weight matters to task t where ``|tau_t| > tall_lambda |M - tau_t|`` (its
@@ -47,9 +47,9 @@ class ConsensusTIES(MergeRule):
     density: float = number(0.2, "(0, 1]")
     reduce: str = choice("sum", ("mean", "sum", "max"))
 
-    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> TrimSurvey:
+    def survey(self, stream: Stream) -> TrimSurvey:
         """Find what TIES needs to know of the whole model."""
-        return survey_trim(vectors, self.density)
+        return survey_trim(stream, self.density)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Merge and mask one stack, ``(T, *shape) -> (*shape)``."""

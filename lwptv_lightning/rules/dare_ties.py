@@ -5,16 +5,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lwptv_lightning.engine import Block, PrunedTaskVectors
+from lwptv_lightning.engine import Block, Stream
 from lwptv_lightning.functional import drop_at_random_
 from lwptv_lightning.registry import choice, number, whole
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.rules._selection import TrimSurvey, survey_trim, trim_elect_merge_
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_
 
 
 @merge_rule("dare_ties", paper="https://arxiv.org/abs/2311.03099", scale=0.5)
 @dataclass(frozen=True, kw_only=True)
-class DARETIES(MergeRule):
+class DARETIES(MergeRule[TrimSurvey]):
     """Drop elements at random and rescale the rest as DARE does, then trim, elect and merge as TIES does.
 
     TIES is applied to ``m_t tau_t / density``, ``m_t ~ Bernoulli(density)``, over the whole model.
@@ -44,13 +44,13 @@ class DARETIES(MergeRule):
     trim_density: float = number(0.2, "(0, 1]")
     reduce: str = choice("sum", ("mean", "sum", "max"))
 
-    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> TrimSurvey:
+    def survey(self, stream: Stream) -> TrimSurvey:
         """Find thresholds and the majority sign of the dropped and rescaled task vectors."""
 
         def drop(block: Block) -> Tensor:
-            return drop_at_random_(block.tau, self.density, self.seed, vectors.tasks, block.name, block.start)
+            return drop_at_random_(block.tau, self.density, self.seed, stream.tasks, block.name, block.start)
 
-        return survey_trim(vectors, self.trim_density, drop)
+        return survey_trim(stream, self.trim_density, drop)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Drop, rescale, trim, elect and merge one stack, ``(T, *shape) -> (*shape)``."""

@@ -6,14 +6,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine import Block, PrunedTaskVectors
+from lwptv_lightning.engine import Block, Stream
 from lwptv_lightning.functional import combine_agreeing, elect_signs
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
 
 
 @merge_rule("emr", paper="https://arxiv.org/abs/2405.17461")
 @dataclass(frozen=True, kw_only=True)
-class EMR(MergeRule):
+class EMR(MergeRule[Tensor]):
     """Elect a unified task vector; a mask and a number make each task's own model of it.
 
     Elect: ``sign = sign(sum_t tau_t)``, - where the sum is 0, and ``unified = sign max |tau_t|`` over the tasks with
@@ -36,16 +36,16 @@ class EMR(MergeRule):
 
     per_task: ClassVar[bool] = True
 
-    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> Tensor:
+    def survey(self, stream: Stream) -> Tensor:
         """Find the rescalers, ``(T,)``."""
 
         def magnitudes(block: Block) -> Tensor:
             unified, mask = _elect(block.tau)
             sums = torch.stack([block.tau.abs().sum(1), mask.mul_(unified).abs_().sum(1)])
-            return sums.double() / vectors.numel(block.name)
+            return sums.double() / stream.numel(block.name)
 
-        filled = [name for name in vectors.names if vectors.numel(name)]
-        found = vectors.sum_blocks(magnitudes, filled).values()
+        filled = [name for name in stream.names if stream.numel(name)]
+        found = stream.sum(magnitudes, filled).values()
         own, masked = sum(found, torch.zeros(2, 1, dtype=torch.float64))
         return torch.where(masked > 0, own / masked, 1.0)
 

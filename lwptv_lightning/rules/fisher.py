@@ -6,15 +6,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine import PrunedTaskVectors
+from lwptv_lightning.engine import Stream
 from lwptv_lightning.functional import per_row, sum_tasks
 from lwptv_lightning.registry import flag, number
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
 
 
 @merge_rule("fisher", paper="https://arxiv.org/abs/2111.09832")
 @dataclass(frozen=True, kw_only=True)
-class Fisher(MergeRule):
+class Fisher(MergeRule[Tensor]):
     """Average weighted by Fisher information: ``sum_t c_t (F_t + floor) tau_t / sum_t c_t (F_t + floor)``.
 
     ``F_t`` is the diagonal Fisher information of task t's own model on its own data, one number per weight, as
@@ -44,17 +44,17 @@ class Fisher(MergeRule):
     normalize: bool = flag(True)
     floor: float = number(1e-6, "(0, inf)")
 
-    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> Tensor:
+    def survey(self, stream: Stream) -> Tensor:
         """Return ``c_t``, ``(T,)``."""
-        if not self.normalize or statistics is None:
-            return torch.ones(len(vectors.tasks))
+        if not self.normalize or stream.data is None:
+            return torch.ones(len(stream.tasks))
         squares = [
             sum(
                 float(fisher.double().square().sum())
-                for name, fisher in statistics[task].items()
-                if name in vectors.names
+                for name, fisher in stream.data[task].items()
+                if name in stream.shapes
             )
-            for task in vectors.tasks
+            for task in stream.tasks
         ]
         return torch.tensor([square**-0.5 if square > 0 else 1.0 for square in squares])
 

@@ -1,15 +1,15 @@
 """KnOTS-TIES."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine import PrunedTaskVectors
+from lwptv_lightning.engine import Stream
 from lwptv_lightning.registry import choice, number, patterns
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._selection import TrimSurvey, survey_trim, trim_elect_merge_
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 from lwptv_lightning.rules._tensors import is_matrix
+from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_
 from lwptv_lightning.task_vectors import HeldStack, Stack
 
 _LEAST_SINGULAR_VALUE = 1e-5
@@ -17,7 +17,7 @@ _LEAST_SINGULAR_VALUE = 1e-5
 
 @merge_rule("knots_ties", paper="https://arxiv.org/abs/2410.19735", scale=0.6)
 @dataclass(frozen=True, kw_only=True)
-class KnOTSTIES(MergeRule):
+class KnOTSTIES(MergeRule[TrimSurvey]):
     """Express the task vectors of a matrix in a basis that they share, and merge them there with TIES.
 
     With the T task vectors side by side, ``[tau_1 ... tau_T] = U diag(s) [V_1 ... V_T]``, of which singular values
@@ -49,35 +49,29 @@ class KnOTSTIES(MergeRule):
     reduce: str = choice("mean", ("mean", "sum", "max"))
     include: tuple[str, ...] = patterns(("*.weight",))
 
-    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> TrimSurvey | None:
+    def survey(self, stream: Stream) -> TrimSurvey | None:
         """Survey the aligned task vectors as TIES does; None where there are none."""
-        aligned = AlignedTaskVectors(vectors, self.include)
-        return survey_trim(aligned, self.density) if aligned.names else None
+        matrices = aligned(stream, self.include)
+        return survey_trim(matrices, self.density) if matrices.names else None
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Align, merge and map back one stack, ``(T, *shape) -> (*shape)``."""
         if context.survey is None or not is_matrix(tau.shape[1:], context.name, self.include):
             return torch.zeros_like(tau[0])
-        basis, aligned = align(tau)
-        return basis @ trim_elect_merge_(aligned, context.survey, self.reduce)
+        basis, coordinates = align(tau)
+        return basis @ trim_elect_merge_(coordinates, context.survey, self.reduce)
 
 
-class AlignedTaskVectors(PrunedTaskVectors):
-    """The matrices among the task vectors, each in the basis that its tasks share."""
+def aligned(stream: Stream, include: tuple[str, ...]) -> Stream:
+    """Return the matrices among the task vectors, each in the basis that its tasks share."""
+    matrices = [name for name, shape in stream.shapes.items() if is_matrix(shape, name, include)]
+    shapes = stream.each(lambda name: tuple(align(stream.stack(name))[1].shape[1:]), matrices)
+    left = {name: shape for name, shape in shapes.items() if shape[0]}
 
-    def __init__(self, source: PrunedTaskVectors, include: tuple[str, ...]) -> None:
-        self._source = source
-        matrices = [name for name in source.names if is_matrix(source.shape(name), name, include)]
-        shapes = source.share.each(matrices, lambda name: tuple(align(source.stack(name))[1].shape[1:]))
-        self._shapes = {name: shape for name, shape in shapes.items() if shape[0]}
-        super().__init__(source.vectors, tuple(self._shapes), source.device, source.dtype)
-        self.share = source.share
+    def open_stack(name: str) -> Stack:
+        return HeldStack(align(stream.stack(name))[1], torch.zeros(()).expand(left[name]))
 
-    def shape(self, name: str) -> tuple[int, ...]:  # noqa: D102 (inherited)
-        return self._shapes[name]
-
-    def open_stack(self, name: str) -> Stack:  # noqa: D102 (inherited)
-        return HeldStack(align(self._source.stack(name))[1], torch.zeros(()).expand(self.shape(name)))
+    return replace(stream, shapes=left, open_stack=open_stack)
 
 
 def align(tau: Tensor) -> tuple[Tensor, Tensor]:

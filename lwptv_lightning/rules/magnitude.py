@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lwptv_lightning.engine import PrunedTaskVectors
+from lwptv_lightning.engine import Stream
 from lwptv_lightning.functional import keep_largest_, trim_
 from lwptv_lightning.registry import choice, number
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.rules._selection import trim_thresholds
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._trim import trim_thresholds
 
 
 @merge_rule("magnitude", paper="https://arxiv.org/abs/2405.07813", scale=0.3)
 @dataclass(frozen=True, kw_only=True)
-class Magnitude(MergeRule):
+class Magnitude(MergeRule[Tensor]):
     """Keep the largest elements of each task vector, then add: ``sum_t m_t tau_t``.
 
     Args:
@@ -43,9 +43,9 @@ class Magnitude(MergeRule):
         """All of a task's tensor where it is ranked by itself, else single elements."""
         return "task" if self.scope == "tensor" else "element"
 
-    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> Tensor | None:
+    def survey(self, stream: Stream) -> Tensor | None:
         """Find each task's threshold over the whole model, ``(T,)``."""
-        return None if self.scope == "tensor" else trim_thresholds(vectors, self.density)
+        return None if self.scope == "tensor" else trim_thresholds(stream, self.density)
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return what is kept of each task vector, ``(T, *shape)``."""

@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine import PrunedTaskVectors, count_elements, order_statistics
+from lwptv_lightning.engine import Stream, order_statistics
 from lwptv_lightning.functional import per_row, sum_tasks
 from lwptv_lightning.registry import number
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class PCBSurvey:
 
 @merge_rule("pcb", paper="https://arxiv.org/abs/2410.02396")
 @dataclass(frozen=True, kw_only=True)
-class PCB(MergeRule):
+class PCB(MergeRule[PCBSurvey]):
     """Average the task vectors with weights for which parameters compete within and between tasks.
 
     With a = ``|tau_t|`` clamped to its own quantiles, ``score_t = exp(T minmax(a)^2) tanh(tau_t sum_s tau_s)``. A
@@ -53,14 +53,14 @@ class PCB(MergeRule):
     density: float = number(0.1, "(0, 1]")
     clip: float = number(1e-4, "[0, 0.5)")
 
-    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> PCBSurvey:
+    def survey(self, stream: Stream) -> PCBSurvey:
         """Find the quantiles of magnitudes, then those of scores."""
-        count = count_elements(vectors)
+        count = stream.elements
         ends = int(count * self.clip) + 1, int(count * (1 - self.clip) - 1) + 1
-        low, high = order_statistics(vectors, ends, lambda block: block.tau.abs())
+        low, high = order_statistics(stream, ends, lambda block: block.tau.abs())
         # For a density next to 0, 1 - density rounds to 1.
         dropped = min(int(count * (1 - self.density)), count - 1)
-        least, most = order_statistics(vectors, [dropped + 1, count], lambda block: _scores(block.tau, low, high))
+        least, most = order_statistics(stream, [dropped + 1, count], lambda block: _scores(block.tau, low, high))
         return PCBSurvey(low, high, least, most)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:

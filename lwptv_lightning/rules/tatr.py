@@ -6,14 +6,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine import PrunedTaskVectors, count_elements, order_statistics
+from lwptv_lightning.engine import Stream, order_statistics
 from lwptv_lightning.registry import number
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
 
 
 @merge_rule("tatr", paper="https://arxiv.org/abs/2501.15065", scale=0.3)
 @dataclass(frozen=True, kw_only=True)
-class TATR(MergeRule):
+class TATR(MergeRule[Tensor]):
     """Add the task vectors where they conflict little: ``sum_t tau_t`` where ``Omega < threshold``, else 0.
 
     ``Omega = sum_{i != j} |tau_i| |tau_j|`` is the zero-shot form, in which a task vector stands in for its gradient.
@@ -40,11 +40,11 @@ class TATR(MergeRule):
 
     quantile: float = number(0.99, "[0, 1]")
 
-    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> Tensor:
+    def survey(self, stream: Stream) -> Tensor:
         """Find the threshold, ``(1,)``."""
-        count = count_elements(vectors)
+        count = stream.elements
         rank = min(int(count * self.quantile), count - 1)
-        return order_statistics(vectors, [rank + 1], lambda block: _conflict(block.tau).unsqueeze(0))[0]
+        return order_statistics(stream, [rank + 1], lambda block: _conflict(block.tau).unsqueeze(0))[0]
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return each task vector inside the trust region, ``(T, *shape)``."""

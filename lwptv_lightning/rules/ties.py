@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lwptv_lightning.engine import PrunedTaskVectors
+from lwptv_lightning.engine import Stream
 from lwptv_lightning.functional import combine_agreeing, elect_signs, keep_largest_
 from lwptv_lightning.registry import choice, number
-from lwptv_lightning.rules._base import DataStatistics, MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.rules._selection import TrimSurvey, survey_trim, trim_elect_merge_
+from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_
 
 
 @merge_rule("ties", paper="https://arxiv.org/abs/2306.01708")
 @dataclass(frozen=True, kw_only=True)
-class TIES(MergeRule):
+class TIES(MergeRule[TrimSurvey]):
     """Trim each task vector, elect one sign per weight, combine the entries that agree with it.
 
     Trim: keep of each task the ``int(d * density) + 1`` largest ``|tau|`` of the whole model, and whatever ties with
@@ -49,9 +49,9 @@ class TIES(MergeRule):
         """All of a task's tensor where it is ranked by itself, else single elements."""
         return "tensor" if self.scope == "tensor" else "element"
 
-    def survey(self, vectors: PrunedTaskVectors, statistics: DataStatistics | None = None) -> TrimSurvey | None:
+    def survey(self, stream: Stream) -> TrimSurvey | None:
         """Find each task's threshold over the whole model, then the majority of the elected signs."""
-        return None if self.scope == "tensor" else survey_trim(vectors, self.density)
+        return None if self.scope == "tensor" else survey_trim(stream, self.density)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Trim, elect and merge one stack, ``(T, *shape) -> (*shape)``."""

@@ -1,26 +1,20 @@
 """How much of each layer of each task vector is worth keeping, and what is pruned by that."""
 
+from lwptv_lightning.registry import require_ratio
 from lwptv_lightning.saliency.elements import ElementPruning
-from lwptv_lightning.saliency.mask import LayerMask, keep_most_salient, require_ratio
+from lwptv_lightning.saliency.mask import LayerMask, keep_most_salient
 from lwptv_lightning.saliency.scores import SCORES, describe_scores, require_score, saliency_score, score_layers
 from lwptv_lightning.saliency.statistics import LayerStatistics, collect_statistics, merged_layers
 from lwptv_lightning.saliency.table import LayerTable
-from lwptv_lightning.saliency.views import ElementPrunedTaskVectors, LayerPrunedTaskVectors
+from lwptv_lightning.saliency.views import masked, thinned
 
 __all__ = [
-    "ElementPrunedTaskVectors",
     "ElementPruning",
     "LayerMask",
-    "LayerPrunedTaskVectors",
     "LayerStatistics",
     "LayerTable",
-    "SCORES",
     "collect_statistics",
-    "describe_scores",
     "keep_most_salient",
-    "merged_layers",
-    "require_ratio",
-    "require_score",
     "saliency_score",
     "score_layers",
 ]

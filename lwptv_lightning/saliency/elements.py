@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 
 from torch import Tensor
 
-from lwptv_lightning.saliency.mask import require_ratio
+from lwptv_lightning.registry import check_parameters, documented, fraction
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class ElementPruning:
     """Drop the smallest elements inside each layer of each task vector.
@@ -17,8 +18,8 @@ class ElementPruning:
     Of the n elements of a layer the ``floor(ratio * n)`` with the smallest ``|tau|`` become zero; of equal ones the
     first in order. ``ratio=0`` drops nothing and ``ratio=1`` everything.
 
-    Args:
-        ratio: The fraction to drop, in [0, 1].
+    Raises:
+        ValueError: ``ratio`` is outside [0, 1].
 
     Example:
         >>> import torch
@@ -26,10 +27,10 @@ class ElementPruning:
         tensor([[ 0., -3.,  2.,  0.]])
     """
 
-    ratio: float
+    ratio: float = fraction(MISSING, "the fraction to drop")
 
     def __post_init__(self) -> None:
-        require_ratio(self.ratio)
+        check_parameters(self)
 
     def drop_smallest_(self, tau: Tensor) -> Tensor:
         """Zero the smallest elements of each row, in place, and return the rows, ``(T, n)``."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lwptv_lightning.registry import COUNTS, RANKINGS, matches, require_known, require_matches
+from lwptv_lightning.registry import COUNTS, RANKINGS, matches, require_known, require_matches, require_ratio
 from lwptv_lightning.saliency.table import LayerTable
 
 
@@ -41,14 +41,6 @@ class LayerMask:
         return (self.tasks, self.layers) == (other.tasks, other.layers) and torch.equal(self.kept, other.kept)
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def require_ratio(ratio: float, name: str = "ratio") -> None:
-    """Raise unless ``ratio`` is a number in [0, 1]."""
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float):
-        raise TypeError(f"{name} must be a number in [0, 1], not {ratio!r}.")
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], not {ratio}; it is a fraction, not percent.")
 
 
 def keep_most_salient(

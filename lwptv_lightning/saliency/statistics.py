@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine import WHOLE, Block, Share, read_blocks, sum_by_tensor
+from lwptv_lightning.engine import Block, Execution, Stream, divide
 from lwptv_lightning.functional import sum_tasks
 from lwptv_lightning.layers import Layer, Layers
-from lwptv_lightning.task_vectors import Stack, TaskVectors
+from lwptv_lightning.task_vectors import TaskVectors
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def collect_statistics(
     layers: Layers,
     device: torch.device | str | None = None,
     *,
-    share: Share = WHOLE,
+    execution: Execution | None = None,
 ) -> LayerStatistics:
     """Read every task vector once and sum up what the saliency scores need.
 
@@ -72,7 +71,7 @@ def collect_statistics(
         vectors: The task vectors.
         layers: Which tensors form a layer; tensors that are not merged are left out.
         device: Where to compute, such as ``"cuda"``; the CPU by default.
-        share: The tensors that this process reads, where several share the work.
+        execution: Where and how to compute, in place of ``device``; its processes divide the tensors among them.
 
     Returns:
         The statistics of the layers that hold merged tensors.
@@ -87,19 +86,16 @@ def collect_statistics(
         >>> collect_statistics(vectors, layers_from_names(vectors.names, "tensor")).squared
         tensor([[25.]], dtype=torch.float64)
     """
+    execution = execution or Execution(device=torch.device(device or "cpu"))
     layers = merged_layers(vectors, layers)
-
-    def open_stack(name: str) -> Stack:
-        return vectors.open_stack(name, device)
+    owner = divide([(name,) for name in layers.tensors], vectors.headers, execution.ranks.size)
+    stream = Stream.of(vectors, layers.tensors, execution=execution, owner=owner)
 
     def sum_up(block: Block) -> Tensor:
         return torch.cat([_sums(block.tau), block.base.to(torch.float64).square().sum()[None]])
 
-    names = share.own(layers.tensors)
-    with _full_precision():
-        found = ((block.name, sum_up(block)) for block in read_blocks(names, open_stack, torch.float32, device))
-        sums = sum_by_tensor(found)
-    return _by_layer(vectors, layers, share.join(sums, layers.tensors))
+    with execution.ranks.sharing_errors(), execution.exact():
+        return _by_layer(vectors, layers, stream.sum(sum_up))
 
 
 def merged_layers(vectors: TaskVectors, layers: Layers) -> Layers:
@@ -115,17 +111,6 @@ def merged_layers(vectors: TaskVectors, layers: Layers) -> Layers:
             "model; name tensors that are not to be merged in exclude=(...)."
         )
     return layers.restrict(vectors.names)
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Compute products in float32 although a trainer's script may have asked for fewer bits."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _sums(tau: Tensor) -> Tensor:

@@ -2,99 +2,84 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine import PrunedTaskVectors
+from lwptv_lightning.engine import Stream
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.saliency.elements import ElementPruning
 from lwptv_lightning.saliency.mask import LayerMask
-from lwptv_lightning.task_vectors import HeldStack, Stack, TaskVectors
+from lwptv_lightning.task_vectors import HeldStack, Stack
 
 
-class LayerPrunedTaskVectors(PrunedTaskVectors):
-    """Task vectors whose pruned layers are zero; what every task prunes is not read at all.
+def masked(stream: Stream, layers: Layers, mask: LayerMask) -> Stream:
+    """Return task vectors whose pruned layers are zero; a task that prunes a tensor is not read there.
 
     Args:
-        vectors: The task vectors.
-        layers: The layers that ``mask`` speaks of.
+        stream: The task vectors.
+        layers: The layers that ``mask`` speaks of, which hold all tensors of the stream.
         mask: What to prune.
-        device: Where stacks are made.
-        dtype: The dtype of stacks.
+
+    Returns:
+        The tensors in the order of the layers.
 
     Raises:
         ValueError: The mask is for other tasks or other layers.
+
+    Example:
+        >>> from lwptv_lightning import TaskVectors, layers_from_names
+        >>> vectors = TaskVectors.open({"w": torch.zeros(2)}, {"a": {"w": torch.ones(2)}})
+        >>> layers = layers_from_names(vectors.names)
+        >>> masked(Stream.of(vectors), layers, LayerMask(("a",), layers.names, torch.tensor([[False]]))).stack("w")
+        tensor([[0., 0.]])
     """
+    if mask.tasks != stream.tasks:
+        raise ValueError(f"the mask is for tasks {list(mask.tasks)}, the task vectors hold {list(stream.tasks)}.")
+    if mask.layers != layers.names:
+        raise ValueError("the mask was made for other layers than these: names or their order differ.")
+    kept = {name: mask.kept[:, index] for index, layer in enumerate(layers) for name in layer.tensors}
 
-    def __init__(
-        self,
-        vectors: TaskVectors,
-        layers: Layers,
-        mask: LayerMask,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(vectors, layers.tensors, device, dtype)
-        if mask.tasks != vectors.tasks:
-            raise ValueError(f"the mask is for tasks {list(mask.tasks)}, the task vectors hold {list(vectors.tasks)}.")
-        if mask.layers != layers.names:
-            raise ValueError("the mask was made for other layers than these: names or their order differ.")
-        self._kept = {name: mask.kept[:, index] for index, layer in enumerate(layers) for name in layer.tensors}
+    def open_stack(name: str) -> Stack:
+        return stream.open_stack(name).where(kept[name].tolist())
 
-    def kept(self, name: str) -> Tensor:  # noqa: D102 (inherited)
-        return self._kept[name]
-
-    def open_stack(self, name: str) -> Stack:  # noqa: D102 (inherited)
-        kept = self.kept(name)
-        if not kept.any():
-            zero = torch.zeros((), device=self.device, dtype=self.dtype)
-            return HeldStack(zero.expand(len(self.tasks), *self.shape(name)), self.vectors.base(name))
-        return self.vectors.open_stack(name, self.device, self.dtype, kept.tolist())
+    shapes = {name: stream.shapes[name] for name in kept}
+    return replace(stream, shapes=shapes, open_stack=open_stack, kept=kept.__getitem__)
 
 
-class ElementPrunedTaskVectors(PrunedTaskVectors):
-    """Task vectors with the smallest elements of each layer zero.
+def thinned(stream: Stream, layers: Layers, pruning: ElementPruning) -> Stream:
+    """Return task vectors with the smallest elements of each layer zero.
 
     A layer's tensors are pruned together. The layer made last is remembered, since its tensors are asked for in turn.
 
     Args:
-        vectors: The task vectors.
+        stream: The task vectors.
         layers: Which tensors form a layer.
         pruning: How much to drop.
-        device: Where stacks are made.
-        dtype: The dtype of stacks.
+
+    Returns:
+        The tensors in the order of the layers.
+
+    Example:
+        >>> from lwptv_lightning import TaskVectors, layers_from_names
+        >>> vectors = TaskVectors.open({"w": torch.zeros(2)}, {"a": {"w": torch.tensor([1.0, 3.0])}})
+        >>> thinned(Stream.of(vectors), layers_from_names(vectors.names), ElementPruning(ratio=0.5)).stack("w")
+        tensor([[0., 3.]])
     """
+    tasks = len(stream.tasks)
 
-    def __init__(
-        self,
-        vectors: TaskVectors,
-        layers: Layers,
-        pruning: ElementPruning,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(vectors, layers.tensors, device, dtype)
-        self._layers = layers
-        self._pruning = pruning
-        self._last_layer: dict[str, Tensor] = {}
+    @lru_cache(maxsize=1)
+    def pruned(layer: tuple[str, ...]) -> dict[str, Tensor]:
+        rows = [stream.stack(name).reshape(tasks, stream.numel(name)) for name in layer]
+        left = pruning.drop_smallest_(torch.cat(rows, dim=1))
+        return dict(zip(layer, torch.split(left, [row.shape[1] for row in rows], dim=1), strict=True))
 
-    @property
-    def groups(self) -> tuple[tuple[str, ...], ...]:
-        """The tensors of each layer."""
-        return tuple(layer.tensors for layer in self._layers)
+    def open_stack(name: str) -> Stack:
+        left = pruned(layers[layers.index_of(name)].tensors)[name]
+        return HeldStack(left.reshape(tasks, *stream.shapes[name]), stream.open_stack(name).base)
 
-    def kept(self, name: str) -> Tensor:  # noqa: D102 (inherited)
-        return torch.full((len(self.tasks),), self._pruning.ratio < 1)
-
-    def open_stack(self, name: str) -> Stack:  # noqa: D102 (inherited)
-        if name not in self._last_layer:
-            tensors = self._layers[self._layers.index_of(name)].tensors
-            rows = [
-                self.vectors.stack(tensor, self.device, self.dtype).reshape(len(self.tasks), self.numel(tensor))
-                for tensor in tensors
-            ]
-            pruned = self._pruning.drop_smallest_(torch.cat(rows, dim=1))
-            self._last_layer = dict(
-                zip(tensors, torch.split(pruned, [row.shape[1] for row in rows], dim=1), strict=True)
-            )
-        return HeldStack(self._last_layer[name].reshape(len(self.tasks), *self.shape(name)), self.vectors.base(name))
+    keeps = torch.full((tasks,), pruning.ratio < 1)
+    shapes = {name: stream.shapes[name] for name in layers.tensors}
+    return replace(stream, shapes=shapes, open_stack=open_stack, kept=lambda name: keeps)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.evaluation import averages
-from lwptv_lightning.registry import require_known
+from lwptv_lightning.registry import LoaderName, require_known
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class SweepResult:
         first, second = self.correct(name), self.correct(other)
         exact, drawn = [], []
         for loader in self.outcomes:
-            if loader.startswith(f"{domain}/"):
+            if LoaderName.parse(loader).domain == domain:
                 change = first[loader].double() - second[loader].double()
                 samples = torch.randint(len(change), (draws, len(change)), generator=generator)
                 exact.append(change.mean())

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.func import functional_call
+from typing_extensions import Unpack
 
-from lwptv_lightning.evaluation import MergeModule, SampleOutcomes, sample_positions
+from lwptv_lightning.evaluation import (
+    MergeModule,
+    SampleOutcomes,
+    loaders_of,
+    sample_positions,
+)
 from lwptv_lightning.layers import Layers
-from lwptv_lightning.merging import merge, plan_pruning
+from lwptv_lightning.merging import Merge, MergeOptions, require_options
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.saliency import LayerStatistics, collect_statistics
 from lwptv_lightning.search.compare import SweepResult
@@ -29,6 +36,7 @@ def sweep(
     dataloaders: Mapping[str, Any],
     *,
     at_once: int = 16,
+    **options: Unpack[MergeOptions],
 ) -> SweepResult:
     """Evaluate many merged models, several of them in one pass over the data.
 
@@ -40,17 +48,20 @@ def sweep(
         candidates: Name to recipe or weights.
         dataloaders: Name to loader, ``id/...`` and ``ood/...``.
         at_once: How many models to hold in memory and evaluate in one pass.
+        options: Those of `lwptv_lightning.merge` for all recipes; they go before the module's own.
 
     Returns:
         What each candidate got right, for all samples, on every process.
 
     Raises:
         ValueError: The loaders are not named as they should be, or no candidate is given.
+        TypeError: Merging has no such option.
     """
+    require_options(options)
     if not candidates:
         raise ValueError("candidates is empty: expected at least one recipe.")
     module.prepare(dataloaders)
-    weights = _Weights(module, trainer.strategy.root_device)
+    weights = _Weights(module, trainer.strategy.root_device, {**module.options, **options})
     names = tuple(candidates)
     outcomes: dict[str, list[Tensor]] = {}
     seconds: dict[str, float] = {}
@@ -69,8 +80,9 @@ def sweep(
 class _Weights:
     """Makes the weights of candidates, with statistics shared between recipes of one granularity."""
 
-    def __init__(self, module: MergeModule, device: torch.device) -> None:
+    def __init__(self, module: MergeModule, device: torch.device, options: dict[str, Any]) -> None:
         self._module = module
+        self._options = options
         self._device = device
         self._statistics: dict[str, tuple[LayerStatistics, float]] = {}
 
@@ -84,11 +96,15 @@ class _Weights:
 
     def _merge(self, recipe: MergeRecipe) -> tuple[dict[str, Tensor], float]:
         vectors = self._module.vectors
-        layers = self._module.layers(recipe.granularity) if recipe.needs_layers else None
-        statistics, seconds = self._collect(layers) if recipe.prunes_layers and layers is not None else (None, 0.0)
+        merge, execution = Merge.of(vectors, recipe, None, {"device": self._device, **self._options})
+        seconds = 0.0
+        if merge.needs_layers:
+            merge = replace(merge, layers=self._module.layers(recipe.granularity))
+        if recipe.prunes_layers and merge.layers and not (merge.mask or merge.scores or merge.statistics):
+            statistics, seconds = self._collect(merge.layers)
+            merge = replace(merge, statistics=statistics)
         began = time.perf_counter()
-        mask = plan_pruning(vectors, recipe, layers, statistics=statistics).mask if statistics else None
-        merged = merge(vectors, recipe, layers, self._device, mask=mask)
+        merged = dict(merge.plan(execution).tensors())
         return merged, seconds + time.perf_counter() - began
 
     def _collect(self, layers: Layers) -> tuple[LayerStatistics, float]:
@@ -111,7 +127,7 @@ class _SweepModule(LightningModule):
         self.outcomes: dict[str, Tensor] = {}
 
     def on_validation_start(self) -> None:
-        self._loaders = dict(self.trainer.val_dataloaders)  # type: ignore[arg-type]
+        self._loaders = loaders_of(self.trainer, "validate")
         self._outcomes = [SampleOutcomes(len(self._weights)).to(self.device) for _ in self._loaders]
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -1,17 +1,7 @@
 """Task vectors: a base and its fine-tuned models, brought to one set of names and stacked tensor by tensor."""
 
 from lwptv_lightning.task_vectors.align import Aligned, align, classifier_paths, differing_classifiers
-from lwptv_lightning.task_vectors.stacks import HeldStack, Stack, part, whole
+from lwptv_lightning.task_vectors.stacks import HeldStack, Stack, StoredStack, part, whole
 from lwptv_lightning.task_vectors.task_vectors import TaskVectors
 
-__all__ = [
-    "Aligned",
-    "HeldStack",
-    "Stack",
-    "TaskVectors",
-    "align",
-    "classifier_paths",
-    "differing_classifiers",
-    "part",
-    "whole",
-]
+__all__ = ["TaskVectors"]

@@ -1,33 +1,50 @@
-"""The T task vectors of one tensor, read whole or in blocks of its flattened elements."""
+"""The T task vectors of one tensor, to be read whole or in parts of its flattened elements."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from lwptv_lightning.checkpoints import Checkpoint, CheckpointError
+
 
 class Stack(Protocol):
-    """The task vectors of one tensor, wherever they come from."""
+    """The task vectors of one tensor, wherever they come from; nothing is read before it is asked for."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """T, then the tensor's shape."""
         ...
 
+    @property
+    def base(self) -> Tensor:
+        """The base's tensor, flattened, in its own dtype; not to be written to."""
+        ...
+
     def sources(self, elements: slice) -> list[Tensor]:
         """Return what some elements of the flattened task vectors are made of: the base's elements, then others."""
         ...
 
-    def tau(self, sources: Sequence[Tensor]) -> Tensor:
-        """Make elements of the task vectors of their sources, or of copies of these, ``(T, n)``, freshly made."""
+    def tau(self, base: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Make elements of the task vectors, ``(T, n)``, freshly, in the dtype and on the device of ``base``.
+
+        Args:
+            base: The first of `sources`, in the dtype and on the device where to compute.
+            others: The rest of `sources`, or copies of them.
+        """
         ...
 
-    def task(self, index: int) -> Tensor:
-        """Return one task's vector, ``(1, *shape)``, freshly made."""
+    def where(self, kept: Iterable[bool]) -> Stack:
+        """Return the same task vectors with those of some tasks zero, which are not read."""
+        ...
+
+    def only(self, task: int) -> Stack:
+        """Return the task vector of one task, with T = 1."""
         ...
 
 
@@ -35,57 +52,61 @@ class StoredStack:
     """Task vectors computed from stored weights, as far as they are asked for.
 
     Args:
-        shape: The tensor's shape.
-        base: The base's tensor.
-        experts: Of each task its tensor and whether this is a difference from the base already; ``None`` for a task
-            vector that is zero, which is not read.
-        device: Where to compute.
-        dtype: What to compute in.
-        report_broken: Raises an error that says where a value is NaN or infinite, if one is.
+        name: The tensor's name.
+        base: The base's checkpoint.
+        experts: Of each task its checkpoint; ``None`` for a task vector that is zero, which is not read.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        base: Tensor,
-        experts: Sequence[tuple[Tensor, bool] | None],
-        device: torch.device | str | None,
-        dtype: torch.dtype,
-        report_broken: Callable[[], None],
-    ) -> None:
-        self.shape = (len(experts), *shape)
-        self._base = base.reshape(-1)
-        self._experts = [None if expert is None else (expert[0].reshape(-1), expert[1]) for expert in experts]
-        self._device = device
-        self._dtype = dtype
-        self._report_broken = report_broken
+    def __init__(self, name: str, base: Checkpoint, experts: Sequence[Checkpoint | None]) -> None:
+        self.shape = (len(experts), *base.headers[name].shape)
+        self._name = name
+        self._checkpoint = base
+        self._experts = experts
+
+    @cached_property
+    def base(self) -> Tensor:  # noqa: D102 (as the protocol says)
+        return self._checkpoint.read(self._name).reshape(-1)
+
+    @cached_property
+    def _stored(self) -> list[tuple[Tensor, bool]]:
+        """Each read expert's tensor, and whether it is a difference from the base already."""
+        read = (expert.read_for_difference(self._name) for expert in self._experts if expert is not None)
+        return [(tensor.reshape(-1), is_difference) for tensor, is_difference in read]
 
     def sources(self, elements: slice) -> list[Tensor]:  # noqa: D102 (as the protocol says)
-        return [self._base[elements], *(expert[0][elements] for expert in self._experts if expert is not None)]
+        return [self.base[elements], *(tensor[elements] for tensor, _ in self._stored)]
 
-    def tau(self, sources: Sequence[Tensor]) -> Tensor:  # noqa: D102 (as the protocol says)
-        return self._subtract(sources, self._experts)
-
-    def task(self, index: int) -> Tensor:  # noqa: D102 (as the protocol says)
-        expert = self._experts[index]
-        sources = [self._base] if expert is None else [self._base, expert[0]]
-        return self._subtract(sources, [expert]).reshape(1, *self.shape[1:])
-
-    def _subtract(self, sources: Sequence[Tensor], experts: Sequence[tuple[Tensor, bool] | None]) -> Tensor:
-        base, *stored = sources
-        base, given = base.to(self._device, self._dtype), iter(stored)
-        tau = torch.empty((len(experts), *base.shape), device=base.device, dtype=base.dtype)
-        for row, expert in zip(tau, experts, strict=True):
+    def tau(self, base: Tensor, others: Sequence[Tensor]) -> Tensor:  # noqa: D102 (as the protocol says)
+        given = zip(others, self._stored, strict=True)
+        tau = torch.empty((len(self._experts), *base.shape), device=base.device, dtype=base.dtype)
+        for row, expert in zip(tau, self._experts, strict=True):
             if expert is None:
                 row.zero_()
-            elif expert[1]:
-                row.copy_(next(given))
+                continue
+            values, (_, is_difference) = next(given)
+            if is_difference:
+                row.copy_(values)
             else:
-                torch.sub(next(given).to(base.device, base.dtype), base, out=row)
+                torch.sub(values.to(base.device, base.dtype), base, out=row)
         # NaN and infinity survive a sum, so that one number tells; overflow of a finite sum is told apart by the rest.
         if not math.isfinite(tau.sum().item()):
-            self._report_broken()
+            self._raise_unless_finite()
         return tau
+
+    def where(self, kept: Iterable[bool]) -> StoredStack:  # noqa: D102 (as the protocol says)
+        experts = [expert if keep else None for expert, keep in zip(self._experts, kept, strict=True)]
+        return StoredStack(self._name, self._checkpoint, experts)
+
+    def only(self, task: int) -> StoredStack:  # noqa: D102 (as the protocol says)
+        return StoredStack(self._name, self._checkpoint, [self._experts[task]])
+
+    def _raise_unless_finite(self) -> None:
+        for checkpoint in (self._checkpoint, *self._experts):
+            broken = 0 if checkpoint is None else int((~torch.isfinite(checkpoint.read(self._name))).sum())
+            if checkpoint is not None and broken:
+                raise CheckpointError(
+                    f"{checkpoint.source}: {broken} NaN or infinite values in {self._name!r}; expected finite weights."
+                )
 
 
 class HeldStack:
@@ -98,34 +119,39 @@ class HeldStack:
 
     def __init__(self, tau: Tensor, base: Tensor) -> None:
         self.shape = tuple(tau.shape)
-        self._base = base.reshape(-1)
+        self.base = base.reshape(-1)
         self._rows = tau.reshape(len(tau), math.prod(tau.shape[1:]))
 
     def sources(self, elements: slice) -> list[Tensor]:  # noqa: D102 (as the protocol says)
-        return [self._base[elements], self._rows[:, elements]]
+        return [self.base[elements], self._rows[:, elements]]
 
-    def tau(self, sources: Sequence[Tensor]) -> Tensor:  # noqa: D102 (as the protocol says)
-        return sources[1].clone(memory_format=torch.contiguous_format)
+    def tau(self, base: Tensor, others: Sequence[Tensor]) -> Tensor:  # noqa: D102 (as the protocol says)
+        return others[0].to(base.device, base.dtype).clone(memory_format=torch.contiguous_format)
 
-    def task(self, index: int) -> Tensor:  # noqa: D102 (as the protocol says)
-        return self._rows[index].clone(memory_format=torch.contiguous_format).reshape(1, *self.shape[1:])
+    def where(self, kept: Iterable[bool]) -> HeldStack:  # noqa: D102 (as the protocol says)
+        keep = torch.tensor(list(kept), device=self._rows.device)
+        return HeldStack(self._rows.where(keep[:, None], 0).reshape(self.shape), self.base)
+
+    def only(self, task: int) -> HeldStack:  # noqa: D102 (as the protocol says)
+        return HeldStack(self._rows[task].reshape(1, *self.shape[1:]), self.base)
 
 
-def part(stack: Stack, elements: slice) -> Tensor:
-    """Return some elements of the flattened task vectors, ``(T, n)``, freshly made.
+def part(stack: Stack, elements: slice, like: Tensor) -> Tensor:
+    """Return some elements of the flattened task vectors, ``(T, n)``, freshly made in the dtype and place of ``like``.
 
     Example:
-        >>> part(HeldStack(torch.ones(2, 1, 3), base=torch.zeros(1, 3)), slice(2)).shape
+        >>> part(HeldStack(torch.ones(2, 1, 3), base=torch.zeros(1, 3)), slice(2), like=torch.empty(0)).shape
         torch.Size([2, 2])
     """
-    return stack.tau(stack.sources(elements))
+    base, *others = stack.sources(elements)
+    return stack.tau(base.to(like), others)
 
 
-def whole(stack: Stack) -> Tensor:
-    """Return all of a stack, ``(T, *shape)``.
+def whole(stack: Stack, like: Tensor) -> Tensor:
+    """Return all of a stack, ``(T, *shape)``, freshly made in the dtype and place of ``like``.
 
     Example:
-        >>> whole(HeldStack(torch.ones(2, 1, 3), base=torch.zeros(1, 3))).shape
+        >>> whole(HeldStack(torch.ones(2, 1, 3), base=torch.zeros(1, 3)), like=torch.empty(0)).shape
         torch.Size([2, 1, 3])
     """
-    return part(stack, slice(None)).reshape(stack.shape)
+    return part(stack, slice(None), like).reshape(stack.shape)

@@ -14,7 +14,7 @@ from lwptv_lightning.checkpoints import (
     CheckpointSource,
     TensorHeader,
     fingerprints,
-    loaded,
+    holding,
 )
 from lwptv_lightning.registry import UnknownNameError, matches, require_matches
 from lwptv_lightning.task_vectors.align import align, require_fit
@@ -138,12 +138,11 @@ class TaskVectors:
         """Return a tensor of a task's fine-tuned model on the CPU; it must not be written to."""
         return self._expert(task).read(name)
 
-    def stack(self, name: str, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the T task vectors of one tensor.
+    def stack(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the T task vectors of one tensor, where its base is held: on the CPU, but for `load`.
 
         Args:
             name: One of `names`.
-            device: Where to subtract; the CPU by default.
             dtype: The dtype to subtract in.
 
         Returns:
@@ -152,37 +151,21 @@ class TaskVectors:
         Raises:
             CheckpointError: A weight is NaN or infinite.
         """
-        return whole(self.open_stack(name, device, dtype))
+        stack = self.open_stack(name)
+        return whole(stack, stack.base.new_empty(0, dtype=dtype))
 
-    def open_stack(
-        self,
-        name: str,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-        kept: Iterable[bool] | None = None,
-    ) -> StoredStack:
+    def open_stack(self, name: str) -> StoredStack:
         """Return the T task vectors of one tensor, to be read in blocks.
 
         Args:
             name: One of `names`.
-            device: Where to subtract; the CPU by default.
-            dtype: The dtype to subtract in.
-            kept: Which tasks to read, the others being zero; all by default.
+
+        Raises:
+            UnknownNameError: The base has no such tensor.
         """
         if name not in self._base.headers:
             raise UnknownNameError("tensor", name, self.names)
-        experts = [
-            expert.read_for_difference(name) if keep else None
-            for expert, keep in zip(self._experts.values(), kept or [True] * len(self), strict=True)
-        ]
-        return StoredStack(
-            self._base.headers[name].shape,
-            self._base.read(name),
-            experts,
-            device,
-            dtype,
-            lambda: self._raise_unless_finite(name),
-        )
+        return StoredStack(name, self._base, tuple(self._experts.values()))
 
     def select(self, tasks: Iterable[str]) -> TaskVectors:
         """Return the task vectors of some tasks, in the order given."""
@@ -202,8 +185,12 @@ class TaskVectors:
             >>> vectors.stack("w")
             tensor([[1., 1.]])
         """
-        experts = {task: loaded(expert, self.names, device) for task, expert in self._experts.items()}
-        base = loaded(self._base, self.names, device)
+
+        def held(checkpoint: Checkpoint) -> Checkpoint:
+            return holding(checkpoint, self.names, lambda tensor: tensor.to(device, copy=True))
+
+        experts = {task: held(expert) for task, expert in self._experts.items()}
+        base = held(self._base)
         return TaskVectors(base, experts, self.names, self.copied, self.classifiers)
 
     def with_task(self, task: str, source: CheckpointSource) -> TaskVectors:
@@ -252,14 +239,6 @@ class TaskVectors:
         difference = torch.empty_like(base)
         self._experts[task].subtract(name, base, difference)
         return bool(difference.any())
-
-    def _raise_unless_finite(self, name: str) -> None:
-        for checkpoint in (self._base, *self._experts.values()):
-            broken = int((~torch.isfinite(checkpoint.read(name))).sum())
-            if broken:
-                raise CheckpointError(
-                    f"{checkpoint.source}: {broken} NaN or infinite values in {name!r}; expected finite weights."
-                )
 
     def __len__(self) -> int:
         return len(self._experts)

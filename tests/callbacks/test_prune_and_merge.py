@@ -232,3 +232,26 @@ def test_a_failed_fit_merges_nothing(module, vectors, data, make_trainer):
 def test_the_stage_fit_needs_a_name_for_what_is_trained(vectors):
     with pytest.raises(ValueError, match="stage 'fit' merges what was trained: name its task with task='...'"):
         PruneAndMerge(vectors, stages=["fit"])
+
+
+def test_a_rules_name_and_options_of_merging_do(module, vectors, data, make_trainer):
+    statistics = {task: {name: torch.rand_like(vectors.base(name)) for name in vectors.names} for task in vectors.tasks}
+    expected = merge(vectors, MergeRecipe("fisher"), statistics=statistics)
+    trainer = make_trainer(callbacks=[PruneAndMerge(vectors, "fisher", statistics=statistics)])
+    trainer.validate(module, data, verbose=False)
+    assert all(same(state, expected) for state in module.seen)
+    own = MergeModule(copy.deepcopy(module.net), vectors)
+    callback = PruneAndMerge(recipe="fisher", statistics=statistics)
+    make_trainer(callbacks=[callback]).validate(own, {"id/a": data}, verbose=False)
+    assert same(own.model.state_dict(), expected)
+    with pytest.raises(TypeError, match="PruneAndMerge has no argument 'stage', .*Did you mean 'stages'"):
+        PruneAndMerge(vectors, stage=["test"])
+
+
+def test_tensors_that_are_left_out_stay_the_modules_own(module, fine_tuned, data, make_trainer):
+    state = module.net.state_dict()
+    partly = TaskVectors.open(copy.deepcopy(state), {"a": fine_tuned(state, 1, 0.5)}, exclude=("3.*",))
+    nn.init.ones_(module.net[3].weight)
+    make_trainer(callbacks=[PruneAndMerge(partly)]).validate(module, data, verbose=False)
+    assert torch.equal(module.seen[0]["3.weight"], torch.ones(4, 8))
+    assert not torch.equal(module.seen[0]["0.weight"], module.net[0].weight)

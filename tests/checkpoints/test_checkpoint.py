@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from lwptv_lightning import TaskVectors, open_checkpoint
-from lwptv_lightning.checkpoints import Checkpoint, TensorHeader, add_difference, convert, loaded, match_names
+from lwptv_lightning.checkpoints import Checkpoint, TensorHeader, add_difference, convert, holding, match_names
 
 BASE = {"net.w": torch.ones(3), "net.b": torch.zeros(2)}
 TINY = {"net.w": torch.full((3,), 1e-9)}  # lost in a sum with the base
@@ -23,8 +23,8 @@ def added():
         (lambda model: model.without_prefix("net."), "w"),
         (lambda model: match_names(model, {"w": TensorHeader((3,), torch.float32)}), "w"),
         (lambda model: match_names(model, {"whole.net.w": TensorHeader((3,), torch.float32)}), "whole.net.w"),
-        (lambda model: loaded(model.renamed({"v": "net.w"}), ["v"], "cpu"), "v"),
-        (lambda model: loaded(model, [], "cpu").without_prefix("net."), "w"),
+        (lambda model: holding(model.renamed({"v": "net.w"}), ["v"], torch.clone), "v"),
+        (lambda model: holding(model, [], torch.clone).without_prefix("net."), "w"),
         (lambda model: pickle.loads(pickle.dumps(model.without_prefix("net."))), "w"),
     ],
     ids=["renamed", "without prefix", "prefix found", "prefix added", "loaded", "not loaded", "pickled"],
@@ -67,7 +67,12 @@ def test_folder_and_format_are_known_of_files_and_stay_with_what_is_made_of_them
     torch.save(BASE, "m")
     for file, format in (("m.safetensors", "safetensors"), ("m", "torch"), (".", "safetensors")):
         opened = open_checkpoint(file)
-        for made in (opened, opened.without_prefix("net."), convert(opened, dict), loaded(opened, ["net.w"], "cpu")):
+        for made in (
+            opened,
+            opened.without_prefix("net."),
+            convert(opened, dict),
+            holding(opened, ["net.w"], torch.clone),
+        ):
             assert (made.folder, made.format) == (tmp_path, format)
 
 

@@ -2,22 +2,23 @@ import pytest
 import torch
 
 from lwptv_lightning import TaskVectors
-from lwptv_lightning.engine import read_blocks, spans
+from lwptv_lightning.engine.blocks import read_blocks, spans
 from lwptv_lightning.functional import sum_tasks
 from lwptv_lightning.task_vectors import HeldStack, part, whole
 
 
 @pytest.mark.parametrize("elements", [0, 1, 63, 64, 65, 1000])
-def test_spans_cover_a_tensor_once(elements, monkeypatch):
-    monkeypatch.setattr("lwptv_lightning.engine.blocks._CACHE_BYTES", 64 * 3 * 4)
-    parts = list(spans(elements, 3, torch.float32, None))
+@pytest.mark.parametrize("length", [1, 5, 64, 100])
+def test_spans_cover_a_tensor_once(elements, length):
+    parts = list(spans(elements, element_bytes=12, block_bytes=length * 12))
     assert [index for part in parts for index in range(elements)[part]] == list(range(elements))
     assert parts[0].start == 0
-    assert all(part.start % 64 == 0 for part in parts)
+    assert all(part.start % min(length, 64) == 0 for part in parts)
+    assert all(part.stop - part.start <= length for part in parts)
 
 
 def test_a_block_holds_the_same_bytes_for_any_number_of_tasks():
-    lengths = {tasks: next(spans(1 << 30, tasks, torch.float32, None)).stop for tasks in (1, 4, 8, 16)}
+    lengths = {tasks: next(spans(1 << 30, 4 * tasks, 1 << 21)).stop for tasks in (1, 4, 8, 16)}
     assert len({tasks * length for tasks, length in lengths.items()}) == 1
 
 
@@ -37,19 +38,22 @@ def test_parts_of_stored_and_held_task_vectors_are_those_of_the_whole(dtype, ele
     ]
     vectors = TaskVectors.open(base, dict(zip(task_states, tasks, strict=True)))
     expected = torch.stack([state["fc.weight"].float() - base["fc.weight"].float() for state in tasks])
+    like = torch.empty(0)
     for stack in (vectors.open_stack("fc.weight"), HeldStack(expected, base["fc.weight"])):
         assert stack.shape == (3, 5, 3)
-        assert torch.equal(part(stack, elements), expected.flatten(1)[:, elements])
-        assert torch.equal(stack.task(1), expected[1:2])
+        assert torch.equal(part(stack, elements, like), expected.flatten(1)[:, elements])
+        assert torch.equal(whole(stack.only(1), like), expected[1:2])
+        assert torch.equal(whole(stack.where([True, False, True]), like)[1], torch.zeros(5, 3))
+        assert torch.equal(whole(stack.where([True, False, True]), like)[[0, 2]], expected[[0, 2]])
         assert torch.equal(stack.sources(elements)[0], base["fc.weight"].flatten()[elements])
-        part(stack, elements).fill_(9)
-        assert torch.equal(whole(stack), expected)
+        assert whole(stack, torch.empty(0, dtype=torch.float64)).dtype == torch.float64
+        part(stack, elements, like).fill_(9)
+        assert torch.equal(whole(stack, like), expected)
 
 
-def test_blocks_come_in_order_and_with_their_place(vectors, monkeypatch):
-    monkeypatch.setattr("lwptv_lightning.engine.blocks._CACHE_BYTES", 4 * 3 * 4)
-    monkeypatch.setattr("lwptv_lightning.engine.blocks._ALIGNMENT", 1)
-    found = list(read_blocks(["fc.weight", "gain"], vectors.open_stack, torch.float32, None))
+def test_blocks_come_in_order_and_with_their_place(vectors):
+    stacks = [(name, vectors.open_stack(name)) for name in ("fc.weight", "gain")]
+    found = list(read_blocks(stacks, torch.empty(0), block_bytes=4 * 3 * 4))
     assert [block.name for block in found] == ["fc.weight"] * 4 + ["gain"]
     for name in ("fc.weight", "gain"):
         blocks = [block for block in found if block.name == name]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rules.small_models import quick, random_rows, task_rows, vectors_of
 
 from lwptv_lightning import TaskVectors
-from lwptv_lightning.engine import PrunedTaskVectors, kth_smallest_magnitude, order_statistics
+from lwptv_lightning.engine import Execution, Stream, kth_smallest_magnitude, order_statistics
 from lwptv_lightning.functional import as_rows, ranked_values
 
 _order_statistics = import_module("lwptv_lightning.engine.order_statistics")
@@ -22,7 +22,7 @@ def flat(vectors):
 @quick
 @given(task_rows(), st.data())
 def test_the_kth_smallest_magnitude_is_that_of_a_full_sort(dtype, rows, data):
-    vectors = PrunedTaskVectors(vectors_of(rows), dtype=dtype)
+    vectors = Stream.of(vectors_of(rows), dtype=dtype)
     k = data.draw(st.integers(1, len(rows[0])))
     found = kth_smallest_magnitude(vectors, k)
     assert found.dtype == dtype
@@ -33,7 +33,7 @@ def test_the_kth_smallest_magnitude_is_that_of_a_full_sort(dtype, rows, data):
 @pytest.mark.parametrize("scale", [1e-42, 1e-20, 1.0, 1e20])
 def test_the_kth_smallest_value_orders_negative_ones_too(dtype, scale):
     rows = (torch.tensor(random_rows(3, 200)) * scale).tolist()
-    vectors = PrunedTaskVectors(vectors_of(rows), dtype=dtype)
+    vectors = Stream.of(vectors_of(rows), dtype=dtype)
     ordered = flat(vectors).sort(dim=1).values
     ranks = [1, 2, 57, 100, 199, 200]
     found = order_statistics(vectors, ranks, lambda block: block.tau)
@@ -43,7 +43,7 @@ def test_the_kth_smallest_value_orders_negative_ones_too(dtype, scale):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_neighbouring_floats_are_told_apart(dtype):
-    vectors = PrunedTaskVectors(vectors_of([[1.0] * 6]), dtype=dtype)
+    vectors = Stream.of(vectors_of([[1.0] * 6]), dtype=dtype)
     one = torch.ones((), dtype=dtype)
     above = torch.nextafter(one, one * 2)
 
@@ -56,21 +56,21 @@ def test_neighbouring_floats_are_told_apart(dtype):
 
 
 def test_a_transform_may_give_another_number_of_rows():
-    vectors = PrunedTaskVectors(vectors_of(random_rows(4, 30)))
+    vectors = Stream.of(vectors_of(random_rows(4, 30)))
     (found,) = order_statistics(vectors, [11], lambda block: block.tau.sum(0, keepdim=True))
     expected = torch.cat([as_rows(vectors.stack(n).sum(0, keepdim=True)) for n in vectors.names], dim=1)
     assert torch.equal(found, expected.sort(dim=1).values[:, 10])
 
 
 def test_magnitudes_may_be_transformed_too():
-    vectors = PrunedTaskVectors(vectors_of(random_rows(2, 20)))
+    vectors = Stream.of(vectors_of(random_rows(2, 20)))
     found = kth_smallest_magnitude(vectors, 20, lambda block: block.tau * 2)
     assert torch.equal(found, 2 * flat(vectors).abs().amax(1))
 
 
 @pytest.mark.parametrize("k", [0, -1, 7])
 def test_refuses_a_rank_that_does_not_exist(k):
-    vectors = PrunedTaskVectors(vectors_of([[1.0] * 6]))
+    vectors = Stream.of(vectors_of([[1.0] * 6]))
     with pytest.raises(ValueError, match=r"k must lie in 1 \.\.\. 6"):
         kth_smallest_magnitude(vectors, k)
 
@@ -92,7 +92,6 @@ def small_search(monkeypatch):
     """Sample, brackets and blocks so small that a small model needs several of each."""
     monkeypatch.setattr(_order_statistics, "_SAMPLE", 400)
     monkeypatch.setattr(_order_statistics, "_MOST_BINS", 64)
-    monkeypatch.setattr("lwptv_lightning.engine.blocks._CACHE_BYTES", 4096)
 
 
 @pytest.mark.parametrize("shape", SHAPES_OF_VALUES.values(), ids=SHAPES_OF_VALUES)
@@ -102,7 +101,9 @@ def test_a_sample_only_shortens_the_search(shape, margins, small_search, monkeyp
         monkeypatch.setattr(_order_statistics, "sample_margins", lambda k, total, size: margins)
     states = [shape(torch.randn(6000, generator=torch.Generator().manual_seed(seed))) for seed in range(2)]
     tasks = {str(seed): {"a": state[:5000], "b": state[5000:]} for seed, state in enumerate(states)}
-    vectors = PrunedTaskVectors(TaskVectors.open({"a": torch.zeros(5000), "b": torch.zeros(1000)}, tasks))
+    vectors = Stream.of(
+        TaskVectors.open({"a": torch.zeros(5000), "b": torch.zeros(1000)}, tasks), execution=Execution(block_bytes=4096)
+    )
     ordered = torch.stack(states).sort(dim=1).values
     ranks = [1, 2, 1000, 3000, 4800, 5999, 6000]
     found = order_statistics(vectors, ranks, lambda block: block.tau)
@@ -117,6 +118,6 @@ def test_a_good_sample_makes_one_pass_enough(monkeypatch):
     count = _order_statistics._count
     monkeypatch.setattr(_order_statistics, "_count", lambda *given: passes.append(given) or count(*given))
     task = {"a": torch.randn(400_000, generator=torch.Generator().manual_seed(0))}
-    vectors = PrunedTaskVectors(TaskVectors.open({"a": torch.zeros(400_000)}, {"t": task}))
+    vectors = Stream.of(TaskVectors.open({"a": torch.zeros(400_000)}, {"t": task}))
     assert kth_smallest_magnitude(vectors, 320_000) == task["a"].abs().sort().values[319_999]
     assert len(passes) == 1

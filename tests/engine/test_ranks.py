@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
 from lwptv_lightning.checkpoints import TensorHeader
-from lwptv_lightning.engine import ALONE, PrunedTaskVectors, RankFailedError, Ranks, divide, kth_smallest_magnitude
+from lwptv_lightning.engine import ALONE, Execution, RankFailedError, Ranks, Stream, divide, kth_smallest_magnitude
 from lwptv_lightning.layers import layers_from_names
 from lwptv_lightning.merging import plan_pruning
 from lwptv_lightning.recipe import LiNeS
@@ -110,8 +110,7 @@ def collect(folder, ranks):
     vectors = open_vectors(folder)
     layers = layers_from_names(vectors.names, "module")
     reads, _ = watch(vectors)
-    share = ranks.share(divide([(name,) for name in layers.tensors], vectors.headers, ranks.size))
-    statistics = collect_statistics(vectors, layers, share=share)
+    statistics = collect_statistics(vectors, layers, execution=Execution(ranks=ranks))
     sums = {field: getattr(statistics, field) for field in ("numel", "gram", "l1", "base_squared", "agreeing")}
     plan = plan_pruning(vectors, MergeRecipe(ratio=0.5), ranks=ranks)
     return {"digest": digest(sums | {"kept": plan.mask.kept, "scores": plan.scores.values}), "reads": dict(reads)}
@@ -285,7 +284,7 @@ def test_bytes_are_divided_evenly_and_groups_stay_together():
 
 
 def test_one_process_alone_has_everything():
-    vectors = PrunedTaskVectors(TaskVectors.open({"w": torch.zeros(3)}, {"a": {"w": torch.tensor([1.0, -3.0, 2.0])}}))
+    vectors = Stream.of(TaskVectors.open({"w": torch.zeros(3)}, {"a": {"w": torch.tensor([1.0, -3.0, 2.0])}}))
     assert vectors.own_names == ("w",)
     assert kth_smallest_magnitude(vectors, 2).tolist() == [2.0]
     assert Ranks.current() == ALONE

@@ -3,7 +3,8 @@ import contextlib
 import pytest
 import torch
 
-from lwptv_lightning.engine import PinnedTransfer, transfer
+from lwptv_lightning.engine import transfer
+from lwptv_lightning.engine.transfer import PinnedTransfer
 
 TENSORS = [
     torch.arange(5, dtype=torch.bfloat16),

@@ -3,29 +3,7 @@ import torch
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from lwptv_lightning.evaluation import LoaderMetrics, SampleOutcomes, averages, split_name
-
-
-def test_split_name():
-    assert split_name("id/a") == ("id", "a")
-    assert split_name("ood/a/b.c") == ("ood", "a/b.c")
-
-
-@pytest.mark.parametrize("name", ["svhn", "id", "id/", "/a", "val/a", ""])
-def test_names_without_a_domain(name):
-    with pytest.raises(ValueError, match=f"loader '{name}' must be named 'id/<name>'"):
-        split_name(name)
-
-
-def test_domain_that_is_misspelt():
-    with pytest.raises(ValueError, match="Did you mean 'ood'"):
-        split_name("odd/a")
-
-
-@pytest.mark.parametrize("name", ["id/avg", "ood/normalized", "id/avg/a"])
-def test_names_of_the_averages_are_taken(name):
-    with pytest.raises(ValueError, match="taken by the averages"):
-        split_name(name)
+from lwptv_lightning.evaluation import LoaderMetrics, SampleOutcomes, averages
 
 
 def test_each_loader_has_its_own_accuracy_whatever_the_number_of_classes():

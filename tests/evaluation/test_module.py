@@ -9,7 +9,16 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from lwptv_lightning import MergeModule, MergeRecipe, PruneAndMerge, TaskVectors, merge, open_checkpoint, trace_layers
+from lwptv_lightning import (
+    LayerMask,
+    MergeModule,
+    MergeRecipe,
+    PruneAndMerge,
+    TaskVectors,
+    merge,
+    open_checkpoint,
+    trace_layers,
+)
 from lwptv_lightning.registry import UnknownNameError
 
 RECIPE = MergeRecipe("task_arithmetic", scale=0.5, ratio=0.5)
@@ -142,7 +151,7 @@ def test_forward_applies_a_head_by_name(model, vectors):
         module(inputs, "b.d")
 
 
-def test_differing_timm_classifiers_are_the_heads(make_vit, fine_tuned, make_trainer):
+def test_differing_timm_classifiers_are_the_heads(make_vit, fine_tuned, make_trainer, tmp_path):
     base = make_vit(num_classes=10)
     experts = {task: make_vit(num_classes=classes) for task, classes in (("a", 3), ("b.x", 5))}
     for seed, expert in enumerate(experts.values()):
@@ -166,6 +175,12 @@ def test_differing_timm_classifiers_are_the_heads(make_vit, fine_tuned, make_tra
         assert result[f"id/{task}"] == pytest.approx(accuracy(expert, data[f"id/{task}"].dataset))
         images = data[f"id/{task}"].dataset.tensors[0]
         torch.testing.assert_close(module(images, task), expert(images))
+
+    module.trainer.save_checkpoint(tmp_path / "m.ckpt")
+    loaded = MergeModule.load_from_checkpoint(tmp_path / "m.ckpt", model=make_vit(num_classes=10, seed=1))
+    assert loaded.head_names == ("a", "b.x")
+    assert same_weights(loaded, module)
+    assert make_trainer().validate(loaded, data, verbose=False) == results
 
 
 # What is refused, before a sample is read
@@ -335,10 +350,143 @@ def test_save_merged_writes_the_model_without_heads(model, vectors, tmp_path):
         module.save_merged(tmp_path / "m.ckpt")
 
 
+@pytest.mark.parametrize("recipe", ["ties", {"rule": "ties", "scale": 0.5}, {"rule": {"name": "ties", "density": 0.5}}])
+def test_a_name_or_fields_become_a_recipe(recipe, model, vectors):
+    expected = MergeRecipe(recipe) if isinstance(recipe, str) else MergeRecipe.from_dict(recipe)
+    module = MergeModule(model, vectors, recipe).merge_()
+    assert module.recipe == module.installed == expected
+    assert same_weights(module.model, installed(model, vectors, expected))
+
+
+def test_options_of_merging_go_through(model, vectors):
+    mask = LayerMask(vectors.tasks, trace_layers(model).names, torch.tensor([[True, False], [False, False]]))
+    statistics = {task: {name: torch.rand_like(vectors.base(name)) for name in vectors.names} for task in "ab"}
+    expected = merge(vectors, MergeRecipe("fisher"), trace_layers(model), mask=mask, statistics=statistics)
+    module = MergeModule(model, vectors, "fisher", mask=mask, statistics=statistics)
+    assert module.statistics is statistics
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in module.merge_().model.state_dict().items())
+    twin = MergeModule(model, vectors, "fisher").merge_(mask=mask, statistics=statistics)
+    assert same_weights(twin.model, module.model)
+
+
+def test_what_is_no_option_is_refused_at_once(model, vectors):
+    with pytest.raises(TypeError, match="MergeModule has no argument 'statistic', .*Did you mean 'statistics'"):
+        MergeModule(model, vectors, statistic={})
+    with pytest.raises(TypeError, match="MergeModule has no argument 'head', .*Did you mean 'heads'"):
+        MergeModule(model, vectors, head={})
+
+
 def test_plan_is_what_was_pruned(model, vectors):
     module = MergeModule(model, vectors, RECIPE).merge_()
     assert (~module.plan.mask.kept).sum(1).tolist() == [1, 1]
     assert module.merge_(recipe=RECIPE.replace(ratio=0.0)).plan is None
+
+
+# What a checkpoint of the trainer's gives back
+
+
+class Normed(nn.Module):
+    """A model whose buffers matter."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+
+    def forward(self, inputs):
+        return self.layers(inputs)
+
+
+@pytest.fixture
+def normed(fine_tuned):
+    """``normed(recipe)``: a module with heads, and the function that makes its like."""
+    torch.manual_seed(0)
+    base = Normed()
+    base.layers[1].running_mean.normal_()
+    base.layers[1].running_var.uniform_(0.5, 2.0)
+    tasks = {task: fine_tuned(base.state_dict(), seed, 0.1) for seed, task in enumerate("ab")}
+    heads = {name: nn.Linear(4, 4) for name in ("a", "b.c", "d")}
+
+    def fresh_heads():
+        return {name: nn.Linear(4, 4) for name in heads}
+
+    return MergeModule(base, TaskVectors.open(copy.deepcopy(base), tasks), RECIPE, heads=heads), fresh_heads
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+@pytest.mark.parametrize("build", [Normed, lambda: lambda mesh: Normed()], ids=["module", "function"])
+def test_a_checkpoint_gives_the_same_bits_and_figures(build, stage, normed, loaders, make_trainer, tmp_path):
+    module, fresh_heads = normed
+    trainer = make_trainer()
+    expected = getattr(trainer, stage)(module, loaders)
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    loaded = MergeModule.load_from_checkpoint(tmp_path / "m.ckpt", model=build(), heads=fresh_heads())
+    assert loaded.state_dict().keys() == module.state_dict().keys()
+    assert same_weights(loaded, module)
+    results = getattr(make_trainer(), stage)(loaded, loaders)
+    assert same_weights(loaded, module)
+    if stage != "predict":
+        assert results == expected
+    else:
+        assert all(
+            torch.equal(torch.cat(ours), torch.cat(theirs)) for ours, theirs in zip(results, expected, strict=True)
+        )
+    assert loaded.hparams == module.hparams
+    assert loaded.installed == loaded.recipe == RECIPE
+    assert loaded.tasks == ("a", "b")
+
+
+def test_a_checkpoint_holds_plain_values_and_its_model_is_saved_as_the_merged_one(normed, make_trainer, tmp_path):
+    module, fresh_heads = normed
+    trainer = make_trainer(callbacks=[PruneAndMerge(recipe=RECIPE.replace(scale=0.25))])
+    trainer.test(module, {"id/a": loader(4, 0)}, verbose=False)
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    stored = torch.load(tmp_path / "m.ckpt", weights_only=True)
+    assert json.loads(json.dumps(stored["hyper_parameters"])) == stored["hyper_parameters"]
+    loaded = MergeModule.load_from_checkpoint(tmp_path / "m.ckpt", model=Normed(), heads=fresh_heads())
+    assert loaded.recipe == RECIPE.replace(scale=0.25)  # not the module's own: the one whose weights these are
+    module.recipe = loaded.recipe
+    ours, theirs = (
+        open_checkpoint(own.save_merged(tmp_path / f"{own is module}.safetensors")) for own in (loaded, module)
+    )
+    assert ours.metadata == theirs.metadata
+    assert ours.names == theirs.names
+    assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.names)
+    make_trainer().validate(loaded, {"id/a": loader(4, 0)}, verbose=False)  # a loaded module can be saved again
+    loaded.trainer.save_checkpoint(tmp_path / "again.ckpt")
+    again = MergeModule.load_from_checkpoint(tmp_path / "again.ckpt", model=Normed(), heads=fresh_heads())
+    assert same_weights(again, loaded)
+
+
+def test_what_a_loaded_module_cannot_do_is_said(normed, make_trainer, tmp_path):
+    module, fresh_heads = normed
+    trainer = make_trainer()
+    trainer.validate(module, {"id/a": loader(4, 0)}, verbose=False)
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    with pytest.raises(ValueError, match=r"checkpoint has a head for 'a': give heads=\{'a': module"):
+        MergeModule.load_from_checkpoint(tmp_path / "m.ckpt", model=Normed())
+    loaded = MergeModule.load_from_checkpoint(tmp_path / "m.ckpt", model=Normed(), heads=fresh_heads())
+    for other in (RECIPE.replace(scale=1.0), RECIPE.replace(ratio=0.0)):
+        with pytest.raises(ValueError, match=r"no task vectors; give vectors=\.\.\. to merge"):
+            loaded.merge_(recipe=other)
+    assert same_weights(loaded, module)
+    assert same_weights(
+        loaded.merge_(recipe=RECIPE.replace(scale=1.0), vectors=module.vectors),
+        module.merge_(recipe=RECIPE.replace(scale=1.0)),
+    )
+    with pytest.raises(ValueError, match="no task vectors"):
+        make_trainer().validate(MergeModule(Normed()), {"id/a": loader(4, 0)}, verbose=False)
+
+
+def test_task_vectors_given_to_a_loaded_module_are_merged_anew(normed, loaders, make_trainer, tmp_path):
+    module, fresh_heads = normed
+    trainer = make_trainer()
+    expected = trainer.validate(module, loaders, verbose=False)
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    loaded = MergeModule.load_from_checkpoint(
+        tmp_path / "m.ckpt", model=Normed(), vectors=module.vectors, heads=fresh_heads()
+    )
+    nn.init.zeros_(loaded.model.layers[0].weight)
+    assert make_trainer().validate(loaded, loaders, verbose=False) == expected
 
 
 # A model that is made under the trainer's strategy

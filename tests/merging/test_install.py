@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lwptv_lightning import MergeRecipe, TaskVectors
-from lwptv_lightning.merging import install_, materialize_, merge_into_, snapshot
+from lwptv_lightning.merging import Merge, install_, install_plan_, materialize_, snapshot
 
 
 class Tied(nn.Module):
@@ -101,17 +101,18 @@ def test_an_error_midway_leaves_the_module_as_it_was(module, fine_tuned):
     broken = fine_tuned(state, 1)
     broken["outer.bias"][1] = torch.nan
     with pytest.raises(ValueError, match="1 NaN or infinite values in 'outer.bias'"):
-        merge_into_(module, TaskVectors.open(state, {"a": broken}), MergeRecipe())
+        install_plan_(module, Merge(TaskVectors.open(state, {"a": broken}), MergeRecipe()).plan())
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
 def test_merging_into_a_module_installs_the_named_tensors_alone(module, fine_tuned):
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     vectors = TaskVectors.open(module, {"a": fine_tuned(before, 1)})
-    merge_into_(module, vectors, MergeRecipe(scale=1.0), names=["norm.weight"])
+    plan = Merge(vectors, MergeRecipe(scale=1.0)).plan()
+    install_plan_(module, plan, names=["norm.weight"])
     changed = {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"norm.weight"}
-    merge_into_(module, vectors, MergeRecipe(scale=1.0))
+    install_plan_(module, plan)
     assert torch.allclose(module.inner.bias, vectors.expert("a", "inner.bias"))
 
 

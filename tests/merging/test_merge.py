@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -5,8 +6,17 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from lwptv_lightning import ElementPruning, LayerMask, MergeRecipe, TaskVectors, layers_from_names, merge, plan_pruning
-from lwptv_lightning.merging import iter_merged
+from lwptv_lightning import (
+    ElementPruning,
+    LayerMask,
+    MergeRecipe,
+    TaskVectors,
+    collect_statistics,
+    layers_from_names,
+    merge,
+    plan_pruning,
+)
+from lwptv_lightning.merging import Merge
 from lwptv_lightning.registry import UnknownNameError
 from lwptv_lightning.rules._base import RULES, MergeRule, get_rule
 
@@ -246,15 +256,15 @@ def test_fully_pruned_layers_are_not_read(counting_checkpoint, base_state, task_
 
 def test_order_of_the_stream_depends_on_nothing_but_the_names(pair):
     recipe = MergeRecipe(ratio=0.5)
-    assert [name for name, _ in iter_merged(pair, recipe)] == list(layers_from_names(pair.names).tensors)
+    assert [name for name, _ in Merge(pair, recipe).plan().tensors()] == list(layers_from_names(pair.names).tensors)
     program = """
 import torch
 from lwptv_lightning import MergeRecipe, TaskVectors
-from lwptv_lightning.merging import iter_merged
+from lwptv_lightning.merging import Merge
 names = ["w", *(f"skipped.{index}" for index in range(20))]
 base, task = ({name: torch.full((1,), value) for name in names} for value in (0.0, 1.0))
 vectors = TaskVectors.open(base, {"a": task}, exclude=("s*",))
-assert [name for name, _ in iter_merged(vectors, MergeRecipe())] == names
+assert [name for name, _ in Merge(vectors, MergeRecipe()).plan().tensors()] == names
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
@@ -307,3 +317,39 @@ def test_a_lone_running_mean_is_merged_like_a_weight():
         MergeRecipe(scale=3.0),
     )
     assert merged["running_mean"].item() == 3
+
+
+@pytest.mark.parametrize("function", [merge, plan_pruning])
+def test_an_option_that_is_none_is_refused_by_name(function, pair):
+    with pytest.raises(TypeError, match=r"merging has no option 'maks'\. Did you mean 'mask'\?"):
+        function(pair, MergeRecipe(), maks=None)
+
+
+def test_dtype_and_task_stand_in_the_recipe_and_are_taken_as_arguments_still(pair):
+    as_arguments = merge(pair, MergeRecipe("emr"), dtype=torch.float64, task="b")
+    in_the_recipe = merge(pair, MergeRecipe("emr", dtype="float64", task="b"))
+    assert all(torch.equal(tensor, in_the_recipe[name]) for name, tensor in as_arguments.items())
+    with pytest.raises(UnknownNameError, match=r"unknown task 'c'\."):
+        merge(pair, MergeRecipe("emr", task="c"))
+
+
+def test_scores_take_the_place_of_the_recipes_score(pair):
+    recipe = MergeRecipe("ties", ratio=0.5)
+    own = plan_pruning(pair, recipe)
+    turned = dataclasses.replace(own.scores, values=-own.scores.values)
+    plan = Merge(pair, recipe, scores=turned).plan()
+    assert torch.equal(plan.pruning.mask.kept, plan_pruning(pair, recipe.replace(score="-mean_abs")).mask.kept)
+    other = dataclasses.replace(own.scores, tasks=("x", "y"))
+    with pytest.raises(ValueError, match=r"must be of the tasks \['a', 'b'\], not of \['x', 'y'\]"):
+        merge(pair, recipe, scores=other)
+
+
+def test_statistics_at_hand_are_not_collected_anew(pair, counting_checkpoint, base_state, task_states):
+    task, reads = counting_checkpoint(task_states["a"])
+    vectors = TaskVectors.open(base_state, {"a": task})
+    layers = layers_from_names(vectors.names)
+    statistics = collect_statistics(vectors, layers)
+    expected = plan_pruning(vectors, MergeRecipe(ratio=0.5))
+    reads.clear()
+    assert plan_pruning(vectors, MergeRecipe(ratio=0.5), statistics=statistics).mask == expected.mask
+    assert not reads

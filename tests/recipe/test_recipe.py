@@ -1,10 +1,17 @@
+import copy
 import dataclasses
 import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
+import jsonargparse
 import pytest
+import torch
 
 from lwptv_lightning import ElementPruning, MergeRecipe
-from lwptv_lightning.recipe import LiNeS
+from lwptv_lightning.recipe import LiNeS, fields_markdown, make_recipe
 from lwptv_lightning.registry import UnknownNameError
 from lwptv_lightning.rules._base import RULES, get_rule
 
@@ -22,14 +29,17 @@ OTHER_VALUES = {
     "elements": [ElementPruning(ratio=0.5), {"ratio": 0.25}],
     "prune_on": ["parts"],
     "layer_scaling": [LiNeS(alpha=0.25, beta=0.5), {"name": "lines", "blocks": r"layers\.(\d+)\."}, {"fc": 0.5}],
+    "dtype": ["float64", torch.float64],
+    "task": ["a"],
 }
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(MergeRecipe)])
 def test_every_field_survives_json_and_a_file(field, tmp_path):
     for value in OTHER_VALUES[field]:
-        recipe = MergeRecipe(**{field: value})
-        assert recipe != MergeRecipe()
+        rule = {"rule": "emr"} if field == "task" else {}
+        recipe = MergeRecipe(**rule, **{field: value})
+        assert recipe != MergeRecipe(**rule)
         text = recipe.to_json()
         assert MergeRecipe.from_json(text) == recipe
         assert MergeRecipe.from_dict(json.loads(text)) == recipe
@@ -50,11 +60,140 @@ def test_lists_become_tuples_and_names_become_rules():
     assert recipe.rule == get_rule("ties")()
 
 
-def test_recipes_are_frozen_and_hashable():
-    recipe = MergeRecipe(ratio=0.5)
+def test_recipes_are_frozen():
+    recipe = MergeRecipe(ratio=0.5, layer_scaling={"fc": 0.5})
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.ratio = 0.1
-    assert {recipe: 1}[MergeRecipe(ratio=0.5)] == 1
+    with pytest.raises(TypeError, match="frozen"):
+        recipe.layer_scaling["fc"] = 1.0
+
+
+COEFFICIENTS = {"blocks.*": [1, 0.5], "*": [0.5, 0]}
+HASHED = [
+    {},
+    {"ratio": 0.5, "keep": ["a"]},
+    {"elements": {"ratio": 0.5}},
+    {"layer_scaling": {"fc": 0.5, "head": 2}},
+    {"layer_scaling": LiNeS()},
+    {"rule": {"name": "adamerging", "coefficients": COEFFICIENTS}},
+    {"rule": {"name": "weighted_average", "weights": [1, 2]}},
+]
+
+
+@pytest.mark.parametrize("values", HASHED, ids=str)
+def test_equal_recipes_hash_equal_and_survive_copies(values):
+    recipe = MergeRecipe(**values)
+    others = [MergeRecipe(**copy.deepcopy(values)), pickle.loads(pickle.dumps(recipe)), copy.deepcopy(recipe)]
+    others.append(MergeRecipe.from_json(recipe.to_json()))
+    for other in others:
+        assert (other, hash(other)) == (recipe, hash(recipe))
+    assert len({MergeRecipe(**values) for values in HASHED}) == len(HASHED)
+
+
+def test_the_order_of_mappings_counts_where_it_has_a_meaning():
+    first, second = ({"fc": 0.5, "head": 2}, {"head": 2, "fc": 0.5})
+    recipes = [MergeRecipe(layer_scaling=scaling) for scaling in (first, second)]
+    assert recipes[0] == recipes[1]
+    assert hash(recipes[0]) == hash(recipes[1])
+    rules = [
+        {"name": "adamerging", "coefficients": dict(order)}
+        for order in ([*COEFFICIENTS.items()], [*COEFFICIENTS.items()][::-1])
+    ]
+    assert MergeRecipe(rules[0]) != MergeRecipe(rules[1])  # the first glob that matches counts
+
+
+def test_fields_keep_their_places():
+    assert [field.name for field in dataclasses.fields(MergeRecipe)] == list(OTHER_VALUES)
+    recipe = MergeRecipe("ties", 0.3, "l2", 0.5, "block", "all", "parameters", ["a"], ["b"], 3, None, "task_vectors")
+    assert (recipe.keep, recipe.prune, recipe.seed, recipe.prune_on) == (("a",), ("b",), 3, "task_vectors")
+
+
+def test_dtype_is_a_name_and_given_as_torch_has_it():
+    for given in ("float64", "torch.float64", torch.float64):
+        recipe = MergeRecipe(dtype=given)
+        assert (recipe.dtype, recipe.torch_dtype) == ("float64", torch.float64)
+    assert MergeRecipe().torch_dtype is torch.float32
+    with pytest.raises(ValueError, match=r"dtype must be torch\.float32 or torch\.float64, not torch\.float16"):
+        MergeRecipe(dtype=torch.float16)
+
+
+def test_a_task_is_only_for_rules_that_make_a_model_for_each():
+    assert MergeRecipe("emr", task="a").describe() == "emr for a x 1"
+    with pytest.raises(ValueError, match="rule 'ties' merges all tasks into one model, so task='a' has no meaning"):
+        MergeRecipe("ties", task="a")
+    with pytest.raises(TypeError, match="task must be the name of a task, not 3"):
+        MergeRecipe("emr", task=3)
+
+
+def test_make_recipe_takes_a_name_a_mapping_or_a_recipe():
+    recipe = MergeRecipe("ties", ratio=0.5)
+    assert make_recipe(recipe) is recipe
+    assert make_recipe({"rule": "ties", "ratio": 0.5}) == recipe
+    assert make_recipe("ties") == MergeRecipe("ties")
+    with pytest.raises(UnknownNameError, match="Did you mean 'ties'"):
+        make_recipe("tise")
+    for wrong in (3, None, ["ties"]):
+        with pytest.raises(TypeError, match="a recipe must be a mapping of its fields"):
+            make_recipe(wrong)
+
+
+def test_a_recipe_of_before_reads():
+    fields = """{"rule": {"name": "ties", "density": 0.1, "reduce": "mean", "scope": "model"}, "scale": null,
+        "score": "mean_abs", "ratio": 0, "granularity": "module", "ranking": "task", "count": "layers", "keep": [],
+        "prune": [], "seed": -1, "elements": null, "prune_on": "task_vectors",
+        "layer_scaling": {"name": "lines", "alpha": null, "beta": 1, "blocks": null}}"""
+    expected = MergeRecipe({"name": "ties", "density": 0.1}, seed=-1, layer_scaling=LiNeS(beta=1.0))
+    assert MergeRecipe.from_json(fields) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "Expecting property name"),
+        ("[1]", r"a recipe must be a mapping of its fields, not \[1\]"),
+        ('{"ratio": "0.5"}', "ratio must be a number in"),
+        ('{"seed": 0.5}', "seed must be a whole number"),
+        ('{"keep": [1]}', "keep must be a sequence of globs"),
+        ('{"score": 3}', "unknown saliency score '3'"),
+        ('{"rule": {"nam": "ties"}}', "rule must be a name, a mapping with a 'name'"),
+        ('{"rule": "tise"}', "Did you mean 'ties'"),
+        ('{"elements": {"rato": 0.5}}', "elements must be an ElementPruning or a mapping with its ratio"),
+        ('{"elements": {"ratio": 5}}', "the ratio of elements must lie in"),
+        ('{"layer_scaling": {"name": "lines", "bta": 1}}', "unknown field of LiNeS 'bta'. Did you mean 'beta'"),
+        ('{"layer_scaling": {"fc": "x"}}', "layer_scaling.'fc'. must be a number"),
+    ],
+)
+def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path, text, words):
+    path = tmp_path / "recipe.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"recipe.json: .*{words}") as error:
+        MergeRecipe.from_json(path)
+    assert "\n" not in str(error.value)
+
+
+def test_configurations_make_recipes():
+    def build(recipe: MergeRecipe) -> None:
+        pass
+
+    parser = jsonargparse.ArgumentParser()
+    parser.add_function_arguments(build)
+    made = parser.instantiate_classes(parser.parse_args(["--recipe.rule=ties", "--recipe.keep=[head]"]))
+    assert made.recipe == MergeRecipe("ties", keep=["head"])
+
+
+def test_fields_are_read_without_torch_and_documented():
+    script = "import sys, lwptv_lightning.recipe; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "False"
+    for declared in (MergeRecipe, LiNeS, ElementPruning):
+        for field in dataclasses.fields(declared):
+            assert f"\n    {field.name}: {field.metadata['help']}" in declared.__doc__
+            assert field.metadata["help"]
+
+
+def test_the_page_is_what_the_code_says():
+    page = Path(__file__).parents[2] / "docs" / "recipe.md"
+    assert page.read_text() == fields_markdown(), "run: lwptv rules --recipe > docs/recipe.md"
 
 
 def test_replace_changes_the_given_fields_alone():
@@ -68,6 +207,7 @@ def test_replace_changes_the_given_fields_alone():
     ("wrong", "hint"),
     [
         ({"rule": "tise"}, "ties"),
+        ({"dtype": "float46"}, "float64"),
         ({"rule": {"name": "ties", "densty": 0.1}}, "density"),
         ({"score": "mean_asb"}, "mean_abs"),
         ({"granularity": "modul"}, "module"),

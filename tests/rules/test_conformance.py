@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
-from lwptv_lightning.engine import PrunedTaskVectors
+from lwptv_lightning.engine import Execution, Stream
 from lwptv_lightning.layers import layers_from_names
-from lwptv_lightning.merging import iter_merged
+from lwptv_lightning.merging import Merge
 from lwptv_lightning.rules._base import RULES, MergeContext, make_rule
 from lwptv_lightning.saliency import LayerMask
 
@@ -96,10 +96,10 @@ def made_up_gram(vectors, seed):
     return {name: rows.T @ rows / len(rows) for name, rows in random_state(seed, shapes=inputs).items()}
 
 
-def merged(rule, vectors, layers=None, run=merge, **options):
+def merged(rule, vectors, layers=None, **options):
     recipe = {key: options.pop(key) for key in ("scale", "ratio", "prune", "prune_on") if key in options}
     options.setdefault("statistics", statistics_for(rule, vectors))
-    return dict(run(vectors, MergeRecipe(rule=rule, **recipe), layers, **options))
+    return merge(vectors, MergeRecipe(rule=rule, **recipe), layers, **options)
 
 
 def mask_without(vectors, pruned):
@@ -191,23 +191,22 @@ def test_order_of_tensors_does_not_matter(rule):
 @EVERY_RULE
 def test_streaming_gives_what_merging_at_once_gives(rule):
     vectors = vectors_for(rule)
-    assert_same_bits(merged(rule, vectors, run=iter_merged), merged(rule, vectors))
+    plan = Merge(vectors, MergeRecipe(rule), data=statistics_for(rule, vectors)).plan()
+    assert_same_bits(dict(plan.tensors()), merged(rule, vectors))
 
 
 @EVERY_RULE
-def test_blocks_give_what_whole_tensors_give(rule, monkeypatch):
+def test_blocks_give_what_whole_tensors_give(rule):
     vectors = vectors_for(rule)
-    expected = merged(rule, vectors)
-    monkeypatch.setattr("lwptv_lightning.engine.blocks._CACHE_BYTES", 5 * 4 * len(vectors))
-    monkeypatch.setattr("lwptv_lightning.engine.blocks._ALIGNMENT", 1)
-    assert_same_bits(merged(rule, vectors), expected)
+    execution = Execution(block_bytes=5 * 4 * len(vectors))
+    assert_same_bits(merged(rule, vectors, execution=execution), merged(rule, vectors))
 
 
 @EVERY_RULE
 def test_what_is_merged_in_parts_is_what_combine_makes_of_the_whole(rule):
     vectors, statistics = vectors_for(rule), statistics_for(rule, vectors_for(rule))
     result = merged(rule, vectors, scale=1.0, statistics=statistics)
-    made, survey = make_rule(rule), make_rule(rule).survey(PrunedTaskVectors(vectors), statistics)
+    made, survey = make_rule(rule), make_rule(rule).survey(Stream.of(vectors, data=statistics))
     for name in vectors.names:
         collected = [statistics[task].get(name) for task in vectors.tasks] if statistics else []
         stacked = torch.stack(collected) if collected and collected[0] is not None else None

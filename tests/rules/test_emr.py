@@ -5,7 +5,7 @@ from rules.golden import golden_base, golden_output, golden_vectors, largest_err
 from rules.small_models import merged_row, model, quick, sign, task_rows, vectors_of
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.engine import PrunedTaskVectors
+from lwptv_lightning.engine import Stream
 from lwptv_lightning.rules.emr import EMR
 
 
@@ -27,7 +27,7 @@ def test_each_tasks_own_model_equals_the_reference(task):
 
 
 def test_rescalers_equal_the_reference():
-    rescalers = EMR().survey(PrunedTaskVectors(golden_vectors("main")))
+    rescalers = EMR().survey(Stream.of(golden_vectors("main")))
     assert torch.allclose(rescalers.float(), golden_output("emr.official")["rescalers"], atol=1e-6)
 
 

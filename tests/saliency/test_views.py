@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lwptv_lightning import ElementPruning, LayerMask, TaskVectors, layers_from_names
-from lwptv_lightning.engine import PrunedTaskVectors
-from lwptv_lightning.saliency import ElementPrunedTaskVectors, LayerPrunedTaskVectors
+from lwptv_lightning.engine import Stream
+from lwptv_lightning.saliency import masked, thinned
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ KEPT = [[True, False, True, True], [False, False, True, False], [True, False, Fa
 
 
 def test_pruned_layers_are_exact_zeros_and_the_others_untouched(vectors, layers):
-    pruned = LayerPrunedTaskVectors(vectors, layers, mask_of(vectors, layers, KEPT))
+    pruned = masked(Stream.of(vectors), layers, mask_of(vectors, layers, KEPT))
     assert pruned.names == layers.tensors
     for index, layer in enumerate(layers):
         for name in layer.tensors:
@@ -36,7 +36,7 @@ def test_what_a_task_prunes_is_not_read(counting_checkpoint, base_state, task_st
     vectors = TaskVectors.open(base_state, dict(zip(task_states, tasks, strict=True)))
     for counter in reads:
         counter.clear()
-    pruned = LayerPrunedTaskVectors(vectors, layers, mask_of(vectors, layers, KEPT))
+    pruned = masked(Stream.of(vectors), layers, mask_of(vectors, layers, KEPT))
     for name in pruned.names:
         assert pruned.stack(name).shape == (3, *base_state[name].shape)
     for row, counter in zip(KEPT, reads, strict=True):
@@ -46,29 +46,26 @@ def test_what_a_task_prunes_is_not_read(counting_checkpoint, base_state, task_st
 
 def test_dtype_and_shapes(vectors, layers):
     mask = mask_of(vectors, layers, KEPT)
-    for pruned in (
-        PrunedTaskVectors(vectors, dtype=torch.float64),
-        LayerPrunedTaskVectors(vectors, layers, mask, dtype=torch.float64),
-        ElementPrunedTaskVectors(vectors, layers, ElementPruning(ratio=0.5), dtype=torch.float64),
-    ):
+    stream = Stream.of(vectors, dtype=torch.float64)
+    for pruned in (stream, masked(stream, layers, mask), thinned(stream, layers, ElementPruning(ratio=0.5))):
         assert pruned.tasks == vectors.tasks
         for name in vectors.names:
             assert pruned.stack(name).dtype == torch.float64
-            assert pruned.stack(name).shape == (3, *pruned.shape(name))
+            assert pruned.stack(name).shape == (3, *pruned.shapes[name])
             assert pruned.numel(name) == vectors.base(name).numel()
 
 
 def test_mask_for_other_tasks_or_layers(vectors, layers):
     mask = mask_of(vectors, layers, KEPT)
     with pytest.raises(ValueError, match=r"mask is for tasks \['a', 'b', 'c'\], the task vectors hold \['a', 'b'\]"):
-        LayerPrunedTaskVectors(vectors.select(["a", "b"]), layers, mask)
+        masked(Stream.of(vectors.select(["a", "b"])), layers, mask)
     with pytest.raises(ValueError, match="made for other layers"):
-        LayerPrunedTaskVectors(vectors, layers_from_names(vectors.names, "tensor"), mask)
+        masked(Stream.of(vectors), layers_from_names(vectors.names, "tensor"), mask)
 
 
 @pytest.mark.parametrize("ratio", [0, 0.3, 0.5, 1])
 def test_elements_are_pruned_across_the_tensors_of_a_layer(ratio, vectors, layers):
-    pruned = ElementPrunedTaskVectors(vectors, layers, ElementPruning(ratio=ratio))
+    pruned = thinned(Stream.of(vectors), layers, ElementPruning(ratio=ratio))
     for layer in layers:
         full = torch.cat([vectors.stack(name).reshape(3, -1) for name in layer.tensors], dim=1)
         stack = torch.cat([pruned.stack(name).reshape(3, -1) for name in layer.tensors], dim=1)
@@ -80,7 +77,7 @@ def test_elements_are_pruned_across_the_tensors_of_a_layer(ratio, vectors, layer
 
 
 def test_element_pruned_stacks_may_be_asked_for_in_any_order_and_written_to(vectors, layers):
-    pruned = ElementPrunedTaskVectors(vectors, layers, ElementPruning(ratio=0.5))
+    pruned = thinned(Stream.of(vectors), layers, ElementPruning(ratio=0.5))
     first = {name: pruned.stack(name).clone() for name in layers.tensors}
     for name in reversed(layers.tensors):
         assert torch.equal(pruned.stack(name), first[name])
@@ -90,4 +87,4 @@ def test_element_pruned_stacks_may_be_asked_for_in_any_order_and_written_to(vect
 
 @pytest.mark.parametrize(("ratio", "kept"), [(0.99, True), (1, False)])
 def test_elements_keep_each_task_unless_all_is_dropped(ratio, kept, vectors, layers):
-    assert ElementPrunedTaskVectors(vectors, layers, ElementPruning(ratio=ratio)).kept("gain").tolist() == [kept] * 3
+    assert thinned(Stream.of(vectors), layers, ElementPruning(ratio=ratio)).kept("gain").tolist() == [kept] * 3

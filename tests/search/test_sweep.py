@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lwptv_lightning import MergeModule, MergeRecipe
+from lwptv_lightning import LayerMask, MergeModule, MergeRecipe, trace_layers
 from lwptv_lightning.registry import UnknownNameError
 from lwptv_lightning.search import SweepResult, sweep
 
@@ -55,6 +55,29 @@ def test_weights_can_be_candidates_and_the_module_keeps_its_own(module, loaders,
         with torch.no_grad():
             logits = module.eval()(inputs, module.head_of(loader))
         assert torch.equal(correct, logits.argmax(1) == targets)
+
+
+def test_options_of_merging_are_the_modules_or_given(module, loaders, make_trainer):
+    vectors = module.vectors
+    statistics = {task: {name: torch.rand_like(vectors.base(name)) for name in vectors.names} for task in vectors.tasks}
+    layers = trace_layers(module.model)
+    nothing = LayerMask(vectors.tasks, layers.names, torch.zeros(2, len(layers.names), dtype=torch.bool))
+    recipes = {"fisher": MergeRecipe("fisher"), "pruned": MergeRecipe("fisher", ratio=0.5)}
+    own = MergeModule(module.model, vectors, heads=dict(module.heads), statistics=statistics)
+    results = [
+        sweep(make_trainer(), own, recipes, loaders),
+        sweep(make_trainer(), module, recipes, loaders, statistics=statistics),
+    ]
+    masked = sweep(make_trainer(), own, recipes, loaders, mask=nothing)
+    base = sweep(make_trainer(), own, {"base": {name: vectors.base(name) for name in vectors.names}}, loaders)
+    for loader in loaders:
+        assert torch.equal(results[0].outcomes[loader], results[1].outcomes[loader])
+        assert all(torch.equal(masked.correct(name)[loader], base.correct("base")[loader]) for name in recipes)
+    alone = MergeModule(module.model, vectors, "fisher", heads=dict(module.heads), statistics=statistics)
+    expected = {key: v for entry in make_trainer().validate(alone, loaders, verbose=False) for key, v in entry.items()}
+    assert results[0].figures("fisher") == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(TypeError, match="sweep has no argument 'statistic', .*Did you mean 'statistics'"):
+        sweep(make_trainer(), module, recipes, loaders, statistic=statistics)
 
 
 def test_the_bootstrap_interval_holds_the_difference_and_narrows_with_samples():

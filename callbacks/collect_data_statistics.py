@@ -1,23 +1,34 @@
-"""`CollectStatistics`: what Fisher merging and RegMean need, collected in an ordinary ``trainer.validate``."""
+"""`CollectDataStatistics`: what Fisher merging and RegMean need, collected in an ordinary ``trainer.validate``."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.func import functional_call
 
-from lwptv_lightning.callbacks.prune_and_merge import PruneAndMerge
-from lwptv_lightning.evaluation import MergeModule, fisher_diagonal, input_grams, sample_positions, split_name
-from lwptv_lightning.merging import install_, snapshot
+from lwptv_lightning.checkpoints import require_safetensors_path
+from lwptv_lightning.evaluation import (
+    LoaderName,
+    MergeModule,
+    fisher_diagonal,
+    input_grams,
+    loaders_of,
+    on_rank_zero,
+    sample_positions,
+)
+from lwptv_lightning.merging import install_, snapshot, write_data_statistics
 from lwptv_lightning.registry import require_known
 
 KINDS = ("fisher", "gram")
 
 
-class CollectStatistics(PruneAndMerge):
+class CollectDataStatistics(Callback):
     """Run each task's own model over its own data and collect what a merging rule asks for.
 
     In the trainer of a `MergeModule` it takes the place of `PruneAndMerge`: while the loader ``id/<task>`` is
@@ -30,49 +41,57 @@ class CollectStatistics(PruneAndMerge):
             for each class of each example. ``"gram"``: the Gram matrices of the linear layers' inputs, for the rule
             ``regmean``.
         samples: How many examples of each task to use, at least 1.
+        file: A ``.safetensors`` file to write the statistics to, for `lwptv_lightning.merging.read_data_statistics`
+            and the command line.
 
     Attributes:
+        installs_weights: By this a `MergeModule` knows that it need not bring a callback that merges.
         statistics: Task to tensor name to a mean over the examples (``"fisher"``) or rows (``"gram"``).
 
     Raises:
         UnknownNameError: No such kind.
-        ValueError: ``samples`` is below 1.
+        ValueError: ``samples`` is below 1, or the file is called otherwise.
 
     Example:
-        >>> CollectStatistics("gram", samples=64).statistics
+        >>> CollectDataStatistics("gram", samples=64).statistics
         {}
     """
 
-    def __init__(self, kind: str, *, samples: int = 256) -> None:
-        super().__init__(stages=("validate",))
+    installs_weights = True
+
+    def __init__(self, kind: str, *, samples: int = 256, file: str | Path | None = None) -> None:
         require_known("kind of statistics", kind, KINDS)
         if samples < 1:
             raise ValueError(f"samples must be at least 1, not {samples}.")
+        if file is not None:
+            require_safetensors_path(file)
         self.kind = kind
         self.samples = samples
+        self.file = None if file is None else Path(file)
         self.statistics: dict[str, dict[str, Tensor]] = {}
         self._sums: dict[str, dict[str, Tensor]] = {}
+        self._undo = ExitStack()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that every task has its loader, and remember the module's weights."""
         module = _require_merge_module(pl_module)
-        loaders: Any = trainer.val_dataloaders
+        loaders = loaders_of(trainer, "validate")
         module.prepare(loaders)
         absent = [task for task in module.vectors.tasks if f"id/{task}" not in loaders]
         if absent:
             raise ValueError(f"task {absent[0]!r} has no loader 'id/{absent[0]}'; each task needs its own data.")
         self._sums = {task: {} for task in module.vectors.tasks}
-        self._replaced = (module.model, snapshot(module.model, module.vectors.shared_names))
+        self._undo.callback(install_, module.model, snapshot(module.model, module.vectors.shared_names))
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Install the weights that belong to a loader at its first batch, then add the batch's share."""
         module = _require_merge_module(pl_module)
-        loaders: Any = trainer.val_dataloaders
+        loaders = loaders_of(trainer, "validate")
         loader = tuple(loaders)[dataloader_idx]
-        domain, task = split_name(loader)
-        own_task = task if domain == "id" and task in self._sums else None
+        name = LoaderName.parse(loader)
+        own_task = name.name if name.domain == "id" and name.name in self._sums else None
         if batch_idx == 0:
             vectors = module.vectors
             weights = {
@@ -92,7 +111,7 @@ class CollectStatistics(PruneAndMerge):
             self._add(self._sums[own_task], share)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Average over all examples, of all processes, and give the module its weights back."""
+        """Average over all examples, of all processes, give the module its weights back and write the file."""
         self.statistics = {}
         for task, sums in self._sums.items():
             total = {name: trainer.strategy.reduce(sums[name], reduce_op="sum") for name in sorted(sums)}
@@ -103,7 +122,13 @@ class CollectStatistics(PruneAndMerge):
                 if name not in counts
             }
         self._sums = {}
-        self._restore()
+        self._undo.close()
+        if self.file is not None:
+            on_rank_zero(trainer, partial(write_data_statistics, self.statistics, self.file))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the module its weights back."""
+        self._undo.close()
 
     def _measure(self, module: MergeModule, inputs: Tensor, head: str | None) -> dict[str, Tensor]:
         if self.kind == "gram":
@@ -128,5 +153,9 @@ class CollectStatistics(PruneAndMerge):
 
 def _require_merge_module(pl_module: LightningModule) -> MergeModule:
     if not isinstance(pl_module, MergeModule):
-        raise TypeError(f"CollectStatistics works on a MergeModule, not on a {type(pl_module).__name__}.")
+        raise TypeError(f"CollectDataStatistics works on a MergeModule, not on a {type(pl_module).__name__}.")
     return pl_module
+
+
+CollectStatistics = CollectDataStatistics
+"""What the class was called once."""

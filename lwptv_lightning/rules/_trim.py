@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine import Block, PrunedTaskVectors, Transform, count_elements, kth_smallest_magnitude
+from lwptv_lightning.engine import Block, Stream, Transform, kth_smallest_magnitude
 from lwptv_lightning.functional import combine_agreeing, elect_signs, sum_tasks, trim_
 
 
@@ -39,28 +39,28 @@ def smallest_kept(elements: int, density: float) -> int:
     return max(elements - int(elements * density), 1)
 
 
-def trim_thresholds(vectors: PrunedTaskVectors, density: float, transform: Transform | None = None) -> Tensor:
+def trim_thresholds(stream: Stream, density: float, transform: Transform | None = None) -> Tensor:
     """Return the magnitude that an element needs to stay, for each task over the whole model, ``(T,)``."""
     if density == 1:
-        return torch.zeros(len(vectors.tasks), dtype=vectors.dtype)
-    return kth_smallest_magnitude(vectors, smallest_kept(count_elements(vectors), density), transform)
+        return torch.zeros(len(stream.tasks), dtype=stream.dtype)
+    return kth_smallest_magnitude(stream, smallest_kept(stream.elements, density), transform)
 
 
-def survey_trim(vectors: PrunedTaskVectors, density: float, transform: Transform | None = None) -> TrimSurvey:
+def survey_trim(stream: Stream, density: float, transform: Transform | None = None) -> TrimSurvey:
     """Find each task's threshold over the whole model, then the majority of the elected signs.
 
     Args:
-        vectors: What to stream over.
+        stream: What to read.
         density: The fraction to keep, in (0, 1].
         transform: Gives what is trimmed instead of the task vectors themselves.
     """
-    thresholds = trim_thresholds(vectors, density, transform)
+    thresholds = trim_thresholds(stream, density, transform)
 
     def vote(block: Block) -> Tensor:
         tau = block.tau if transform is None else transform(block)
         return sum_tasks(trim_(tau, thresholds)).sign_().sum().double()
 
-    majority = float(sum(vectors.sum_blocks(vote).values()))
+    majority = float(sum(stream.sum(vote).values()))
     return TrimSurvey(thresholds, float((majority > 0) - (majority < 0)))
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lwptv_lightning import CollectStatistics, MergeModule, MergeRecipe, TaskVectors
+from lwptv_lightning import CollectDataStatistics, MergeModule, MergeRecipe, TaskVectors
 from lwptv_lightning.evaluation import fisher_diagonal
 
 
@@ -35,7 +35,7 @@ def sets():
 def collect(make_trainer, experts, sets, kind, **options):
     base, tasks = experts
     module = MergeModule(Net(), TaskVectors.open(base, tasks))
-    collector = CollectStatistics(kind, **options)
+    collector = CollectDataStatistics(kind, **options)
     loaders = {f"id/{task}": DataLoader(data, batch_size=3) for task, data in sets.items()}
     loaders["ood/other"] = DataLoader(sets["a"], batch_size=4)
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
@@ -100,11 +100,47 @@ def test_a_second_validation_merges_with_what_was_collected(make_trainer, expert
 
 def test_wrong_use_is_named(make_trainer, experts, sets):
     with pytest.raises(ValueError, match="kind of statistics 'fischer'. Did you mean 'fisher'"):
-        CollectStatistics("fischer")
+        CollectDataStatistics("fischer")
     with pytest.raises(ValueError, match="samples"):
-        CollectStatistics("gram", samples=0)
+        CollectDataStatistics("gram", samples=0)
     module = MergeModule(Net(), TaskVectors.open(*experts))
     with pytest.raises(ValueError, match="'id/b'"):
-        make_trainer(callbacks=[CollectStatistics("gram")]).validate(
+        make_trainer(callbacks=[CollectDataStatistics("gram")]).validate(
             module, {"id/a": DataLoader(sets["a"])}, verbose=False
         )
+
+
+def test_the_old_name_is_the_same_class():
+    from lwptv_lightning import CollectStatistics, callbacks
+
+    assert CollectStatistics is callbacks.CollectStatistics is callbacks.CollectDataStatistics is CollectDataStatistics
+
+
+def test_own_weights_are_back_after_a_failure(make_trainer, experts, sets):
+    module = MergeModule(Net(), TaskVectors.open(*experts))
+    before = {name: value.clone() for name, value in module.model.state_dict().items()}
+    broken = TensorDataset(torch.zeros(2, 99), torch.zeros(2).long())
+    loaders = {"id/a": DataLoader(sets["a"], batch_size=3), "id/b": DataLoader(broken)}
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        make_trainer(callbacks=[CollectDataStatistics("gram")]).validate(module, loaders, verbose=False)
+    assert all(torch.equal(before[name], value) for name, value in module.model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["fisher", "gram"])
+def test_statistics_are_written_to_a_file(make_trainer, experts, sets, kind, tmp_path):
+    merging = pytest.importorskip("lwptv_lightning.merging")
+    if not hasattr(merging, "read_data_statistics"):
+        pytest.skip("data statistics cannot be read from files yet")
+    path = tmp_path / "statistics.safetensors"
+    _, statistics, _ = collect(make_trainer, experts, sets, kind, file=path)
+    read = merging.read_data_statistics(path)
+    assert {task: set(tensors) for task, tensors in read.items()} == {
+        task: set(tensors) for task, tensors in statistics.items()
+    }
+    for task, tensors in statistics.items():
+        assert all(torch.equal(read[task][name], value) for name, value in tensors.items())
+
+
+def test_the_file_is_called_as_it_should_be():
+    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
+        CollectDataStatistics("gram", file="statistics.pt")

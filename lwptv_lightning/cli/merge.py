@@ -1,0 +1,76 @@
+"""``lwptv merge``: its options are the declared fields of a recipe."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from lwptv_lightning.cli.arguments import add_checkpoints, add_fields, checkpoint_options, given_fields, settings
+from lwptv_lightning.recipe import LiNeS, MergeRecipe
+from lwptv_lightning.registry import parse_bytes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_checkpoints(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    parser.add_argument("--max-memory", metavar="SIZE", help="what the merge may hold in memory, such as 512MB")
+    parser.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="a larger model is written in shards")
+    parser.add_argument("--device", help="where to compute, such as cuda")
+    parser.add_argument(
+        "--data-statistics", type=Path, metavar="FILE", help="what CollectDataStatistics wrote, for rules that need it"
+    )
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--recipe", type=Path, metavar="JSON", help="a recipe's file; the options below change it")
+    recipe.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a hyper-parameter of the rule, such as density=0.1",
+    )
+    add_fields(recipe, MergeRecipe)
+    add_fields(parser.add_argument_group("LiNeS, a scaling by depth (any of these asks for it)"), LiNeS, "lines-")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Merge checkpoints into one file."""
+    from lwptv_lightning.checkpoints import index_of, require_safetensors_path
+    from lwptv_lightning.merging import save_merged
+    from lwptv_lightning.task_vectors import TaskVectors
+
+    require_safetensors_path(options.out)
+    for path in (options.out, index_of(options.out)):
+        if path.exists() and not options.overwrite:
+            raise ValueError(f"{path} exists; give another --out or --overwrite.")
+    recipe, costs = _recipe(options), _costs(options)
+    vectors = TaskVectors.open(options.base, **checkpoint_options(options))
+    written = save_merged(vectors, recipe, options.out, **costs)
+    print(f"Merged {', '.join(vectors.tasks)} by {recipe.describe()} into {written}")
+
+
+def _costs(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of `save_merged` that no recipe holds."""
+    given: dict[str, Any] = {"device": options.device}
+    for name in ("max_memory", "max_shard_size"):
+        if (size := getattr(options, name)) is not None:
+            given[name] = parse_bytes(f"--{name.replace('_', '-')}", size)
+    if options.data_statistics is not None:
+        from lwptv_lightning.merging import read_data_statistics
+
+        given["data"] = read_data_statistics(options.data_statistics)
+    return given
+
+
+def _recipe(options: argparse.Namespace) -> MergeRecipe:
+    recipe = MergeRecipe() if options.recipe is None else MergeRecipe.from_json(options.recipe)
+    changes = given_fields(options, MergeRecipe)
+    if options.set:
+        changes["rule"] = changes.get("rule", recipe.rule).to_dict() | settings("--set", options.set)
+    if lines := given_fields(options, LiNeS, "lines-"):
+        before = recipe.layer_scaling if isinstance(recipe.layer_scaling, LiNeS) else LiNeS()
+        changes["layer_scaling"] = dataclasses.replace(before, **lines)
+    return recipe.replace(**changes)

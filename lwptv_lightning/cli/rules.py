@@ -1,0 +1,30 @@
+"""``lwptv rules``."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--markdown", action="store_true", help="as the page docs/rules.md")
+    parser.add_argument("--recipe", action="store_true", help="the fields of a recipe instead, as docs/recipe.md")
+
+
+def run(options: argparse.Namespace) -> None:
+    """List the merging rules."""
+    from lwptv_lightning.recipe import fields_markdown
+    from lwptv_lightning.rules import rule_entries, rules_markdown
+
+    if options.recipe:
+        print(fields_markdown(), end="")
+        return
+    if options.markdown:
+        print(rules_markdown(), end="")
+        return
+    for entry in rule_entries():
+        needs = f"needs {entry.needs} statistics" if entry.needs else "needs no data"
+        print(f"{entry.name}: {entry.summary}")
+        print(f"    {entry.paper}; {needs}; scope: {entry.scope}; published scale {entry.scale:g}")
+        for parameter in entry.parameters:
+            print(f"    {parameter}")

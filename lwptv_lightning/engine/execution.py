@@ -1,0 +1,121 @@
+"""`Execution`: where and how a merge is computed; never what."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lwptv_lightning.engine.ranks import ALONE, Ranks
+from lwptv_lightning.registry import parse_bytes
+
+CPU = torch.device("cpu")
+_CACHE_BYTES = 1 << 21
+"""Size of a block of all tasks together on the CPU: with what is computed from it, it stays in the cache, and torch's
+threads have enough to share."""
+_DEVICE_BYTES = 1 << 28
+"""Size of a block on an accelerator, where starting an operation costs more than reading memory again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where and how a merge is computed. But for a device's own rounding, nothing here changes a result.
+
+    Args:
+        device: Where to compute, and where results are; a `torch.device`, or its name such as ``"cuda"``.
+        ranks: The processes that divide the work among them, which must all make the same calls then.
+        max_memory: What a merge may hold in memory besides its result and the mapped files, in bytes, or as text such
+            as ``"512MB"``. Rules that work on blocks need little; it concerns those that see whole tensors.
+        compiled: Whether compiled kernels are used; ``None`` is where it pays. There are none yet.
+        block_bytes: Size of the blocks in which rules read the task vectors; by default what suits the device.
+
+    Raises:
+        ValueError: A size is no number of bytes above 0.
+        RuntimeError: There is no such device.
+
+    Example:
+        >>> Execution(device="cpu", max_memory="1.5KiB").max_memory
+        1536
+    """
+
+    device: torch.device = CPU
+    ranks: Ranks = ALONE
+    max_memory: int | None = None
+    compiled: bool | None = None
+    block_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "device", torch.device(self.device))
+        for name in ("max_memory", "block_bytes"):
+            if (size := getattr(self, name)) is not None:
+                object.__setattr__(self, name, parse_bytes(name, size))
+
+    @property
+    def usual_block_bytes(self) -> int:
+        """The size of a block that suits the device."""
+        return _CACHE_BYTES if self.device.type == "cpu" else _DEVICE_BYTES
+
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Compute products in float32 although a script asked for fewer bits, or runs in autocast.
+
+        The setting belongs to the process. Threads may be inside together; the last one out puts it back.
+        """
+        with ExitStack() as stack:
+            for kind in {"cpu", self.device.type} & {"cpu", "cuda"}:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            stack.enter_context(_FULL_PRECISION)
+            yield
+
+
+class _FullPrecision:
+    """Holds torch's setting of float32 products at full precision while any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._lowered: dict[Any, str] = {}
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                precisions = {setting: setting.fp32_precision for setting in _settings()}
+                self._lowered = {setting: value for setting, value in precisions.items() if value not in _FULL}
+                for setting in self._lowered:
+                    setting.fp32_precision = _FULL[0]
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                for setting, value in self._lowered.items():
+                    setting.fp32_precision = "none"  # which takes over what holds for all backends
+                    if setting.fp32_precision != value:
+                        setting.fp32_precision = value
+
+
+class _OldSetting:
+    """The setting of torch before 2.9, which is one for all backends."""
+
+    @property
+    def fp32_precision(self) -> str:
+        return torch.get_float32_matmul_precision()
+
+    @fp32_precision.setter
+    def fp32_precision(self, value: str) -> None:
+        torch.set_float32_matmul_precision("highest" if value in _FULL else value)
+
+
+def _settings() -> tuple[Any, ...]:
+    # Once one of the newer settings was used, torch refuses to tell the old one.
+    backends: Any = torch.backends
+    return (backends.cuda.matmul, backends.mkldnn.matmul) if hasattr(backends, "fp32_precision") else (_OldSetting(),)
+
+
+_FULL = ("ieee", "highest", "none")
+_FULL_PRECISION = _FullPrecision()

@@ -1,0 +1,158 @@
+"""`Heads`: what turns a merged model's output, or its features, into the logits of a set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lwptv_lightning.registry import LoaderName, UnknownNameError
+from lwptv_lightning.task_vectors import TaskVectors
+
+
+class Heads(nn.Module):
+    """Heads by the names of their sets, which may hold any characters.
+
+    Args:
+        heads: Set name to a head.
+        on_features: Whether heads act on a timm model's features, before its own classifier, or else on what the
+            model returns.
+
+    Raises:
+        TypeError: A head is no module.
+
+    Example:
+        >>> heads = Heads({"svhn": nn.Linear(2, 3), "b.c": nn.Linear(2, 5)})
+        >>> list(heads), "b.c" in heads, list(heads.state_dict())[-1]
+        (['svhn', 'b.c'], True, 'b%2Ec.bias')
+    """
+
+    def __init__(self, heads: Mapping[str, nn.Module], *, on_features: bool = False) -> None:
+        super().__init__()
+        self.on_features = on_features
+        for name, head in heads.items():
+            self._add(name, head)
+
+    def _add(self, name: str, head: nn.Module) -> None:
+        if not isinstance(head, nn.Module):
+            raise TypeError(f"the head of {name!r} must be a module, not a {type(head).__name__}.")
+        # Not as an attribute: a set may be named as a module's own one is, such as "half".
+        self._modules[_key(name)] = head
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the names."""
+        return tuple(key.replace(_DOT, ".") for key in self._modules)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __contains__(self, name: str) -> bool:
+        return _key(name) in self._modules
+
+    def __getitem__(self, name: str) -> nn.Module:
+        head = self._modules.get(_key(name))
+        if head is None:
+            raise UnknownNameError("head", name, self)
+        return head
+
+    def of_loader(self, loader: str) -> str | None:
+        """Return the name of the head for a loader; ``None`` where the model itself gives the logits."""
+        return LoaderName.parse(loader).name if self else None
+
+    def require_for(self, loaders: Iterable[str]) -> None:
+        """Check that each loader has its head, where there are heads.
+
+        Raises:
+            UnknownNameError: One has none.
+        """
+        for loader in loaders:
+            name = self.of_loader(loader)
+            if name is not None and name not in self:
+                raise UnknownNameError(f"head for loader {loader!r}:", name, self)
+
+    def logits(self, model: Any, inputs: Tensor, name: str) -> Tensor:
+        """Run a model and a head.
+
+        Args:
+            model: Whose output or features the head takes.
+            inputs: What the model takes, such as images ``(B, C, H, W)``.
+            name: Of the head.
+
+        Returns:
+            ``(B, classes)``.
+
+        Raises:
+            UnknownNameError: No such head.
+        """
+        head = self[name]
+        if self.on_features:
+            features = model.forward_head(model.forward_features(inputs), pre_logits=True)
+        else:
+            features = model(inputs)
+        logits: Tensor = head(features)
+        return logits
+
+    @classmethod
+    def of(cls, model: nn.Module, vectors: TaskVectors, given: Mapping[str, nn.Module]) -> Heads:
+        """Return the heads that are given, and those that task vectors bring with them: the tasks' own classifiers.
+
+        Raises:
+            ValueError: The model has several classifiers, or one that is no linear layer.
+        """
+        return cls({**_classifiers(model, vectors), **given}, on_features=bool(vectors.classifiers))
+
+    def described(self) -> dict[str, Any]:
+        """Return what `restore_` needs to know besides the state dict, as plain values."""
+        return {"names": list(self), "on_features": self.on_features}
+
+    def restore_(self, described: Mapping[str, Any], state: Mapping[str, Tensor], prefix: str) -> None:
+        """Make the heads of a checkpoint that were not given, as far as they are tasks' own classifiers.
+
+        Args:
+            described: What `described` returned.
+            state: The checkpoint's state dict.
+            prefix: What the names of the heads' tensors start with.
+
+        Raises:
+            ValueError: A head is of an architecture that only the caller knows.
+        """
+        self.on_features = described["on_features"]
+        for name in described["names"]:
+            if name not in self:
+                start = f"{prefix}{_key(name)}."
+                own = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+                if not self.on_features or not {"weight"} <= own.keys() <= {"weight", "bias"}:
+                    raise ValueError(f"the checkpoint has a head for {name!r}: give heads={{{name!r}: module, ...}}.")
+                self._add(name, _linear(own))
+
+
+_DOT = "%2E"
+
+
+def _key(name: str) -> str:
+    """Return a name that may stand in a state dict's, where dots part modules."""
+    return name.replace(".", _DOT)
+
+
+def _classifiers(model: nn.Module, vectors: TaskVectors) -> dict[str, nn.Module]:
+    heads: dict[str, nn.Module] = {}
+    for task in vectors.tasks if vectors.classifiers else ():
+        if len(vectors.classifiers) > 1:
+            raise ValueError(f"{type(model).__name__} has several classifiers; give heads={{task: module}}.")
+        path = vectors.classifiers[0]
+        state = {name.removeprefix(f"{path}."): tensor for name, tensor in vectors.classifier_state(task).items()}
+        if not isinstance(model.get_submodule(path), nn.Linear) or "weight" not in state:
+            raise ValueError(f"the classifier {path!r} of {task!r} is no linear layer; give heads={{task: module}}.")
+        heads[task] = _linear(state)
+    return heads
+
+
+def _linear(state: Mapping[str, Tensor]) -> nn.Linear:
+    classes, features = state["weight"].shape
+    head = nn.Linear(features, classes, bias="bias" in state)
+    head.load_state_dict(state)
+    return head

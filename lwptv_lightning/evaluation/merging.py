@@ -1,0 +1,72 @@
+"""The one place where what an evaluation needs is merged: what is asked for, whether it fits, and the merge itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from lwptv_lightning.checkpoints import some_of
+from lwptv_lightning.layers import Layers
+from lwptv_lightning.merging import Merge, MergePlan, install_plan_
+from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.registry import nearest
+from lwptv_lightning.task_vectors import TaskVectors
+
+
+def require_fit(model: nn.Module, vectors: TaskVectors) -> None:
+    """Check that merging sets every tensor of a model, but for classifiers that are the tasks' own.
+
+    Raises:
+        ValueError: The model misses a tensor, has one of another shape, or one that would stay random.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    label = type(model).__name__
+    absent = [name for name in vectors.shared_names if name not in own]
+    if absent:
+        raise ValueError(
+            f"{label} has no tensor {some_of(absent)}{nearest(absent[0], own)} Expected the architecture that the "
+            "checkpoints are of; tensors that are not to be merged go into exclude=(...)."
+        )
+    for name in vectors.shared_names:
+        if own[name] != vectors.headers[name].shape:
+            raise ValueError(f"{label}: {name!r} has shape {own[name]}, the base {vectors.headers[name].shape}.")
+    classifiers = tuple(f"{path}." for path in vectors.classifiers)
+    unset = [name for name in own if name not in vectors.headers and not (classifiers and name.startswith(classifiers))]
+    if unset:
+        raise ValueError(
+            f"{label} has tensors that the base has not and that would stay random: {some_of(unset)} Build it without "
+            "them (timm: num_classes=0), or add them to the base checkpoint."
+        )
+
+
+def merge_model_(
+    model: nn.Module,
+    vectors: TaskVectors,
+    recipe: MergeRecipe,
+    layers: Callable[[str], Layers],
+    options: Mapping[str, Any],
+    *,
+    whole: bool = False,
+) -> MergePlan:
+    """Merge into a model, and return what was merged.
+
+    Args:
+        model: What to write to.
+        vectors: The task vectors.
+        recipe: Rule, scale and pruning.
+        layers: Gives the model's layers of a granularity; called where layers are needed.
+        options: As for `lwptv_lightning.merging.Merge.of`.
+        whole: Whether the model is the base where nothing is merged, but for classifiers of another shape, which are
+            its own. Otherwise it keeps what base and tasks do not have in common.
+    """
+    merge, execution = Merge.of(vectors, recipe, None, options)
+    if merge.needs_layers:
+        merge = replace(merge, layers=layers(merge.recipe.granularity))
+    plan = merge.plan(execution)
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()} if whole else {}
+    fitting = [name for name, header in vectors.headers.items() if own.get(name) == header.shape]
+    install_plan_(model, plan, (*vectors.shared_names, *fitting))
+    return plan

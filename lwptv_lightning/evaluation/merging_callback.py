@@ -1,0 +1,52 @@
+"""`MergingCallback`: what a `MergeModule` brings along to be merged before an evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lwptv_lightning.evaluation.lightning import loaders_of, merging_together, stage_of
+from lwptv_lightning.evaluation.module import MergeModule
+
+
+def merge_for_(trainer: Trainer, module: MergeModule, stage: str, **request: Any) -> None:
+    """Check the loaders of an evaluation, and merge a module on the trainer's device with all processes.
+
+    Args:
+        trainer: At the start of an evaluation.
+        module: What to merge.
+        stage: ``"validate"``, ``"test"`` or ``"predict"``.
+        request: Arguments of `MergeModule.merge_`.
+
+    Raises:
+        ValueError: As in `MergeModule.prepare` and `MergeModule.merge_`; or the strategy allows no merging.
+    """
+    with merging_together(trainer) as ranks:
+        # Predictions need no names, but to choose a head by.
+        if stage != "predict" or module.heads:
+            module.prepare(loaders_of(trainer, stage))
+        module.merge_(**{"device": trainer.strategy.root_device, "ranks": ranks, **request})
+
+
+class MergingCallback(Callback):
+    """Merges a `MergeModule` when an evaluation starts, and leaves any other module alone.
+
+    It holds no state, so that it may stay with a trainer for other modules.
+
+    Attributes:
+        installs_weights: By this a `MergeModule` knows that it need not bring another such callback.
+
+    Example:
+        >>> MergingCallback().installs_weights
+        True
+    """
+
+    installs_weights = True
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Merge, unless this is the sanity check."""
+        if isinstance(pl_module, MergeModule) and not trainer.sanity_checking:
+            merge_for_(trainer, pl_module, stage_of(trainer))
+
+    on_test_start = on_predict_start = on_validation_start

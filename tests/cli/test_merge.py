@@ -1,0 +1,193 @@
+"""``lwptv merge``, run in this process."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lwptv_lightning import LiNeS, MergeRecipe, TaskVectors, merge, merging
+from lwptv_lightning.cli.main import main
+
+
+@pytest.fixture
+def files(tmp_path, base_state, task_states):
+    save_file(base_state, tmp_path / "base.safetensors")
+    torch.save({"state_dict": task_states["a"], "epoch": 3}, tmp_path / "a.pt")
+    save_file(task_states["b"], tmp_path / "b.safetensors")
+    return tmp_path
+
+
+def run_merge(files, *options, out="merged.safetensors"):
+    tasks = [f"a={files / 'a.pt'}", f"b={files / 'b.safetensors'}"]
+    main(["merge", str(files / "base.safetensors"), *tasks, "--out", str(files / out), *options])
+    return files / out
+
+
+def recipe_of(path):
+    with safe_open(path, "pt") as handle:
+        return MergeRecipe.from_json(handle.metadata()["lwptv_recipe"])
+
+
+def test_merge_writes_what_the_library_merges(files, base_state, task_states, capsys):
+    options = ["--rule", "ties", "--set", "density=0.5", "--set", "reduce=sum", "--scale", "0.7", "--ratio", "0.4"]
+    path = run_merge(files, *options, "--score=-rms")
+    assert str(path) in capsys.readouterr().out
+    vectors = TaskVectors.open(base_state, {task: task_states[task] for task in "ab"})
+    rule = {"name": "ties", "density": 0.5, "reduce": "sum"}
+    recipe = MergeRecipe(rule, 0.7, score="-rms", ratio=0.4)
+    expected = merge(vectors, recipe)
+    merged = load_file(path)
+    assert merged.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(merged[name], tensor)
+    assert recipe_of(path) == recipe
+
+
+def test_merge_reads_a_recipe_and_lets_options_change_it(files):
+    (files / "recipe.json").write_text(MergeRecipe("ties", 0.2, ratio=0.5).to_json())
+    path = run_merge(files, "--recipe", str(files / "recipe.json"), "--scale", "0.9")
+    assert recipe_of(path) == MergeRecipe("ties", 0.9, ratio=0.5)
+
+
+def test_a_recipes_file_may_hold_a_name_alone(files):
+    (files / "recipe.json").write_text('{"rule": "ties"}')
+    path = run_merge(files, "--recipe", str(files / "recipe.json"), "--set", "density=0.5")
+    assert recipe_of(path) == MergeRecipe({"name": "ties", "density": 0.5})
+
+
+OPTIONS = [
+    (["--rule", "ties", "--set", "density=0.5"], {"rule": {"name": "ties", "density": 0.5}}),
+    (["--set", "coefficients=[1, 2]"], {"rule": {"name": "task_arithmetic", "coefficients": [1, 2]}}),
+    (["--scale", "-0.5"], {"scale": -0.5}),
+    (["--score=-l2"], {"score": "-l2"}),
+    (["--ratio", "0.25"], {"ratio": 0.25}),
+    (["--granularity", "tensor"], {"granularity": "tensor"}),
+    (["--ranking", "all"], {"ranking": "all"}),
+    (["--count", "parameters"], {"count": "parameters"}),
+    (["--keep", "layers.0", "--keep", "h*"], {"keep": ["layers.0", "h*"]}),
+    (["--prune", "layers.0"], {"prune": ["layers.0"]}),
+    (["--seed", "3"], {"seed": 3}),
+    (["--elements", "0.5"], {"elements": {"ratio": 0.5}}),
+    (["--prune-on", "parts"], {"prune_on": "parts"}),
+    (["--dtype", "float64"], {"dtype": "float64"}),
+    (["--rule", "emr", "--task", "a"], {"rule": "emr", "task": "a"}),
+    (
+        ["--lines-beta", "0.25", "--lines-alpha", "0.5"],
+        {"layer_scaling": {"name": "lines", "alpha": 0.5, "beta": 0.25}},
+    ),
+]
+
+
+@pytest.fixture
+def written(files, monkeypatch):
+    """Run ``lwptv merge`` with options and return what `save_merged` gets."""
+
+    def run(*options):
+        calls = []
+
+        def save(vectors, recipe, path, **costs):
+            calls.append((recipe, costs))
+            return path
+
+        monkeypatch.setattr(merging, "save_merged", save)
+        run_merge(files, *options)
+        return calls[0]
+
+    return run
+
+
+@pytest.mark.parametrize(("options", "fields"), OPTIONS, ids=lambda value: " ".join(value))
+def test_options_are_the_recipes_fields(written, options, fields):
+    assert written(*options)[0] == MergeRecipe(**fields)
+
+
+def test_every_field_has_an_option():
+    given = {field for _, fields in OPTIONS for field in fields}
+    assert given == {field.name for field in dataclasses.fields(MergeRecipe)}
+
+
+def test_lines_of_a_file_are_changed_by_options(files, written):
+    (files / "recipe.json").write_text(MergeRecipe(layer_scaling=LiNeS(alpha=0.5, beta=0.75)).to_json())
+    recipe, _ = written("--recipe", str(files / "recipe.json"), "--lines-beta", "0.25")
+    assert recipe == MergeRecipe(layer_scaling=LiNeS(alpha=0.5, beta=0.25))
+
+
+def test_what_is_no_recipes_reaches_the_merge(files, written, monkeypatch):
+    statistics = {"a": {}, "b": {}}
+    monkeypatch.setattr(merging, "read_data_statistics", {files / "fisher": statistics}.get, raising=False)
+    _, costs = written("--max-memory", "1KiB", "--device", "cpu", "--data-statistics", str(files / "fisher"))
+    assert costs == {"device": "cpu", "max_memory": 1024, "max_shard_size": 5 * 10**9, "data": statistics}
+
+
+def test_help_shows_the_declared_ranges_and_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["merge", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--ratio VALUE the fraction of layers to prune of each task vector, in [0, 1] (default: 0.0)" in shown
+    assert "--granularity VALUE what a layer is: block, module, tensor (default: module)" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "Expecting"),
+        ("[]", "a recipe must be a mapping"),
+        ('{"ratio": "0.5"}', "ratio must be"),
+        ('{"rule": {"nam": "ties"}}', "rule must be"),
+        ('{"ration": 1}', "Did you mean 'ratio'"),
+    ],
+)
+def test_a_wrong_recipes_file_is_named_in_one_line(files, text, words):
+    (files / "recipe.json").write_text(text)
+    with pytest.raises(SystemExit, match=f"^lwptv merge: {re.escape(str(files / 'recipe.json'))}: .*{words}") as stop:
+        run_merge(files, "--recipe", str(files / "recipe.json"))
+    assert "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rule", "tiess"], "Did you mean 'ties'"),
+        (["--ratio", "50"], "--ratio must lie in .* not percent"),
+        (["--granularity", "modul"], "unknown --granularity 'modul'. Did you mean 'module'"),
+        (["--elements", "2"], "the ratio of --elements must lie in"),
+        (["--lines-beta", "nan"], "--lines-beta must be finite"),
+        (["--max-memory", "much"], "--max-memory must be a number of bytes"),
+        (["--task", "a"], "merges all tasks into one model"),
+        (["--score", "mean_as"], "Did you mean 'mean_abs'"),
+        (["--set", "density"], "NAME=VALUE"),
+        (["--rule", "ties", "--set", "densty=0.1"], "Did you mean 'density'"),
+        (["--exclude", "nothing.*"], "exclude pattern"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_no_file(files, options, words):
+    with pytest.raises(SystemExit, match=words) as stop:
+        run_merge(files, *options, out="bad.safetensors")
+    assert "\n" not in str(stop.value)
+    assert not (files / "bad.safetensors").exists()
+
+
+def test_merge_does_not_replace_a_file_unasked(files):
+    path = run_merge(files)
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match="--overwrite"):
+        run_merge(files, "--scale", "2")
+    assert path.read_bytes() == before
+    run_merge(files, "--scale", "2", "--overwrite")
+    assert path.read_bytes() != before
+
+
+def test_a_missing_checkpoint_is_named(files):
+    with pytest.raises(SystemExit, match=r"no checkpoint at .*absent\.pt"):
+        main(
+            [
+                "merge",
+                str(files / "base.safetensors"),
+                f"a={files / 'absent.pt'}",
+                "--out",
+                str(files / "x.safetensors"),
+            ]
+        )

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
+from torch.utils.data import DataLoader, TensorDataset
+
+from lwptv_lightning.engine import ALONE
+from lwptv_lightning.evaluation import (
+    batch_limit,
+    callbacks_of,
+    loaders_of,
+    merging_together,
+    on_rank_zero,
+    ranks_of,
+    shared_loaders,
+)
+from lwptv_lightning.evaluation import lightning as ours
+
+
+class Logging(LightningModule):
+    """Logs under the loaders' names, as `MergeModule` does."""
+
+    def __init__(self, forgets=True):
+        super().__init__()
+        self.forgets = forgets
+
+    def on_validation_start(self):
+        if self.forgets:
+            ours.forget_logged_(self)
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.seen = {stage: loaders_of(self.trainer, stage) for stage in ("validate", "test", "predict", "fit")}
+        self.log(tuple(self.seen["validate"])[dataloader_idx], batch[0].mean(), add_dataloader_idx=False)
+
+
+@pytest.fixture
+def loaders():
+    return {name: DataLoader(TensorDataset(torch.arange(3.0))) for name in ("id/a", "ood/b")}
+
+
+def test_a_name_may_be_another_loaders_once_the_first_run_is_forgotten(loaders, make_trainer):
+    swapped = dict(reversed(loaders.items()))
+    for forgets in (True, False):
+        module, trainer = Logging(forgets), make_trainer()
+        trainer.validate(module, loaders, verbose=False)
+        assert module.seen == {"validate": loaders, "test": None, "predict": None, "fit": None}
+        if forgets:
+            assert [*trainer.validate(module, swapped, verbose=False)[0]] == ["ood/b"]
+        else:
+            with pytest.raises(MisconfigurationException, match="You called `self.log"):
+                trainer.validate(module, swapped, verbose=False)
+
+
+def test_what_is_asked_of_a_trainer(loaders, make_trainer):
+    module, trainer = Logging(), make_trainer(fast_dev_run=2)
+    assert ours.trainer_of(module) is None
+    assert ours.device_of(module) == module.device
+    assert ranks_of(trainer) is ALONE
+    assert batch_limit(trainer) == 2
+    assert batch_limit(make_trainer()) is None
+    assert callbacks_of(trainer) is trainer.callbacks
+    shared = shared_loaders(make_trainer(), loaders)
+    assert list(shared) == list(loaders)
+    with merging_together(trainer) as ranks:
+        assert ranks is ALONE
+
+
+def test_the_first_process_acts_and_its_error_is_everyones(make_trainer):
+    assert on_rank_zero(make_trainer(), lambda: 3) == 3
+    with pytest.raises(KeyError, match="gone"):
+        on_rank_zero(make_trainer(), lambda: {}["gone"])

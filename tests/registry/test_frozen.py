@@ -1,0 +1,28 @@
+import copy
+import pickle
+
+import pytest
+
+from lwptv_lightning.registry import FrozenDict
+
+
+def test_frozen_mappings_are_equal_in_the_same_order_and_cannot_be_changed():
+    first, second = FrozenDict({"a": 1, "b": 2}), FrozenDict({"b": 2, "a": 1})
+    assert first == {"b": 2, "a": 1}
+    assert first != second
+    assert first == FrozenDict(a=1, b=2)
+    assert hash(first) == hash(FrozenDict(a=1, b=2))
+    for other in (pickle.loads(pickle.dumps(first)), copy.deepcopy(first)):
+        assert (type(other), other) == (FrozenDict, first)
+    for change in (
+        lambda: first.update(a=2),
+        lambda: first.pop("a"),
+        lambda: first.setdefault("c", 1),
+        first.clear,
+        first.popitem,
+        lambda: first.__setitem__("a", 2),
+        lambda: first.__delitem__("a"),
+        lambda: first.__ior__({"a": 2}),
+    ):
+        with pytest.raises(TypeError, match="frozen"):
+            change()

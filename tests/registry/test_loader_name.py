@@ -1,0 +1,34 @@
+import pytest
+
+from lwptv_lightning.evaluation import split_name
+from lwptv_lightning.registry import LoaderName
+
+
+@pytest.mark.parametrize(("text", "domain", "name"), [("id/a", "id", "a"), ("ood/a/b.c", "ood", "a/b.c")])
+def test_a_name_is_taken_apart_and_put_together(text, domain, name):
+    assert LoaderName.parse(text) == LoaderName(domain, name)
+    assert str(LoaderName(domain, name)) == text
+    assert split_name(text) == (domain, name)
+
+
+@pytest.mark.parametrize("text", ["svhn", "id", "id/", "/a", "val/a", ""])
+def test_names_without_a_domain(text):
+    with pytest.raises(ValueError, match=f"loader '{text}' must be named 'id/<name>'"):
+        LoaderName.parse(text)
+
+
+def test_domain_that_is_misspelt():
+    with pytest.raises(ValueError, match="Did you mean 'ood'"):
+        LoaderName.parse("odd/a")
+
+
+@pytest.mark.parametrize("text", ["id/avg", "ood/normalized", "id/avg/a"])
+def test_names_of_the_averages_are_taken(text):
+    assert LoaderName.of_figure(text).is_average
+    with pytest.raises(ValueError, match="taken by the averages"):
+        LoaderName.parse(text)
+
+
+@pytest.mark.parametrize("text", ["id/a", "id/average", "loss", "id/a/avg"])
+def test_other_figures_are_no_averages(text):
+    assert not LoaderName.of_figure(text).is_average
