@@ -15,7 +15,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from lwptv_lightning import TaskVectors
-from lwptv_lightning.engine import PrunedTaskVectors, keep_freed_memory, order_statistics, spans
+from lwptv_lightning.engine import Stream, keep_freed_memory, order_statistics
+from lwptv_lightning.engine.blocks import spans
 from lwptv_lightning.functional import (
     combine_agreeing,
     elect_signs,
@@ -26,11 +27,12 @@ from lwptv_lightning.functional import (
     trim_,
 )
 from lwptv_lightning.saliency.statistics import _sums
-from lwptv_lightning.task_vectors import part
+from lwptv_lightning.task_vectors import part, whole
 
 TASKS = 8
 SHAPE = (1024, 1024)  # of a tensor; the model has four of them
-BLOCK = next(spans(SHAPE[0] * SHAPE[1], TASKS, torch.float32, "cpu"))
+LIKE = torch.empty(0)
+BLOCK = next(spans(SHAPE[0] * SHAPE[1], TASKS * LIKE.element_size(), block_bytes=1 << 21))
 ROUNDS = 100
 
 
@@ -59,7 +61,7 @@ def vectors() -> TaskVectors:
 @pytest.fixture(scope="module")
 def tau(vectors: TaskVectors) -> Tensor:
     """A block of the task vectors, ``(T, n)``."""
-    return part(vectors.open_stack(vectors.names[0]), BLOCK)
+    return part(vectors.open_stack(vectors.names[0]), BLOCK, LIKE)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def in_place(benchmark: BenchmarkFixture, operation: Callable[..., Any], tau: Te
 
 
 def test_read_part(benchmark: BenchmarkFixture, vectors: TaskVectors) -> None:
-    benchmark(part, vectors.open_stack(vectors.names[0]), BLOCK)
+    benchmark(part, vectors.open_stack(vectors.names[0]), BLOCK, LIKE)
 
 
 def test_sum_tasks(benchmark: BenchmarkFixture, tau: Tensor) -> None:
@@ -112,12 +114,12 @@ def test_random_keep(benchmark: BenchmarkFixture, vectors: TaskVectors, probabil
 
 
 def test_keep_middle_of_a_tensor(benchmark: BenchmarkFixture, vectors: TaskVectors) -> None:
-    in_place(benchmark, keep_middle_, vectors.open_stack(vectors.names[0]).task(0), 0.85, 0.01)
+    in_place(benchmark, keep_middle_, whole(vectors.open_stack(vectors.names[0]).only(0), LIKE), 0.85, 0.01)
 
 
 def test_order_statistics_of_a_model(benchmark: BenchmarkFixture, vectors: TaskVectors) -> None:
-    pruned = PrunedTaskVectors(vectors)
-    rank = int(0.8 * sum(map(pruned.numel, pruned.names)))
+    stream = Stream.of(vectors)
+    order = int(0.8 * stream.elements)
     benchmark.pedantic(
-        order_statistics, args=(pruned, [rank], lambda block: block.tau.abs_()), rounds=5, warmup_rounds=1
+        order_statistics, args=(stream, [order], lambda block: block.tau.abs_()), rounds=5, warmup_rounds=1
     )

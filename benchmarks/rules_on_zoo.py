@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from lwptv_lightning import CollectDataStatistics, MergeModule, MergeRecipe, TaskVectors, merge, zoo
 from lwptv_lightning.report import markdown_table
-from lwptv_lightning.rules._base import RULES, DataStatistics
+from lwptv_lightning.rules import RULES, DataStatistics
 from lwptv_lightning.search import SweepResult, sweep
 from lwptv_lightning.zoo import zoo_module
 from lwptv_lightning.zoo.demo import quiet_lightning, quiet_trainer

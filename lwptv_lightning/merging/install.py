@@ -1,4 +1,4 @@
-"""Put merged weights into a module, in place, also a sharded one, and take them out again bit-exactly."""
+"""Put weights into a module, in place, also a wrapped or sharded one, and take them out again bit-exactly."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor, Replicate
 
 from lwptv_lightning.checkpoints import some_of
@@ -152,3 +153,29 @@ def snapshot(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     # Tensors made in inference mode could not be used in training afterwards.
     with torch.inference_mode(False), torch.no_grad():
         return {name: own[name].clone() for name in names if name in own}
+
+
+def gather_state(root: nn.Module, path: str = "", *, on_rank_zero: bool = False) -> dict[str, Tensor]:
+    """Return the tensors of a submodule in full, under the names they have without any wrapper.
+
+    Wrappers are those of DDP, FSDP and ``torch.compile``. With several processes all of them must call this.
+
+    Args:
+        root: The outermost module as the trainer runs it, ``trainer.model``: shards can be gathered from there only.
+        path: Path of the submodule, such as ``"model.encoder"``; empty for the root itself.
+        on_rank_zero: Gather on the CPU of the first process; the others get an empty dict.
+
+    Returns:
+        Name to tensor; empty where there is no such submodule. Where nothing is sharded these may be the weights
+        themselves: do not write to them.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 1), nn.ReLU())
+        >>> gather_state(torch.compile(model), "0").keys()
+        dict_keys(['weight', 'bias'])
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=on_rank_zero)
+    state = get_model_state_dict(root, options=options)
+    prefix = f"{path}." if path else ""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
