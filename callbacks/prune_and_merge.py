@@ -77,7 +77,7 @@ class PruneAndMerge(Callback):
         stages: Sequence[str] = EVALUATIONS,
         **options: Unpack[SharedOptions],
     ) -> None:
-        require_options(options)
+        require_options(PruneAndMerge, options)
         for stage in stages:
             require_known("stage", stage, STAGES)
         if "fit" in stages and task is None:

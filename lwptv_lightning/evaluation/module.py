@@ -98,7 +98,7 @@ class MergeModule(LightningModule):
         **options: Unpack[MergeOptions],
     ) -> None:
         super().__init__()
-        require_options(options)
+        require_options(MergeModule, options)
         self.recipe = make_recipe(recipe or {})
         self._build = None if isinstance(model, nn.Module) else model
         if not isinstance(model, nn.Module):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -54,16 +55,15 @@ class MergeOptions(SharedOptions, total=False):
     task: str | None
 
 
-def require_options(options: Mapping[str, Any]) -> None:
-    """Refuse what is no option of merging, when a caller gives it rather than when merging begins.
-
-    Raises:
-        TypeError: There is no such option.
-    """
+def require_options(taker: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse what is no option of merging, when ``taker`` is given it rather than when merging begins."""
     known = ("device", *MergeOptions.__annotations__)
     for name in options:
         if name not in known:
-            raise TypeError(f"merging has no option {name!r}.{nearest(name, known)} Options: {', '.join(known)}.")
+            raise TypeError(
+                f"{taker.__name__} has no argument {name!r}, and merging no such option."
+                f"{nearest(name, (*signature(taker).parameters, *known))} Options of merging: {', '.join(known)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,7 @@ class Merge:
         vectors: The task vectors.
         recipe: Rule, scale and pruning.
         layers: From `trace_layers`; needed only where layers are pruned, and made from the tensors' names by default.
-        mask: A mask to use instead of the one that the recipe asks for.
-        scores: ``(T, L)``: a saliency that takes the place of the recipe's score.
-        statistics: Statistics of the same vectors and layers, where they are at hand.
-        data: What was collected on data, task to tensor name to tensor, for the rules that need it.
+        mask, scores, statistics, data: As in `MergeOptions`.
 
     Example:
         >>> vectors = TaskVectors.open({"w": torch.zeros(2)}, {"a": {"w": torch.tensor([1.0, 2.0])}})
@@ -112,7 +109,7 @@ class Merge:
         Raises:
             TypeError: There is no such option.
         """
-        require_options(options)
+        require_options(merge, options)
         given = {name: value for name, value in options.items() if value is not None}
         if not isinstance(given.get("statistics"), LayerStatistics | None):
             given.setdefault("data", given.pop("statistics"))

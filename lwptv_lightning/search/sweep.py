@@ -57,7 +57,7 @@ def sweep(
         ValueError: The loaders are not named as they should be, or no candidate is given.
         TypeError: Merging has no such option.
     """
-    require_options(options)
+    require_options(sweep, options)
     if not candidates:
         raise ValueError("candidates is empty: expected at least one recipe.")
     module.prepare(dataloaders)
