@@ -65,10 +65,10 @@ class Execution:
 
         The setting belongs to the process. Threads may be inside together; the last one out puts it back.
         """
-        with ExitStack() as stack:
-            for kind in {"cpu", self.device.type} & {"cpu", "cuda"}:
-                stack.enter_context(torch.autocast(kind, enabled=False))
-            stack.enter_context(_FULL_PRECISION)
+        with _FULL_PRECISION, ExitStack() as stack:
+            for kind in {"cpu", self.device.type}:
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
             yield
 
 
