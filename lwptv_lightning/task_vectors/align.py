@@ -162,6 +162,6 @@ def _align_expert(
         differences, replaced = expand_adapter(expert)
         return add_difference(differences, raw_base, base, model, replaced)
     if is_task_vector(expert):
-        require_base(expert, base, *([] if raw_base is base else [raw_base]), fingerprint_of=fingerprint_of)
+        require_base(expert, tuple(dict.fromkeys((base, raw_base))), fingerprint_of)
         return add_difference(expert, raw_base, base, model)
     return match_names(expert, base.headers, model)
