@@ -10,7 +10,7 @@ from lwptv_lightning.checkpoints.checkpoint import (
     some_of,
 )
 from lwptv_lightning.checkpoints.conversion import convert
-from lwptv_lightning.checkpoints.difference import add_difference, is_task_vector, require_base
+from lwptv_lightning.checkpoints.difference import add_difference, is_task_vector
 from lwptv_lightning.checkpoints.hub import fetch
 from lwptv_lightning.checkpoints.lora import expand_adapter, is_adapter
 from lwptv_lightning.checkpoints.names import align_prefix, match_names, without_wrappers

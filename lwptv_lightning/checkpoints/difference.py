@@ -5,7 +5,7 @@ Such a difference is used as it is. Adding it to the base and subtracting that a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,7 @@ from lwptv_lightning.checkpoints.checkpoint import (
     some_of,
 )
 from lwptv_lightning.checkpoints.names import match_names
+from lwptv_lightning.checkpoints.provenance import fingerprint
 from lwptv_lightning.registry import nearest
 
 
@@ -29,24 +30,13 @@ def is_task_vector(checkpoint: Checkpoint) -> bool:
     return checkpoint.metadata.get("lwptv_kind") == "task_vector"
 
 
-def require_base(
-    checkpoint: Checkpoint, bases: Sequence[Checkpoint], fingerprint_of: Callable[[Checkpoint], str]
-) -> None:
-    """Raise unless a task vector was made from one of some bases; one without a fingerprint fits any."""
-    expected = checkpoint.metadata.get("lwptv_base_fingerprint")
-    if expected is not None and not any(fingerprint_of(base) == expected for base in bases):
-        raise CheckpointError(
-            f"{checkpoint.source}: this task vector was made from another base: expected the one with fingerprint "
-            f"{expected[:12]}, {bases[0].source} has {fingerprint_of(bases[0])[:12]}."
-        )
-
-
 def add_difference(
     difference: Checkpoint,
     raw_base: Checkpoint,
     base: Checkpoint,
     model: nn.Module | None = None,
     replaced: Checkpoint | None = None,
+    fingerprint_of: Callable[[Checkpoint], str] = fingerprint,
 ) -> Checkpoint:
     """Return the fine-tuned model that a difference makes of a base, under the names of ``base``.
 
@@ -56,8 +46,16 @@ def add_difference(
         base: The base under the names that are merged.
         model: The module that ``base`` was converted for.
         replaced: Whole tensors that the fine-tuned model has in place of the base's.
+        fingerprint_of: `fingerprint`, or one that remembers where several differences are of one base.
     """
-    for home in dict.fromkeys((base, raw_base)):
+    bases = tuple(dict.fromkeys((base, raw_base)))
+    expected = difference.metadata.get("lwptv_base_fingerprint")
+    if expected is not None and not any(fingerprint_of(home) == expected for home in bases):
+        raise CheckpointError(
+            f"{difference.source}: this task vector was made from another base: expected the one with fingerprint "
+            f"{expected[:12]}, {base.source} has {fingerprint_of(base)[:12]}."
+        )
+    for home in bases:
         named = match_names(difference, home.headers)
         compared = compare_headers(home.headers, named.headers)
         if not compared.extra:
@@ -68,9 +66,8 @@ def add_difference(
                 )
             if home is not base:
                 headers = {**home.headers, **named.headers}
-                reader = FunctionReader(partial(_read_or_zeros, named, headers))
-                named = named.with_tensors(headers, reader)
-                named = match_names(named, base.headers, model)
+                filled = named.with_tensors(headers, FunctionReader(partial(_read_or_zeros, named, headers)))
+                named = match_names(filled, base.headers, model)
             whole = match_names(base.renamed({}) if replaced is None else replaced, base.headers)
             added = {name: TensorHeader(head.shape, torch.float32) for name, head in named.headers.items()}
             made = named.with_tensors({**base.headers, **added, **whole.headers}, _AddedReader(base, named, whole))

@@ -43,7 +43,7 @@ _QKV = re.compile(r"(?P<block>.*)self_attn\.q_proj\.(?P<kind>weight|bias)")
 
 
 def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
-    """Take out of the names ``_orig_mod`` (`torch.compile`) and a first ``module.`` (DistributedDataParallel) of all."""
+    """Take out of the names what wrappers put in: ``_orig_mod`` anywhere, ``module.`` where all begin with it."""
     old_names = {re.sub(r"(^|(?<=\.))_orig_mod\.", "", name): name for name in checkpoint.names}
     while old_names and all(name.startswith("module.") for name in old_names):
         old_names = {name.removeprefix("module."): old for name, old in old_names.items()}

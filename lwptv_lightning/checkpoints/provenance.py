@@ -100,7 +100,11 @@ class Provenance:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], source: str = "metadata") -> Provenance:
-        """Read what a file of this version or an earlier one says of itself; what it does not say stays at its default.
+        """Read what a file says of itself, of an earlier version too; what it does not say stays at its default.
+
+        Args:
+            metadata: The file's metadata.
+            source: Its name, for messages.
 
         Raises:
             CheckpointError: A value is broken.
