@@ -137,12 +137,11 @@ def _conversions(
     for prefix, _ in _count_prefixes(reference, set(checkpoint.names)).most_common(1):
         yield checkpoint.renamed({prefix + name: name for name in checkpoint.names})
     normalised = _normalised(checkpoint)
-    functions: list[Callable[[dict[str, Tensor]], Mapping[str, Tensor]]]
-    functions = [open_clip_to_timm, transformers_clip_to_timm]
+    maps: list[Callable[[dict[str, Tensor]], Mapping[str, Tensor]]] = [open_clip_to_timm, transformers_clip_to_timm]
     timms = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
     if timms is not None:
-        functions.insert(0, lambda state: timms(state, model))
-    for function in functions:
+        maps.insert(0, lambda state: timms(state, model))
+    for function in maps:
         try:
             yield convert(normalised, function)
         except Exception:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, is_task_vector, some_of
 from lwptv_lightning.registry import matches
@@ -90,95 +90,16 @@ def check(
         [('a', 1.0, 'same base'), ('b', None, 'misses w. has beyond the base v.')]
     """
     aligned = align(base, tasks, exclude=exclude, model=model, prefix=prefix, ema=ema, strict=False)
-    figures = _Figures.of(aligned) if read and aligned.experts else None
-    findings = []
-    for task in tasks:
-        format = format_of(aligned.opened[task]) if task in aligned.opened else "?"
-        if task in aligned.failures:
-            findings.append(TaskCheck(task, format, verdict=str(aligned.failures[task])))
-        else:
-            found = _from_headers(task, format, aligned)
-            findings.append(_with_figures(found, figures) if figures else found)
-    return findings
+    findings = {task: _from_headers(task, aligned) for task in tasks}
+    if read and aligned.experts:
+        findings |= _with_figures(findings, aligned)
+    return list(findings.values())
 
 
-def format_of(checkpoint: Checkpoint) -> str:
-    """Return in a word or two what kind of file a checkpoint was opened from.
-
-    Example:
-        >>> from lwptv_lightning import open_checkpoint
-        >>> format_of(open_checkpoint({"w": torch.ones(1)}))
-        'in memory'
-    """
-    if is_adapter(checkpoint):
-        return "LoRA adapter"
-    return "task vector" if is_task_vector(checkpoint) else checkpoint.format
-
-
-@dataclass(frozen=True)
-class _Figures:
-    """Inner products over all compared tensors, and counts of tensors that equal the base's."""
-
-    tasks: tuple[str, ...]
-    gram: Tensor  # (T, T), of the task vectors
-    base_norm: float
-    cosines_to_base: Tensor  # (T,), of the fine-tuned weights
-    unchanged: Tensor  # (T,), fractions
-
-    @classmethod
-    def of(cls, aligned: Aligned) -> _Figures:
-        base, experts = aligned.base, aligned.experts
-        names = [name for name in base.names if base.headers[name].dtype.is_floating_point]
-        names = [name for name in names if not matches(name, aligned.ignored)]
-        matched = [set(aligned.compare(task).matched) for task in experts]
-        gram = torch.zeros(len(experts), len(experts), dtype=torch.float64)
-        along = torch.zeros(len(experts), dtype=torch.float64)
-        along_base = torch.zeros(len(experts), dtype=torch.float64)
-        unchanged, shared = torch.zeros(len(experts)), torch.zeros(len(experts))
-        base_square = 0.0
-        for name in names:
-            weights = base.read(name).float()
-            tau = torch.zeros(len(experts), *weights.shape)
-            has = torch.tensor([name in fitting for fitting in matched])
-            for row, expert, fits in zip(tau, experts.values(), has.tolist(), strict=True):
-                if fits:
-                    expert.subtract(name, weights, row)
-            rows, flat = tau.reshape(len(experts), -1), weights.reshape(-1)
-            square = float(flat.square().sum(dtype=torch.float64))
-            gram += (rows @ rows.T).double()
-            base_square += square
-            along += (rows @ flat).double()
-            along_base += square * has
-            unchanged += has * (rows == 0).all(1)
-            shared += has
-        own = along_base + 2 * along + gram.diagonal()
-        cosines = (along_base + along) / (along_base * own).clamp_min(1e-300).sqrt()
-        return cls(tuple(experts), gram, math.sqrt(base_square), cosines, unchanged / shared.clamp_min(1))
-
-
-def _with_figures(found: TaskCheck, figures: _Figures) -> TaskCheck:
-    if found.matched == 0:
-        return found
-    row = figures.tasks.index(found.task)
-    norms = figures.gram.diagonal().sqrt()
-    cosines = figures.gram[row] / (norms[row] * norms).clamp_min(1e-300)
-    verdict = found.verdict
-    if not torch.isfinite(norms[row]):
-        verdict = "NaN or infinite weights."
-    elif found.passed and figures.unchanged[row] == 1:
-        verdict = "equals the base."
-    elif found.passed and figures.cosines_to_base[row] < _LEAST_COSINE:
-        verdict = f"another base: cosine {float(figures.cosines_to_base[row]):.2f} to its weights."
-    return replace(
-        found,
-        norm=float(norms[row]) / figures.base_norm if figures.base_norm else math.inf,
-        unchanged=float(figures.unchanged[row]),
-        cosines={other: float(cosines[i]) for i, other in enumerate(figures.tasks) if i != row},
-        verdict=verdict,
-    )
-
-
-def _from_headers(task: str, format: str, aligned: Aligned) -> TaskCheck:
+def _from_headers(task: str, aligned: Aligned) -> TaskCheck:
+    format = _format_of(aligned.opened[task]) if task in aligned.opened else "?"
+    if task in aligned.failures:
+        return TaskCheck(task, format, verdict=str(aligned.failures[task]))
     ours, theirs, compared = aligned.base.headers, aligned.experts[task].headers, aligned.compare(task)
 
     def both(names: Sequence[str], what: str) -> tuple[str, ...]:
@@ -198,3 +119,60 @@ def _from_headers(task: str, format: str, aligned: Aligned) -> TaskCheck:
         dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in floating),
         verdict=" ".join(words + some_of(names, 3) for words, names in problems.items() if names) or SAME_BASE,
     )
+
+
+def _format_of(checkpoint: Checkpoint) -> str:
+    if is_adapter(checkpoint):
+        return "LoRA adapter"
+    return "task vector" if is_task_vector(checkpoint) else checkpoint.format
+
+
+def _with_figures(findings: Mapping[str, TaskCheck], aligned: Aligned) -> dict[str, TaskCheck]:
+    """Add norms, cosines and what follows from them to the findings of the T tasks that could be aligned."""
+    base, experts = aligned.base, aligned.experts
+    names = [name for name in base.names if base.headers[name].dtype.is_floating_point]
+    matched = [set(aligned.compare(task).matched) for task in experts]
+    gram = torch.zeros(len(experts), len(experts), dtype=torch.float64)  # (T, T), of the task vectors
+    along, along_base = torch.zeros(2, len(experts), dtype=torch.float64)
+    unchanged, shared = torch.zeros(2, len(experts))
+    base_square = 0.0
+    for name in names:
+        if matches(name, aligned.ignored):
+            continue
+        weights = base.read(name).float()
+        tau = torch.zeros(len(experts), *weights.shape)
+        has = torch.tensor([name in fitting for fitting in matched])
+        for row, expert, fits in zip(tau, experts.values(), has.tolist(), strict=True):
+            if fits:
+                expert.subtract(name, weights, row)
+        rows, flat = tau.reshape(len(experts), -1), weights.reshape(-1)
+        square = float(flat.square().sum(dtype=torch.float64))
+        gram += (rows @ rows.T).double()
+        base_square += square
+        along += (rows @ flat).double()
+        along_base += square * has
+        unchanged += has * (rows == 0).all(1)
+        shared += has
+    own = along_base + 2 * along + gram.diagonal()
+    to_base = (along_base + along) / (along_base * own).clamp_min(1e-300).sqrt()  # (T,), of the fine-tuned weights
+    norms, unchanged = gram.diagonal().sqrt(), unchanged / shared.clamp_min(1)
+    cosines = gram / (norms[:, None] * norms).clamp_min(1e-300)
+    made = {}
+    for row, task in enumerate(experts):
+        found = findings[task]
+        verdict = found.verdict
+        if not torch.isfinite(norms[row]):
+            verdict = "NaN or infinite weights."
+        elif found.passed and unchanged[row] == 1:
+            verdict = "equals the base."
+        elif found.passed and to_base[row] < _LEAST_COSINE:
+            verdict = f"another base: cosine {float(to_base[row]):.2f} to its weights."
+        if found.matched:
+            made[task] = replace(
+                found,
+                norm=float(norms[row]) / math.sqrt(base_square) if base_square else math.inf,
+                unchanged=float(unchanged[row]),
+                cosines={other: float(cosines[row, i]) for i, other in enumerate(experts) if i != row},
+                verdict=verdict,
+            )
+    return made

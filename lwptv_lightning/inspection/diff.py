@@ -64,11 +64,11 @@ def diff(
     aligned = align(first, {"second": second}, model=model, prefix=prefix)
     ours, theirs = aligned.base, aligned.experts["second"]
     compared = compare_headers(ours.headers, theirs.headers)
-    note_of = {name: f"only the first has {name}" for name in compared.missing}
-    note_of |= {name: f"only the second has {name}" for name in compared.extra}
-    note_of |= {
+    note_of = {
         name: f"{name}: {ours.headers[name].shape} and {theirs.headers[name].shape}" for name in compared.reshaped
     }
+    note_of |= {name: f"only the first has {name}" for name in compared.missing}
+    note_of |= {name: f"only the second has {name}" for name in compared.extra}
     differences = []
     for layer in layers_from_names(dict.fromkeys((*ours.names, *theirs.names)), granularity):
         changed, square, base_square, largest, notes = 0, 0.0, 0.0, 0.0, []

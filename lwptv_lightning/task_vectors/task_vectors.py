@@ -136,10 +136,10 @@ class TaskVectors:
         return self._expert(task).read(name)
 
     def stack(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the T task vectors of one tensor, where its base is held: on the CPU, but for `load`.
+        """Return the T task vectors of one of `names`, where its base is held: on the CPU, but for `load`.
 
         Args:
-            name: One of `names`.
+            name: Of the tensor.
             dtype: The dtype to subtract in.
 
         Returns:
@@ -167,12 +167,9 @@ class TaskVectors:
         return TaskVectors(self._base, experts, self.names, self.copied, self.classifiers)
 
     def load(self, device: torch.device | str = "cpu") -> TaskVectors:
-        """Return the same task vectors with the tensors that are merged held in a device's memory.
+        """Return the same task vectors with the tensors that are merged held in a device's memory, in their own dtype.
 
         Worth its memory, ``T + 1`` models, where the same checkpoints are merged on that device again and again.
-
-        Args:
-            device: Where to hold the weights, in their own dtype; merge there.
 
         Example:
             >>> vectors = TaskVectors.open({"w": torch.zeros(2)}, {"a": {"w": torch.ones(2)}}).load()
