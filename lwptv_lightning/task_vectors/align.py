@@ -98,12 +98,10 @@ def require_fit(task: str, expert: Checkpoint, base: Mapping[str, TensorHeader],
     if found.extra:
         raise CheckpointError(f"{label} has tensors that the base has not: {some_of(sorted(found.extra))}{hint}")
     for name in sorted(found.reshaped + found.other_kind):
-        ours, theirs = base[name], expert.headers[name]
+        ours, theirs, tensor = base[name], expert.headers[name], f"{label}: {name!r}"
         if ours.shape != theirs.shape:
-            raise CheckpointError(
-                f"{label}: {name!r} has shape {theirs.shape}, expected {ours.shape} as in the base.{hint}"
-            )
-        raise CheckpointError(f"{label}: {name!r} is {theirs.dtype}, expected {ours.dtype} as in the base.")
+            raise CheckpointError(f"{tensor} has shape {theirs.shape}, expected {ours.shape} as in the base.{hint}")
+        raise CheckpointError(f"{tensor} is {theirs.dtype}, expected {ours.dtype} as in the base.")
 
 
 def classifier_paths(model: nn.Module | None) -> tuple[str, ...]:

@@ -136,10 +136,10 @@ class TaskVectors:
         return self._expert(task).read(name)
 
     def stack(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the T task vectors of one of `names`, where its base is held: on the CPU, but for `load`.
+        """Return the T task vectors of one tensor, where its base is held: on the CPU, but for `load`.
 
         Args:
-            name: Of the tensor.
+            name: One of `names`.
             dtype: The dtype to subtract in.
 
         Returns:
