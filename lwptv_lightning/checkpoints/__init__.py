@@ -1,17 +1,28 @@
 """One model's tensors, read on demand, whatever wrote them; and files written so that none is left half done."""
 
-from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader, holding, some_of
-from lwptv_lightning.checkpoints.compare import HeaderComparison, compare_headers
+from lwptv_lightning.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    HeaderComparison,
+    TensorHeader,
+    compare_headers,
+    holding,
+    some_of,
+)
 from lwptv_lightning.checkpoints.conversion import convert
-from lwptv_lightning.checkpoints.difference import add_difference, is_task_vector, require_base
+from lwptv_lightning.checkpoints.difference import add_difference, is_task_vector
 from lwptv_lightning.checkpoints.hub import fetch
 from lwptv_lightning.checkpoints.lora import expand_adapter, is_adapter
-from lwptv_lightning.checkpoints.names import match_names
+from lwptv_lightning.checkpoints.names import align_prefix, match_names, without_wrappers
 from lwptv_lightning.checkpoints.open import CheckpointSource, open_checkpoint
-from lwptv_lightning.checkpoints.prefixes import align_prefix, without_wrappers
 from lwptv_lightning.checkpoints.provenance import Provenance, fingerprint, fingerprints
-from lwptv_lightning.checkpoints.safetensors import SAFETENSORS_DTYPES
-from lwptv_lightning.checkpoints.write import SafetensorsWriter, index_of, require_safetensors_path, write_safetensors
+from lwptv_lightning.checkpoints.safetensors import (
+    SAFETENSORS_DTYPES,
+    SafetensorsWriter,
+    index_of,
+    require_safetensors_path,
+    write_safetensors,
+)
 
 __all__ = [
     "Checkpoint",

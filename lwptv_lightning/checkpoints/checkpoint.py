@@ -1,9 +1,9 @@
-"""A checkpoint: named tensors of one model, whose shapes and dtypes are known before a tensor is read."""
+"""A checkpoint: named tensors of one model, whose shapes and dtypes are known, and compared, before one is read."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from lwptv_lightning.registry import matches
 
 
 class CheckpointError(ValueError):
@@ -48,18 +50,23 @@ class TensorHeader:
 class TensorReader(Protocol):
     """Reads tensors of one checkpoint by the names they have there."""
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, /) -> Tensor:
         """Return a CPU tensor, mapped from the file where the format allows; not to be written to."""
-        ...
 
 
 @runtime_checkable
 class DifferenceReader(TensorReader, Protocol):
     """Reads tensors of which it knows some as differences from the base, which a sum with the base would round."""
 
-    def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
+    def read_for_difference(self, name: str, /) -> tuple[Tensor, bool]:
         """Return a tensor, and whether it is a difference from the base already; neither is to be written to."""
-        ...
+
+
+@dataclass(frozen=True)
+class FunctionReader:
+    """Reads by a function of the name, which must be picklable."""
+
+    read: Callable[[str], Tensor]
 
 
 class Checkpoint:
@@ -120,22 +127,14 @@ class Checkpoint:
             torch.sub(values.to(base.device, base.dtype), base, out=out)
 
     def without_prefix(self, prefix: str) -> Checkpoint:
-        """Return the part whose names start with ``prefix``, named without it.
-
-        Raises:
-            CheckpointError: No name starts with ``prefix``.
-        """
+        """Return the part whose names start with ``prefix``, named without it; a `CheckpointError` if none does."""
         stored = {name.removeprefix(prefix): name for name in self.names if name.startswith(prefix)}
         if not stored:
             raise CheckpointError(f"{self.source}: no tensor starts with prefix={prefix!r}. {some_of(self.names)}")
         return self.renamed(stored)
 
     def renamed(self, old_names: Mapping[str, str]) -> Checkpoint:
-        """Return a checkpoint of some tensors under new names.
-
-        Args:
-            old_names: New name to the name here.
-        """
+        """Return a checkpoint of some tensors under new names, each mapped to the name here."""
         stored_names = {name: self._stored_names.get(old, old) for name, old in old_names.items()}
         headers = {name: self.headers[old] for name, old in old_names.items()}
         return self.with_tensors(headers, self._reader, stored_names)
@@ -174,6 +173,44 @@ class _HeldReader:
 
     def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
         return self.held[name] if name in self.held else self.checkpoint.read_for_difference(name)
+
+
+@dataclass(frozen=True)
+class HeaderComparison:
+    """Names of tensors, in the order of their checkpoint.
+
+    Attributes:
+        matched: In both, of one shape and of one kind, which is floating or not.
+        missing: Only in the base.
+        extra: Only in the other.
+        reshaped: In both, of different shapes.
+        other_kind: In both, of one shape, but floating in one alone.
+    """
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    extra: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    other_kind: tuple[str, ...]
+
+
+def compare_headers(
+    base: Mapping[str, TensorHeader], other: Mapping[str, TensorHeader], ignored: Collection[str] = ()
+) -> HeaderComparison:
+    """Compare names, shapes and kinds of two checkpoints' tensors, but for names that a glob of ``ignored`` matches."""
+    found: dict[str, list[str]] = {"matched": [], "missing": [], "extra": [], "reshaped": [], "other_kind": []}
+    for name in dict.fromkeys((*base, *other)):
+        if not matches(name, ignored):
+            found[_fit(base.get(name), other.get(name))].append(name)
+    return HeaderComparison(**{fit: tuple(names) for fit, names in found.items()})
+
+
+def _fit(ours: TensorHeader | None, theirs: TensorHeader | None) -> str:
+    if ours is None or theirs is None:
+        return "missing" if theirs is None else "extra"
+    if ours.shape != theirs.shape:
+        return "reshaped"
+    return "matched" if ours.dtype.is_floating_point == theirs.dtype.is_floating_point else "other_kind"
 
 
 def some_of(names: Iterable[object], most: int = 8) -> str:

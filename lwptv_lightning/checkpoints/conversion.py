@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from operator import getitem
 from typing import Any
 
@@ -15,21 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, FunctionReader, TensorHeader
 
 
 def convert(checkpoint: Checkpoint, function: Callable[[dict[str, Tensor]], Mapping[str, Any]]) -> Checkpoint:
     """Return a checkpoint with the tensors that a function makes of another's.
 
-    Args:
-        checkpoint: What to convert.
-        function: State dict to state dict, in operations that return new tensors and do not look at values.
-
-    Returns:
-        The converted checkpoint.
-
-    Raises:
-        CheckpointError: The function writes into a tensor. What else it raises passes through.
+    The function may do what returns new tensors and does not look at values; that it writes into a tensor is an error.
 
     Example:
         >>> from lwptv_lightning import open_checkpoint
@@ -38,17 +31,14 @@ def convert(checkpoint: Checkpoint, function: Callable[[dict[str, Tensor]], Mapp
         >>> joined.headers["qk"].shape, joined.read("qk").tolist()
         ((2, 2), [[1.0, 1.0], [0.0, 0.0]])
     """
-    state: dict[str, Tensor] = {name: _recorded(_Stored(name), header) for name, header in checkpoint.headers.items()}
+    state: dict[str, Tensor] = {}
+    for name, header in checkpoint.headers.items():
+        stored = torch.empty(header.shape, dtype=header.dtype, device="meta").as_subclass(_Recorded)
+        stored.formula = _Call(checkpoint.read, (name,), {})
+        state[name] = stored
     converted = {name: value for name, value in function(state).items() if isinstance(value, Tensor)}
-    formulas = {name: value.formula if isinstance(value, _Recorded) else value for name, value in converted.items()}
-    return checkpoint.with_tensors(TensorHeader.of_all(converted), _Calculator(checkpoint, formulas))
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A tensor of the checkpoint."""
-
-    name: str
+    formulas = {name: _formula_of(value) for name, value in converted.items()}
+    return checkpoint.with_tensors(TensorHeader.of_all(converted), FunctionReader(partial(_calculate, formulas)))
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ class _Call:
 class _Recorded(Tensor):
     """A tensor without data that knows how it is computed."""
 
-    formula: _Stored | _Call
+    formula: _Call
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -83,31 +73,17 @@ class _Recorded(Tensor):
         return result
 
 
-def _recorded(formula: _Stored, header: TensorHeader) -> _Recorded:
-    tensor = torch.empty(header.shape, dtype=header.dtype, device="meta").as_subclass(_Recorded)
-    tensor.formula = formula
-    return tensor
-
-
 def _formula_of(value: Any) -> Any:
     return value.formula if isinstance(value, _Recorded) else value
 
 
-@dataclass(frozen=True)
-class _Calculator:
-    """Reads converted tensors, each computed from what is stored."""
+def _calculate(formulas: Mapping[str, Any], name: str) -> Tensor:
+    tensor: Tensor = _value_of(formulas[name])
+    return tensor
 
-    checkpoint: Checkpoint
-    formulas: Mapping[str, Any]
 
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._compute(self.formulas[name])
-        return tensor
-
-    def _compute(self, formula: Any) -> Any:
-        if isinstance(formula, _Stored):
-            return self.checkpoint.read(formula.name)
-        if isinstance(formula, _Call):
-            args, kwargs = pytree.tree_map(self._compute, (formula.args, formula.kwargs))
-            return formula.function(*args, **kwargs)
+def _value_of(formula: Any) -> Any:
+    if not isinstance(formula, _Call):
         return formula
+    args, kwargs = pytree.tree_map(_value_of, (formula.args, formula.kwargs))
+    return formula.function(*args, **kwargs)

@@ -7,50 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader, some_of
-from lwptv_lightning.checkpoints.compare import compare_headers
+from lwptv_lightning.checkpoints.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    FunctionReader,
+    TensorHeader,
+    compare_headers,
+    some_of,
+)
 from lwptv_lightning.checkpoints.names import match_names
 from lwptv_lightning.checkpoints.provenance import fingerprint
 from lwptv_lightning.registry import nearest
 
-TASK_VECTOR = "task_vector"
-"""``lwptv_kind`` of a file that holds a task vector."""
-
 
 def is_task_vector(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint says of itself that it holds a task vector."""
-    return checkpoint.metadata.get("lwptv_kind") == TASK_VECTOR
-
-
-def require_base(
-    checkpoint: Checkpoint, *bases: Checkpoint, fingerprint_of: Callable[[Checkpoint], str] = fingerprint
-) -> None:
-    """Raise unless a task vector was made from one of the given bases.
-
-    Args:
-        checkpoint: The task vector. One without a fingerprint fits any base.
-        *bases: The base, under each of the names that it may have had then.
-        fingerprint_of: `fingerprint`, or one that remembers where several task vectors are of one base.
-
-    Raises:
-        CheckpointError: Its base's fingerprint is that of none of them.
-    """
-    expected = checkpoint.metadata.get("lwptv_base_fingerprint")
-    if expected is None:
-        return
-    found = []
-    for base in bases:
-        found.append(fingerprint_of(base))
-        if found[-1] == expected:
-            return
-    raise CheckpointError(
-        f"{checkpoint.source}: this task vector was made from another base: expected the one with fingerprint "
-        f"{expected[:12]}, {bases[0].source} has {found[0][:12]}."
-    )
+    return checkpoint.metadata.get("lwptv_kind") == "task_vector"
 
 
 def add_difference(
@@ -59,8 +36,9 @@ def add_difference(
     base: Checkpoint,
     model: nn.Module | None = None,
     replaced: Checkpoint | None = None,
+    fingerprint_of: Callable[[Checkpoint], str] = fingerprint,
 ) -> Checkpoint:
-    """Return the fine-tuned model that a difference makes of a base.
+    """Return the fine-tuned model that a difference makes of a base, under the names of ``base``.
 
     Args:
         difference: Fine-tuned minus base for some tensors, named as in the base or in the base's file.
@@ -68,14 +46,16 @@ def add_difference(
         base: The base under the names that are merged.
         model: The module that ``base`` was converted for.
         replaced: Whole tensors that the fine-tuned model has in place of the base's.
-
-    Returns:
-        A checkpoint under the names of ``base``, computed one tensor at a time.
-
-    Raises:
-        CheckpointError: A tensor of the difference is not in the base, or has another shape there.
+        fingerprint_of: `fingerprint`, or one that remembers where several differences are of one base.
     """
-    for home in dict.fromkeys((base, raw_base)):
+    bases = tuple(dict.fromkeys((base, raw_base)))
+    expected = difference.metadata.get("lwptv_base_fingerprint")
+    if expected is not None and not any(fingerprint_of(home) == expected for home in bases):
+        raise CheckpointError(
+            f"{difference.source}: this task vector was made from another base: expected the one with fingerprint "
+            f"{expected[:12]}, {base.source} has {fingerprint_of(base)[:12]}."
+        )
+    for home in bases:
         named = match_names(difference, home.headers)
         compared = compare_headers(home.headers, named.headers)
         if not compared.extra:
@@ -86,8 +66,8 @@ def add_difference(
                 )
             if home is not base:
                 headers = {**home.headers, **named.headers}
-                named = named.with_tensors(headers, _ZeroFilledReader(named, headers))
-                named = match_names(named, base.headers, model)
+                filled = named.with_tensors(headers, FunctionReader(partial(_read_or_zeros, named, headers)))
+                named = match_names(filled, base.headers, model)
             whole = match_names(base.renamed({}) if replaced is None else replaced, base.headers)
             added = {name: TensorHeader(head.shape, torch.float32) for name, head in named.headers.items()}
             made = named.with_tensors({**base.headers, **added, **whole.headers}, _AddedReader(base, named, whole))
@@ -118,19 +98,11 @@ class _AddedReader:
     def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
         if name in self.replaced.headers:
             return self.replaced.read(name), False
-        if name in self.difference.headers:
-            return self.difference.read(name), True
-        return torch.zeros(()).expand(self.base.headers[name].shape), True
+        return _read_or_zeros(self.difference, self.base.headers, name), True
 
 
-@dataclass(frozen=True)
-class _ZeroFilledReader:
-    """Reads a difference, and zeros where it has no tensor."""
-
-    difference: Checkpoint
-    headers: Mapping[str, TensorHeader]
-
-    def read(self, name: str) -> Tensor:
-        if name in self.difference.headers:
-            return self.difference.read(name)
-        return torch.zeros(self.headers[name].shape, dtype=self.headers[name].dtype)
+def _read_or_zeros(difference: Checkpoint, headers: Mapping[str, TensorHeader], name: str) -> Tensor:
+    """Read a tensor of a difference; one that it has not is zero, of the shape and dtype in ``headers``."""
+    if name in difference.headers:
+        return difference.read(name)
+    return torch.zeros((), dtype=headers[name].dtype).expand(headers[name].shape)

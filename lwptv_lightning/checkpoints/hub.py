@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 SCHEMES = ("hf-hub:", "hf://")
-
+"""What a name on the hub begins with."""
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?")
 _WEIGHTS = (
     "task_vector.safetensors",
@@ -22,39 +22,18 @@ _WEIGHTS = (
 _CONFIGURATIONS = ("config.json", "adapter_config.json", "open_clip_config.json")
 
 
-def is_hub_name(source: object) -> bool:
-    """Whether a source is a name on the hub.
-
-    Example:
-        >>> is_hub_name("hf-hub:owner/model"), is_hub_name("owner/model")
-        (True, False)
-    """
-    return isinstance(source, str) and source.startswith(SCHEMES)
-
-
 def fetch(name: str) -> Path:
     """Return the local path of a checkpoint on the hub, downloaded where the cache does not have it.
 
     Only the weights' file, its shards and the small configuration files beside it are fetched. Without a network, or
     with ``HF_HUB_OFFLINE=1``, the cache alone is used.
-
-    Args:
-        name: ``hf-hub:owner/model`` or ``hf://owner/model``, optionally with ``@revision`` and then ``/path/of/file``.
-
-    Returns:
-        The weights' file in the cache of huggingface_hub.
-
-    Raises:
-        ValueError: It is no name of this form.
-        FileNotFoundError: There is no such repository, revision or file, or it is neither cached nor reachable.
     """
     matched = _NAME.fullmatch(name.removeprefix("hf-hub:").removeprefix("hf://"))
     if matched is None:
         raise ValueError(f"{name!r} is no name on the hub; expected hf-hub:owner/model[@revision][/file].")
     repo, revision, file = matched["repo"], matched["revision"], matched["file"]
     for wanted in (file,) if file else _WEIGHTS:
-        path = _download(name, repo, revision, wanted)
-        if path is not None:
+        if (path := _download(name, repo, revision, wanted)) is not None:
             _download_companions(name, repo, revision, wanted, path)
             return path
     expected = repr(file) if file else f"none of {', '.join(_WEIGHTS)}"
@@ -64,12 +43,9 @@ def fetch(name: str) -> Path:
 def _download_companions(name: str, repo: str, revision: str | None, wanted: str, path: Path) -> None:
     """Fetch what belongs beside a weights' file."""
     folder = wanted.rpartition("/")[0]
-    beside = [f"{folder}/{file}".lstrip("/") for file in _CONFIGURATIONS]
-    for file in beside:
-        _download(name, repo, revision, file)
-    if wanted.endswith(".index.json"):
-        for shard in set(json.loads(path.read_text()).get("weight_map", {}).values()):
-            _download(name, repo, revision, f"{folder}/{shard}".lstrip("/"))
+    index = json.loads(path.read_text()) if wanted.endswith(".index.json") else {}
+    for file in dict.fromkeys((*_CONFIGURATIONS, *index.get("weight_map", {}).values())):
+        _download(name, repo, revision, f"{folder}/{file}".lstrip("/"))
 
 
 def _download(name: str, repo: str, revision: str | None, file: str) -> Path | None:

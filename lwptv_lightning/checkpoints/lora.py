@@ -14,12 +14,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader, some_of
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, FunctionReader, TensorHeader, some_of
 
 _ROOT = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
@@ -36,29 +37,15 @@ _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def is_adapter(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint holds the factors of a LoRA adapter.
-
-    Example:
-        >>> from lwptv_lightning import open_checkpoint
-        >>> is_adapter(open_checkpoint({"base_model.model.fc.lora_A.weight": torch.ones(1, 2)}))
-        True
-    """
+    """Whether a checkpoint holds the factors of a LoRA adapter."""
     return any(".lora_" in name for name in checkpoint.names)
 
 
 def expand_adapter(adapter: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
-    """Return what an adapter adds to its base, by the names of the model that it was trained on.
+    """Return what a PEFT adapter adds to its base, by the names of the model that it was trained on.
 
-    Args:
-        adapter: A PEFT folder's weights; its ``adapter_config.json`` is read beside them.
-
-    Returns:
-        The differences, each computed from its factors when read, and the tensors that were trained whole
-        (``modules_to_save`` and biases).
-
-    Raises:
-        CheckpointError: It is no plain LoRA adapter (DoRA, for one), a factor is missing, or it is in memory, without
-            its configuration.
+    These are the differences, each computed from its factors when read, and the tensors that were trained whole
+    (``modules_to_save`` and biases).
     """
     config = _configuration(adapter)
     factors: dict[str, dict[str, str]] = {}
@@ -76,7 +63,7 @@ def expand_adapter(adapter: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
             raise CheckpointError(f"{adapter.source}: {module!r} has one factor only, {some_of(names.values())}")
         products[f"{module}.weight"] = _product(adapter, module, names, config)
     headers = {name: TensorHeader(product.shape, torch.float32) for name, product in products.items()}
-    return adapter.with_tensors(headers, _ProductReader(adapter, products)), adapter.renamed(whole)
+    return adapter.with_tensors(headers, FunctionReader(partial(_multiply, adapter, products))), adapter.renamed(whole)
 
 
 @dataclass(frozen=True)
@@ -90,18 +77,11 @@ class _Product:
     transposed: bool
 
 
-@dataclass(frozen=True)
-class _ProductReader:
-    """Reads differences, each the product of two stored factors."""
-
-    adapter: Checkpoint
-    products: Mapping[str, _Product]
-
-    def read(self, name: str) -> Tensor:
-        product = self.products[name]
-        a, b = (self.adapter.read(factor).float().flatten(1) for factor in (product.a, product.b))
-        difference = (b @ a).mul_(product.scaling)
-        return difference.T if product.transposed else difference.reshape(product.shape)
+def _multiply(adapter: Checkpoint, products: Mapping[str, _Product], name: str) -> Tensor:
+    product = products[name]
+    a, b = (adapter.read(factor).float().flatten(1) for factor in (product.a, product.b))
+    difference = (b @ a).mul_(product.scaling)
+    return difference.T if product.transposed else difference.reshape(product.shape)
 
 
 def _product(adapter: Checkpoint, module: str, names: Mapping[str, str], config: Mapping[str, Any]) -> _Product:
@@ -109,17 +89,15 @@ def _product(adapter: Checkpoint, module: str, names: Mapping[str, str], config:
     if len(a) < 2 or len(b) < 2 or a[0] != b[1] or math.prod(b[2:]) != 1:
         raise CheckpointError(f"{adapter.source}: the factors of {module!r}, {b} and {a}, have no product B A.")
     rank = a[0]
-    alpha = _of_module(config.get("alpha_pattern") or {}, module, config.get("lora_alpha", 8))
+    # The first pattern that ends the module's path, as PEFT does.
+    patterns = (config.get("alpha_pattern") or {}).items()
+    fitting = (value for key, value in patterns if re.match(rf"(.*\.)?({key})$", module))
+    alpha = next(fitting, config.get("lora_alpha", 8))
     scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     # Embeddings and GPT-2's layers keep their weight transposed.
     transposed = "lora_embedding_" in names["A"] or bool(config.get("fan_in_fan_out"))
     shape = (a[1], b[0]) if transposed else (b[0], *a[1:])
     return _Product(names["A"], names["B"], scaling, shape, transposed)
-
-
-def _of_module(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """Return the value of the first pattern that ends a module's path, as PEFT does."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
 def _configuration(adapter: Checkpoint) -> dict[str, Any]:

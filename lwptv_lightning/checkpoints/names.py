@@ -1,4 +1,4 @@
-"""Bring a checkpoint to the tensor names of a reference, whichever library wrote it.
+"""Bring a checkpoint to the tensor names of a reference, whichever library wrote it and whatever wraps the model.
 
 timm's own ``checkpoint_filter_fn`` comes first; the maps below serve where it has none or no model is at hand. A map is
 a plain function from state dict to state dict, which `lwptv_lightning.checkpoints.convert` runs without reading.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader
 from lwptv_lightning.checkpoints.conversion import convert
-from lwptv_lightning.checkpoints.prefixes import align_prefix, count_prefixes
 
 _OPEN_CLIP_SWAPS = (
     ("conv1.", "patch_embed.proj."),
@@ -42,22 +42,50 @@ _TRANSFORMERS_SWAPS = (
 _QKV = re.compile(r"(?P<block>.*)self_attn\.q_proj\.(?P<kind>weight|bias)")
 
 
+def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
+    """Take out of the names what wrappers put in: ``_orig_mod`` anywhere, ``module.`` where all begin with it."""
+    old_names = {re.sub(r"(^|(?<=\.))_orig_mod\.", "", name): name for name in checkpoint.names}
+    while old_names and all(name.startswith("module.") for name in old_names):
+        old_names = {name.removeprefix("module."): old for name, old in old_names.items()}
+    return checkpoint if tuple(old_names) == checkpoint.names else checkpoint.renamed(old_names)
+
+
+def _count_prefixes(names: Iterable[str], known: Container[str]) -> Counter[str]:
+    """Count, for each prefix that some names have, how many of them are known without it."""
+    covered: Counter[str] = Counter()
+    for name in names:
+        parts = name.split(".")
+        for cut in range(1, len(parts)):
+            if ".".join(parts[cut:]) in known:
+                covered[".".join(parts[:cut]) + "."] += 1
+    return covered
+
+
+def align_prefix(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
+    """Strip the prefix under which a checkpoint, such as a whole LightningModule's, holds most of a model's names.
+
+    It stays as it is where some name is known already or no prefix leads to one.
+    """
+    wanted = set(names)
+    if wanted.intersection(checkpoint.names) or not (covered := _count_prefixes(checkpoint.names, wanted)):
+        return checkpoint
+    (prefix, most), *others = covered.most_common()
+    rivals = [other for other, count in others if count == most]
+    if rivals:
+        raise CheckpointError(
+            f"{checkpoint.source}: the model's tensors stand under several prefixes, "
+            f"{', '.join(map(repr, sorted([prefix, *rivals])))}; name one with prefix=..."
+        )
+    return checkpoint.without_prefix(prefix)
+
+
 def match_names(
     checkpoint: Checkpoint, reference: Mapping[str, TensorHeader], model: nn.Module | None = None
 ) -> Checkpoint:
     """Return a checkpoint under the names of a reference, as far as one of the known ways leads there.
 
-    Args:
-        checkpoint: Of the reference's architecture, as any library wrote it.
-        reference: The wanted names, with their shapes.
-        model: The reference's module, whose timm converter is used and whose activation is compared.
-
-    Returns:
-        The checkpoint itself, a part of it without a prefix, or a converted one: what has most of the wanted tensors.
-
-    Raises:
-        CheckpointError: The weights were trained with another activation than the model's, or several prefixes lead
-            to the names.
+    That is the checkpoint itself, a part of it without a prefix, or a converted one: what has most of the wanted
+    tensors. Of the reference's module, if given, timm's converter is used and the activation compared.
     """
     direct = align_prefix(checkpoint, reference)
     if model is not None:
@@ -67,41 +95,25 @@ def match_names(
         return direct
     candidates = [direct, *_conversions(checkpoint, reference, model)]
     best = max(candidates, key=lambda candidate: _hits(candidate, reference))
-    return best if best is direct else _without_foreign_head(best, reference)
+    if best is direct or any(name.startswith("head.") for name in reference):
+        return best
+    # The reference ends at the features, which a converted CLIP projects.
+    return best.renamed({name: name for name in best.names if not name.startswith("head.")})
 
 
 def open_clip_to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the image encoder of OpenAI's CLIP or of open_clip, ``visual.*``, to timm's ViT.
-
-    Example:
-        >>> list(open_clip_to_timm({"visual.ln_pre.bias": torch.zeros(2), "logit_scale": torch.ones(())}))
-        ['norm_pre.bias']
-    """
+    """Rename the image encoder of OpenAI's CLIP or of open_clip, ``visual.*``, to timm's ViT."""
     converted: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if not name.startswith("visual."):
-            continue
-        name = _swap(name.removeprefix("visual."), _OPEN_CLIP_SWAPS)
-        if name == "proj":
+        if name == "visual.proj":
             converted |= _head(tensor.transpose(0, 1))
-        elif name == "class_embedding":
-            converted["cls_token"] = tensor.reshape(1, 1, -1)
-        elif name == "positional_embedding":
-            converted["pos_embed"] = tensor.unsqueeze(0)
-        else:
-            converted[name] = tensor
+        elif name.startswith("visual."):
+            converted |= _named_by_timm(name.removeprefix("visual."), tensor, _OPEN_CLIP_SWAPS)
     return converted
 
 
 def transformers_clip_to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the vision model of transformers' CLIP, with its prefix ``vision_model.``, to timm's ViT.
-
-    Queries, keys and values become one tensor.
-
-    Example:
-        >>> list(transformers_clip_to_timm({"vision_model.pre_layrnorm.bias": torch.zeros(2)}))
-        ['norm_pre.bias']
-    """
+    """Rename the vision model of transformers' CLIP to timm's ViT; queries, keys and values become one tensor."""
     vision = {
         name.removeprefix("vision_model."): tensor for name, tensor in state.items() if name.startswith("vision_model.")
     }
@@ -112,28 +124,24 @@ def transformers_clip_to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if match := _QKV.fullmatch(name):
             block, kind = match["block"], match["kind"]
             parts = [vision[f"{block}self_attn.{part}_proj.{kind}"] for part in "qkv"]
-            converted[_swap(f"{block}attn.qkv.{kind}", _TRANSFORMERS_SWAPS)] = torch.cat(parts)
-        elif name == "embeddings.class_embedding":
-            converted["cls_token"] = tensor.reshape(1, 1, -1)
-        elif name == "embeddings.position_embedding.weight":
-            converted["pos_embed"] = tensor.unsqueeze(0)
+            converted |= _named_by_timm(f"{block}attn.qkv.{kind}", torch.cat(parts), _TRANSFORMERS_SWAPS)
         else:
-            converted[_swap(name, _TRANSFORMERS_SWAPS)] = tensor
+            converted |= _named_by_timm(name, tensor, _TRANSFORMERS_SWAPS)
     return converted
 
 
 def _conversions(
     checkpoint: Checkpoint, reference: Mapping[str, TensorHeader], model: nn.Module | None
 ) -> Iterable[Checkpoint]:
-    if prefix := _missing_prefix(checkpoint, reference):
+    # The reference may have most of the names under a prefix.
+    for prefix, _ in _count_prefixes(reference, set(checkpoint.names)).most_common(1):
         yield checkpoint.renamed({prefix + name: name for name in checkpoint.names})
     normalised = _normalised(checkpoint)
+    maps: list[Callable[[dict[str, Tensor]], Mapping[str, Tensor]]] = [open_clip_to_timm, transformers_clip_to_timm]
     timms = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
-    functions: list[Callable[[dict[str, Tensor]], Mapping[str, Tensor]]] = []
     if timms is not None:
-        functions.append(lambda state: timms(state, model))
-    functions += [open_clip_to_timm, transformers_clip_to_timm]
-    for function in functions:
+        maps.insert(0, lambda state: timms(state, model))
+    for function in maps:
         try:
             yield convert(normalised, function)
         except Exception:
@@ -145,39 +153,26 @@ def _normalised(checkpoint: Checkpoint) -> Checkpoint:
     for mark, standard in (("embeddings.class_embedding", "vision_model."), ("class_embedding", "visual.")):
         roots = [name.removesuffix(mark) for name in checkpoint.names if f".{name}".endswith(f".{mark}")]
         if len(roots) == 1:
-            return checkpoint.renamed(_reroot(checkpoint.names, roots[0], standard))
+            # What stands beside the encoder loses the prefix of the whole model.
+            root, parent = roots[0], roots[0].removesuffix(standard)
+            beside = {name.removeprefix(parent): name for name in checkpoint.names if not name.startswith(root)}
+            encoder = {standard + name.removeprefix(root): name for name in checkpoint.names if name.startswith(root)}
+            return checkpoint.renamed(beside | encoder)
     return checkpoint
-
-
-def _reroot(names: Sequence[str], root: str, standard: str) -> dict[str, str]:
-    """Map new names to old: an encoder under ``root`` comes under ``standard``, what stands beside it likewise."""
-    encoder = {standard + name.removeprefix(root): name for name in names if name.startswith(root)}
-    parent = root.removesuffix(standard)
-    beside = {name.removeprefix(parent): name for name in names if not name.startswith(root)}
-    return beside | encoder
-
-
-def _missing_prefix(checkpoint: Checkpoint, reference: Iterable[str]) -> str:
-    """Return the prefix under which the reference has most of a checkpoint's names; empty where it has none."""
-    covered = count_prefixes(reference, set(checkpoint.names))
-    return covered.most_common(1)[0][0] if covered else ""
 
 
 def _hits(checkpoint: Checkpoint, reference: Mapping[str, TensorHeader]) -> int:
     return sum(name in reference for name in checkpoint.names)
 
 
-def _without_foreign_head(checkpoint: Checkpoint, reference: Mapping[str, TensorHeader]) -> Checkpoint:
-    """Leave out the projection of a converted CLIP where the reference ends at the features."""
-    if any(name.startswith("head.") for name in reference):
-        return checkpoint
-    return checkpoint.renamed({name: name for name in checkpoint.names if not name.startswith("head.")})
-
-
-def _swap(name: str, swaps: Iterable[tuple[str, str]]) -> str:
+def _named_by_timm(name: str, tensor: Tensor, swaps: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    if name in ("class_embedding", "embeddings.class_embedding"):
+        return {"cls_token": tensor.reshape(1, 1, -1)}
+    if name in ("positional_embedding", "embeddings.position_embedding.weight"):
+        return {"pos_embed": tensor.unsqueeze(0)}
     for old, new in swaps:
         name = name.replace(old, new)
-    return name
+    return {name: tensor}
 
 
 def _head(weight: Tensor) -> dict[str, Tensor]:

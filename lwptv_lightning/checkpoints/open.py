@@ -12,15 +12,24 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
-from lwptv_lightning.checkpoints.checkpoint import Checkpoint
-from lwptv_lightning.checkpoints.folder import _main_file
-from lwptv_lightning.checkpoints.hub import fetch, is_hub_name
-from lwptv_lightning.checkpoints.prefixes import without_wrappers
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError
+from lwptv_lightning.checkpoints.hub import SCHEMES, fetch
+from lwptv_lightning.checkpoints.names import without_wrappers
 from lwptv_lightning.checkpoints.safetensors import _from_index, _from_safetensors
 from lwptv_lightning.checkpoints.torch_file import LIGHTNING, _from_state_dict, _from_torch_file, _no_averaged_weights
 
 CheckpointSource: TypeAlias = "str | Path | Mapping[str, Tensor] | nn.Module | Checkpoint"
 """What can be opened: a file or folder, a state dict, a module, or a checkpoint that is open already."""
+_MAIN_FILES = (
+    "task_vector.safetensors",
+    "adapter_model.safetensors",
+    "*.safetensors.index.json",
+    "model.safetensors",
+    "*.safetensors",
+    "adapter_model.bin",
+    "pytorch_model.bin",
+)
+"""What to open in a folder, most wanted first."""
 
 
 def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema: bool | None = None) -> Checkpoint:
@@ -59,7 +68,7 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
         checkpoint = _from_state_dict(source.state_dict(), type(source).__name__, ema)
     elif isinstance(source, Mapping):
         checkpoint = _from_state_dict(source, "state dict", ema)
-    elif isinstance(source, str) and is_hub_name(source):
+    elif isinstance(source, str) and source.startswith(SCHEMES):
         checkpoint = _from_path(fetch(source), ema)
     elif isinstance(source, str | Path):
         checkpoint = _from_path(Path(source).expanduser(), ema)
@@ -87,3 +96,15 @@ def _from_path(path: Path, ema: bool | None) -> Checkpoint:
     if path.suffix == ".safetensors":
         return _from_safetensors(path, [path])
     return _from_torch_file(path, ema)
+
+
+def _main_file(folder: Path) -> Path:
+    for pattern in _MAIN_FILES:
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise CheckpointError(f"{folder}: several checkpoints ({', '.join(p.name for p in found)}); name one.")
+    raise CheckpointError(
+        f"{folder}: no *.safetensors, *.safetensors.index.json or pytorch_model.bin in this folder; name the file."
+    )

@@ -24,16 +24,10 @@ _Key = TypeVar("_Key")
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Return the SHA-256 of a checkpoint's floating tensors, read one at a time.
+    """Return the SHA-256 of a checkpoint's floating tensors, read one at a time, as 64 hexadecimal digits.
 
     Name, dtype, shape and bytes of each floating tensor enter, in the order of the sorted names. Format, file, order
     and integer tensors do not.
-
-    Args:
-        checkpoint: An open checkpoint.
-
-    Returns:
-        64 hexadecimal digits.
 
     Example:
         >>> from lwptv_lightning import open_checkpoint
@@ -56,14 +50,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def fingerprints(checkpoints: Mapping[_Key, Checkpoint]) -> dict[_Key, str]:
-    """Return the fingerprint of each of some checkpoints, of which up to four are read at a time.
-
-    Example:
-        >>> from lwptv_lightning import open_checkpoint
-        >>> found = fingerprints({task: open_checkpoint({"w": torch.zeros(2)}) for task in "ab"})
-        >>> found["a"] == found["b"]
-        True
-    """
+    """Return the fingerprint of each of some checkpoints, of which up to four are read at a time."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
         return dict(zip(checkpoints, threads.map(fingerprint, checkpoints.values()), strict=True))
 
@@ -113,11 +100,11 @@ class Provenance:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], source: str = "metadata") -> Provenance:
-        """Read what a file says of itself; what it does not say stays at its default.
+        """Read what a file says of itself, of an earlier version too; what it does not say stays at its default.
 
         Args:
-            metadata: Of a file of this version or of an earlier one.
-            source: What it is from, for messages.
+            metadata: The file's metadata.
+            source: Its name, for messages.
 
         Raises:
             CheckpointError: A value is broken.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader, some_of
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, FunctionReader, TensorHeader, some_of
 
 LIGHTNING = "Lightning"
 """The format of what Lightning wrote, whose names carry the prefix of an attribute."""
@@ -23,16 +22,6 @@ _LAST_BESIDE_AVERAGED = "current_model_state"
 """Where Lightning's WeightAveraging keeps the last weights, when it puts the averaged ones into ``state_dict``."""
 _FOREIGN_CODE = re.compile(r"GLOBAL \S|must be imported|TorchScript")
 """What torch says of a file with code: a class or function outside its list of harmless ones, or a script."""
-
-
-@dataclass(frozen=True)
-class _StateDictReader:
-    """Reads from tensors in memory."""
-
-    tensors: Mapping[str, Tensor]
-
-    def read(self, name: str) -> Tensor:
-        return self.tensors[name]
 
 
 class _TorchFileReader:
@@ -54,7 +43,7 @@ class _TorchFileReader:
 
 def _from_state_dict(state: Mapping[str, Any], source: str, ema: bool | None) -> Checkpoint:
     tensors = {name: value.detach().cpu().clone() for name, value in _tensors_of(state, source, ema).items()}
-    return Checkpoint(source, TensorHeader.of_all(tensors), _StateDictReader(tensors))
+    return Checkpoint(source, TensorHeader.of_all(tensors), FunctionReader(tensors.__getitem__))
 
 
 def _from_torch_file(path: Path, ema: bool | None) -> Checkpoint:

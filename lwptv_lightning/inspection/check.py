@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from rich.table import Column, Table
+from torch import nn
 
 from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, is_task_vector, some_of
 from lwptv_lightning.registry import matches
@@ -66,8 +67,6 @@ def check(
 ) -> list[TaskCheck]:
     """Compare fine-tuned checkpoints with their base and with each other.
 
-    Names, shapes and dtypes come from the headers; the figures need one streaming pass over the tensors.
-
     Args:
         base: The pre-trained weights; for this and what follows see `lwptv_lightning.TaskVectors.open`.
         tasks: Task name to fine-tuned weights.
@@ -75,7 +74,7 @@ def check(
         model: The module that the weights belong to.
         prefix: What the wanted names start with.
         ema: Whether to take averaged weights.
-        read: Whether to read tensors at all.
+        read: Whether to read the tensors, in one pass, for the figures; the rest comes from the headers.
 
     Returns:
         One finding for each task; a checkpoint that cannot be opened is one too.
@@ -90,95 +89,16 @@ def check(
         [('a', 1.0, 'same base'), ('b', None, 'misses w. has beyond the base v.')]
     """
     aligned = align(base, tasks, exclude=exclude, model=model, prefix=prefix, ema=ema, strict=False)
-    figures = _Figures.of(aligned) if read and aligned.experts else None
-    findings = []
-    for task in tasks:
-        format = format_of(aligned.opened[task]) if task in aligned.opened else "?"
-        if task in aligned.failures:
-            findings.append(TaskCheck(task, format, verdict=str(aligned.failures[task])))
-        else:
-            found = _from_headers(task, format, aligned)
-            findings.append(_with_figures(found, figures) if figures else found)
-    return findings
+    findings = {task: _from_headers(task, aligned) for task in tasks}
+    if read and aligned.experts:
+        findings |= _with_figures(findings, aligned)
+    return list(findings.values())
 
 
-def format_of(checkpoint: Checkpoint) -> str:
-    """Return in a word or two what kind of file a checkpoint was opened from.
-
-    Example:
-        >>> from lwptv_lightning import open_checkpoint
-        >>> format_of(open_checkpoint({"w": torch.ones(1)}))
-        'in memory'
-    """
-    if is_adapter(checkpoint):
-        return "LoRA adapter"
-    return "task vector" if is_task_vector(checkpoint) else checkpoint.format
-
-
-@dataclass(frozen=True)
-class _Figures:
-    """Inner products over all compared tensors, and counts of tensors that equal the base's."""
-
-    tasks: tuple[str, ...]
-    gram: Tensor  # (T, T), of the task vectors
-    base_norm: float
-    cosines_to_base: Tensor  # (T,), of the fine-tuned weights
-    unchanged: Tensor  # (T,), fractions
-
-    @classmethod
-    def of(cls, aligned: Aligned) -> _Figures:
-        base, experts = aligned.base, aligned.experts
-        names = [name for name in base.names if base.headers[name].dtype.is_floating_point]
-        names = [name for name in names if not matches(name, aligned.ignored)]
-        matched = [set(aligned.compare(task).matched) for task in experts]
-        gram = torch.zeros(len(experts), len(experts), dtype=torch.float64)
-        along = torch.zeros(len(experts), dtype=torch.float64)
-        along_base = torch.zeros(len(experts), dtype=torch.float64)
-        unchanged, shared = torch.zeros(len(experts)), torch.zeros(len(experts))
-        base_square = 0.0
-        for name in names:
-            weights = base.read(name).float()
-            tau = torch.zeros(len(experts), *weights.shape)
-            has = torch.tensor([name in fitting for fitting in matched])
-            for row, expert, fits in zip(tau, experts.values(), has.tolist(), strict=True):
-                if fits:
-                    expert.subtract(name, weights, row)
-            rows, flat = tau.reshape(len(experts), -1), weights.reshape(-1)
-            square = float(flat.square().sum(dtype=torch.float64))
-            gram += (rows @ rows.T).double()
-            base_square += square
-            along += (rows @ flat).double()
-            along_base += square * has
-            unchanged += has * (rows == 0).all(1)
-            shared += has
-        own = along_base + 2 * along + gram.diagonal()
-        cosines = (along_base + along) / (along_base * own).clamp_min(1e-300).sqrt()
-        return cls(tuple(experts), gram, math.sqrt(base_square), cosines, unchanged / shared.clamp_min(1))
-
-
-def _with_figures(found: TaskCheck, figures: _Figures) -> TaskCheck:
-    if found.matched == 0:
-        return found
-    row = figures.tasks.index(found.task)
-    norms = figures.gram.diagonal().sqrt()
-    cosines = figures.gram[row] / (norms[row] * norms).clamp_min(1e-300)
-    verdict = found.verdict
-    if not torch.isfinite(norms[row]):
-        verdict = "NaN or infinite weights."
-    elif found.passed and figures.unchanged[row] == 1:
-        verdict = "equals the base."
-    elif found.passed and figures.cosines_to_base[row] < _LEAST_COSINE:
-        verdict = f"another base: cosine {float(figures.cosines_to_base[row]):.2f} to its weights."
-    return replace(
-        found,
-        norm=float(norms[row]) / figures.base_norm if figures.base_norm else math.inf,
-        unchanged=float(figures.unchanged[row]),
-        cosines={other: float(cosines[i]) for i, other in enumerate(figures.tasks) if i != row},
-        verdict=verdict,
-    )
-
-
-def _from_headers(task: str, format: str, aligned: Aligned) -> TaskCheck:
+def _from_headers(task: str, aligned: Aligned) -> TaskCheck:
+    format = _format_of(aligned.opened[task]) if task in aligned.opened else "?"
+    if task in aligned.failures:
+        return TaskCheck(task, format, verdict=str(aligned.failures[task]))
     ours, theirs, compared = aligned.base.headers, aligned.experts[task].headers, aligned.compare(task)
 
     def both(names: Sequence[str], what: str) -> tuple[str, ...]:
@@ -188,13 +108,87 @@ def _from_headers(task: str, format: str, aligned: Aligned) -> TaskCheck:
     problems = {"misses ": compared.missing, "has beyond the base ": compared.extra}
     problems |= {"other shapes: ": reshaped, "other kinds: ": other_kind}
     floating = dict.fromkeys(head.dtype for head in theirs.values() if head.dtype.is_floating_point)
-    return TaskCheck(
-        task,
-        format,
-        matched=len(compared.matched + compared.other_kind),
-        missing=compared.missing,
-        extra=compared.extra,
-        reshaped=reshaped,
-        dtypes=tuple(str(dtype).removeprefix("torch.") for dtype in floating),
-        verdict=" ".join(words + some_of(names, 3) for words, names in problems.items() if names) or SAME_BASE,
-    )
+    dtypes = tuple(str(dtype).removeprefix("torch.") for dtype in floating)
+    matched = len(compared.matched + compared.other_kind)
+    verdict = " ".join(words + some_of(names, 3) for words, names in problems.items() if names) or SAME_BASE
+    return TaskCheck(task, format, matched, compared.missing, compared.extra, reshaped, dtypes, verdict=verdict)
+
+
+def _format_of(checkpoint: Checkpoint) -> str:
+    if is_adapter(checkpoint):
+        return "LoRA adapter"
+    return "task vector" if is_task_vector(checkpoint) else checkpoint.format
+
+
+def _with_figures(findings: Mapping[str, TaskCheck], aligned: Aligned) -> dict[str, TaskCheck]:
+    """Add norms, cosines and what follows from them to the findings of the T tasks that could be aligned."""
+    base, experts = aligned.base, aligned.experts
+    matched = [set(aligned.compare(task).matched) for task in experts]
+    gram = torch.zeros(len(experts), len(experts), dtype=torch.float64)  # (T, T), of the task vectors
+    along, along_base = torch.zeros(2, len(experts), dtype=torch.float64)
+    unchanged, shared = torch.zeros(2, len(experts))
+    base_square = 0.0
+    for name, header in base.headers.items():
+        if not header.dtype.is_floating_point or matches(name, aligned.ignored):
+            continue
+        weights = base.read(name).float()
+        tau = torch.zeros(len(experts), *weights.shape)
+        has = torch.tensor([name in fitting for fitting in matched])
+        for row, expert, fits in zip(tau, experts.values(), has.tolist(), strict=True):
+            if fits:
+                expert.subtract(name, weights, row)
+        rows, flat = tau.reshape(len(experts), -1), weights.reshape(-1)
+        square = float(flat.square().sum(dtype=torch.float64))
+        gram += (rows @ rows.T).double()
+        base_square += square
+        along += (rows @ flat).double()
+        along_base += square * has
+        unchanged += has * (rows == 0).all(1)
+        shared += has
+    own = along_base + 2 * along + gram.diagonal()
+    to_base = (along_base + along) / (along_base * own).clamp_min(1e-300).sqrt()  # (T,), of the fine-tuned weights
+    norms, unchanged = gram.diagonal().sqrt(), unchanged / shared.clamp_min(1)
+    cosines = gram / (norms[:, None] * norms).clamp_min(1e-300)
+    return {
+        task: replace(
+            findings[task],
+            norm=float(norms[row]) / math.sqrt(base_square) if base_square else math.inf,
+            unchanged=float(unchanged[row]),
+            cosines={other: float(cosines[row, i]) for i, other in enumerate(experts) if i != row},
+            verdict=_verdict(findings[task], float(norms[row]), float(unchanged[row]), float(to_base[row])),
+        )
+        for row, task in enumerate(experts)
+        if findings[task].matched
+    }
+
+
+def _verdict(found: TaskCheck, norm: float, unchanged: float, cosine_to_base: float) -> str:
+    if not math.isfinite(norm):
+        return "NaN or infinite weights."
+    if found.passed and unchanged == 1:
+        return "equals the base."
+    if found.passed and cosine_to_base < _LEAST_COSINE:
+        return f"another base: cosine {cosine_to_base:.2f} to its weights."
+    return found.verdict
+
+
+def check_tables(findings: Sequence[TaskCheck]) -> list[Table]:
+    """Return the findings as tables for a terminal: one of the tasks, one of their cosines where there are several."""
+    table = Table(header_style="bold", pad_edge=False)
+    for heading in ("task", "format", "matched", "missing", "extra", "shapes", "dtype", "norm", "unchanged", "verdict"):
+        text = heading in ("task", "format", "dtype", "verdict")
+        table.add_column(heading, justify="left" if text else "right", overflow="fold")
+    for found in findings:
+        counts = [str(len(names)) for names in (found.missing, found.extra, found.reshaped)]
+        norm = "" if found.norm is None else f"{found.norm:.3g}"
+        unchanged = "" if found.unchanged is None else f"{100 * found.unchanged:.0f} %"
+        dtypes = ", ".join(found.dtypes)
+        table.add_row(found.task, found.format, str(found.matched), *counts, dtypes, norm, unchanged, found.verdict)
+    cosines_of = {found.task: found.cosines for found in findings if found.cosines is not None}
+    if len(cosines_of) < 2:
+        return [table]
+    columns = [Column(task, justify="right") for task in cosines_of]
+    cosines = Table("", *columns, title="Cosines of the task vectors", header_style="bold", pad_edge=False)
+    for task, row in cosines_of.items():
+        cosines.add_row(task, *(f"{row[other]:.2f}" if other in row else "" for other in cosines_of))
+    return [table, cosines]

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from rich.table import Table
 from torch import nn
 
 from lwptv_lightning.checkpoints import CheckpointSource, compare_headers
@@ -64,26 +65,34 @@ def diff(
     aligned = align(first, {"second": second}, model=model, prefix=prefix)
     ours, theirs = aligned.base, aligned.experts["second"]
     compared = compare_headers(ours.headers, theirs.headers)
-    note_of = {name: f"only the first has {name}" for name in compared.missing}
-    note_of |= {name: f"only the second has {name}" for name in compared.extra}
-    note_of |= {
-        name: f"{name}: {ours.headers[name].shape} and {theirs.headers[name].shape}" for name in compared.reshaped
-    }
+    noted = {name: f"{name}: {ours.headers[name].shape} and {theirs.headers[name].shape}" for name in compared.reshaped}
+    noted |= {name: f"only the first has {name}" for name in compared.missing}
+    noted |= {name: f"only the second has {name}" for name in compared.extra}
     differences = []
     for layer in layers_from_names(dict.fromkeys((*ours.names, *theirs.names)), granularity):
-        changed, square, base_square, largest, notes = 0, 0.0, 0.0, 0.0, []
-        for name in layer.tensors:
-            if name in note_of:
-                notes.append(note_of[name])
-                changed += 1
-            else:
-                base = ours.read(name).double()
-                difference = torch.empty_like(base)
-                theirs.subtract(name, base, difference)
-                changed += bool((difference != 0).any())
-                square += float(difference.square().sum())
-                base_square += float(base.square().sum())
-                largest = max(largest, float(difference.abs().max()) if difference.numel() else 0.0)
+        notes = [noted[name] for name in layer.tensors if name in noted]
+        changed, square, base_square, largest = len(notes), 0.0, 0.0, 0.0
+        for name in (name for name in layer.tensors if name not in noted):
+            base = ours.read(name).double()
+            difference = torch.empty_like(base)
+            theirs.subtract(name, base, difference)
+            changed += bool((difference != 0).any())
+            square += float(difference.square().sum())
+            base_square += float(base.square().sum())
+            largest = max(largest, float(difference.abs().max()) if difference.numel() else 0.0)
         norm = math.sqrt(square / base_square) if base_square else math.inf if square else 0.0
         differences.append(LayerDifference(layer.name, len(layer.tensors), changed, norm, largest, "; ".join(notes)))
     return differences
+
+
+def diff_table(differences: list[LayerDifference]) -> Table:
+    """Return the layers that differ as a table for a terminal, with a last line that counts the others."""
+    table = Table(header_style="bold", pad_edge=False)
+    for heading in ("layer", "changed tensors", "relative norm", "largest", "note"):
+        table.add_column(heading, justify="left" if heading in ("layer", "note") else "right", overflow="fold")
+    changed = [layer for layer in differences if layer.changed]
+    for layer in changed:
+        counts = f"{layer.changed} of {layer.tensors}"
+        table.add_row(layer.layer, counts, f"{layer.norm:.3g}", f"{layer.largest:.3g}", layer.note)
+    table.caption = f"{len(differences) - len(changed)} of {len(differences)} layers are equal."
+    return table

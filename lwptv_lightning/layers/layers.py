@@ -14,7 +14,7 @@ Tensors are floating parameters and floating persistent buffers, under their sta
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import overload
@@ -88,13 +88,7 @@ class Layers(Sequence[Layer]):
         return tuple(tensor for layer in self.layers for tensor in layer.tensors)
 
     def index_of(self, tensor_name: str) -> int:
-        """Return the position of the layer that holds a tensor.
-
-        Args:
-            tensor_name: State-dict name of the tensor.
-
-        Returns:
-            The index of its layer, from 0.
+        """Return the position, from 0, of the layer that holds a tensor of a state-dict name.
 
         Raises:
             KeyError: No layer holds a tensor of that name; the message gives the nearest one.
@@ -111,13 +105,7 @@ class Layers(Sequence[Layer]):
             raise KeyError(f"none of the {len(self)} layers holds the tensor {tensor_name!r}.{hint}") from None
 
     def restrict(self, tensor_names: Iterable[str]) -> Layers:
-        """Return the layers with the given tensors only, in the same order.
-
-        Args:
-            tensor_names: State-dict names of the tensors to keep, in any order.
-
-        Returns:
-            Layers of the same granularity; a layer of which nothing is left vanishes.
+        """Return the layers with the given tensors only, in the same order; one of which nothing is left vanishes.
 
         Raises:
             KeyError: No layer holds one of the tensors.
@@ -150,12 +138,6 @@ def _group(ties: Iterable[Sequence[str]], granularity: str, blocks: Collection[s
 def _layer_name(tensor: str, granularity: str, blocks: Collection[str]) -> str:
     if granularity == "tensor":
         return tensor
-    owners = list(_owners(tensor))
-    return next((path for path in owners if path in blocks), owners[0] if owners else tensor)
-
-
-def _owners(tensor: str) -> Iterator[str]:
-    """Yield the paths of the modules around a tensor, innermost first, without the root."""
-    path = tensor
-    while path := path.rpartition(".")[0]:
-        yield path
+    parts = tensor.split(".")
+    around = [".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]  # modules, innermost first
+    return next((path for path in around if path in blocks), around[0] if around else tensor)

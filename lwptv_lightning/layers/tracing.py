@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
@@ -51,30 +51,15 @@ def trace(model: nn.Module) -> fx.GraphModule:
 
 
 def floating_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the floating parameters and floating persistent buffers of a model.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        State-dict name -> the very tensor of the model. Tied weights appear under all their names.
-
-    Example:
-        >>> sorted(floating_tensors(nn.BatchNorm1d(4)))
-        ['bias', 'running_mean', 'running_var', 'weight']
-    """
+    """Return a model's own floating parameters and persistent buffers, tied ones under all their names."""
     state = model.state_dict(keep_vars=True)
     return {name: value for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that does not enter the modules and functions that timm marks as untraceable.
+    """A tracer that does not enter what timm marks as untraceable, and never makes constants of ``weights``."""
 
-    Args:
-        weights: Tensors that the graph must read from the module, and never hold results of as constants.
-    """
-
-    def __init__(self, weights: Iterable[Tensor] = ()) -> None:
+    def __init__(self, weights: Iterable[Tensor] = ()) -> None:  # unpickling a graph gives none
         timm_layers: Any = import_module("timm.layers")  # here, as importing timm takes a second
         super().__init__(autowrap_functions=tuple(timm_layers.get_notrace_functions()))
         self._leaf_classes = tuple(timm_layers.get_notrace_modules())
@@ -92,16 +77,8 @@ class _Tracer(fx.Tracer):
 class _SharedTensors(TorchFunctionMode):
     """Makes `copy.deepcopy` hand out tensors as they are."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is Tensor.__deepcopy__:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is Tensor.__deepcopy__ else func(*args, **(kwargs or {}))
 
 
 def _replicate(model: nn.Module) -> nn.Module:

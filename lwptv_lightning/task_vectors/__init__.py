@@ -1,6 +1,6 @@
 """Task vectors: a base and its fine-tuned models, brought to one set of names and stacked tensor by tensor."""
 
-from lwptv_lightning.task_vectors.align import Aligned, align, classifier_paths, differing_classifiers
+from lwptv_lightning.task_vectors.align import Aligned, align, classifier_paths
 from lwptv_lightning.task_vectors.stacks import HeldStack, Stack, StoredStack, part, whole
 from lwptv_lightning.task_vectors.task_vectors import TaskVectors
 

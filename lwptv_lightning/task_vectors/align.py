@@ -22,7 +22,6 @@ from lwptv_lightning.checkpoints import (
     is_task_vector,
     match_names,
     open_checkpoint,
-    require_base,
     some_of,
     without_wrappers,
 )
@@ -67,15 +66,6 @@ def align(
     """Open a base and its tasks and bring all to one set of names: the model's, or the base's without one.
 
     The arguments are those of `lwptv_lightning.TaskVectors.open`; only where ``strict``, an error of a task is raised.
-
-    Raises:
-        CheckpointError: A checkpoint cannot be opened, or an adapter or task vector does not belong to the base.
-
-    Example:
-        >>> import torch
-        >>> aligned = align({"w": torch.zeros(2)}, {"a": {"net.w": torch.ones(2), "loss.k": torch.ones(1)}})
-        >>> aligned.experts["a"].names, aligned.compare("a").matched
-        (('w',), ('w',))
     """
     raw_base = aligned_base = _open_unprefixed(base, prefix)
     if model is not None:
@@ -92,7 +82,7 @@ def align(
             if strict:
                 raise
             failures[task] = error
-    classifiers = differing_classifiers(model, aligned_base, experts, exclude)
+    classifiers = _differing_classifiers(model, aligned_base, experts, exclude)
     ignored = (*exclude, *(f"{path}.*" for path in classifiers))
     return Aligned(aligned_base, experts, opened, failures, classifiers, ignored)
 
@@ -108,33 +98,22 @@ def require_fit(task: str, expert: Checkpoint, base: Mapping[str, TensorHeader],
     if found.extra:
         raise CheckpointError(f"{label} has tensors that the base has not: {some_of(sorted(found.extra))}{hint}")
     for name in sorted(found.reshaped + found.other_kind):
-        ours, theirs = base[name], expert.headers[name]
+        ours, theirs, tensor = base[name], expert.headers[name], f"{label}: {name!r}"
         if ours.shape != theirs.shape:
-            raise CheckpointError(
-                f"{label}: {name!r} has shape {theirs.shape}, expected {ours.shape} as in the base.{hint}"
-            )
-        raise CheckpointError(f"{label}: {name!r} is {theirs.dtype}, expected {ours.dtype} as in the base.")
+            raise CheckpointError(f"{tensor} has shape {theirs.shape}, expected {ours.shape} as in the base.{hint}")
+        raise CheckpointError(f"{tensor} is {theirs.dtype}, expected {ours.dtype} as in the base.")
 
 
 def classifier_paths(model: nn.Module | None) -> tuple[str, ...]:
-    """Return the module paths of a timm model's classifier, from its ``pretrained_cfg``.
-
-    Example:
-        >>> import timm
-        >>> classifier_paths(timm.create_model("resnet10t", pretrained=False))
-        ('fc',)
-    """
+    """Return the module paths of a timm model's classifier, from its ``pretrained_cfg``."""
     paths = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
     return (paths,) if isinstance(paths, str) else tuple(paths)
 
 
-def differing_classifiers(
-    model: nn.Module | None, base: Checkpoint, experts: Mapping[str, Checkpoint], exclude: Sequence[str] = ()
+def _differing_classifiers(
+    model: nn.Module | None, base: Checkpoint, experts: Mapping[str, Checkpoint], exclude: Sequence[str]
 ) -> tuple[str, ...]:
-    """Return the module paths of a timm model's classifiers whose shape differs between the checkpoints.
-
-    One that ``exclude`` leaves out is the base's alone and not among them.
-    """
+    """Return the paths of classifiers whose shape differs; one that ``exclude`` leaves out is the base's alone."""
     paths = classifier_paths(model)
     compared = [compare_headers(base.headers, expert.headers, exclude) for expert in experts.values() if paths]
     differing = [name for found in compared for name in found.missing + found.extra + found.reshaped]
@@ -162,6 +141,5 @@ def _align_expert(
         differences, replaced = expand_adapter(expert)
         return add_difference(differences, raw_base, base, model, replaced)
     if is_task_vector(expert):
-        require_base(expert, base, *([] if raw_base is base else [raw_base]), fingerprint_of=fingerprint_of)
-        return add_difference(expert, raw_base, base, model)
+        return add_difference(expert, raw_base, base, model, fingerprint_of=fingerprint_of)
     return match_names(expert, base.headers, model)

@@ -19,43 +19,26 @@ class Stack(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """T, then the tensor's shape."""
-        ...
 
     @property
     def base(self) -> Tensor:
         """The base's tensor, flattened, in its own dtype; not to be written to."""
-        ...
 
     def sources(self, elements: slice) -> list[Tensor]:
         """Return what some elements of the flattened task vectors are made of: the base's elements, then others."""
-        ...
 
     def tau(self, base: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """Make elements of the task vectors, ``(T, n)``, freshly, in the dtype and on the device of ``base``.
-
-        Args:
-            base: The first of `sources`, in the dtype and on the device where to compute.
-            others: The rest of `sources`, or copies of them.
-        """
-        ...
+        """Return fresh elements of the task vectors, ``(T, n)``, of `sources` or copies, where and as ``base`` is."""
 
     def where(self, kept: Iterable[bool]) -> Stack:
         """Return the same task vectors with those of some tasks zero, which are not read."""
-        ...
 
     def only(self, task: int) -> Stack:
         """Return the task vector of one task, with T = 1."""
-        ...
 
 
 class StoredStack:
-    """Task vectors computed from stored weights, as far as they are asked for.
-
-    Args:
-        name: The tensor's name.
-        base: The base's checkpoint.
-        experts: Of each task its checkpoint; ``None`` for a task vector that is zero, which is not read.
-    """
+    """Task vectors computed from stored weights, as far as they are asked for; one without an expert is zero."""
 
     def __init__(self, name: str, base: Checkpoint, experts: Sequence[Checkpoint | None]) -> None:
         self.shape = (len(experts), *base.headers[name].shape)
@@ -101,21 +84,15 @@ class StoredStack:
         return StoredStack(self._name, self._checkpoint, [self._experts[task]])
 
     def _raise_unless_finite(self) -> None:
-        for checkpoint in (self._checkpoint, *self._experts):
-            broken = 0 if checkpoint is None else int((~torch.isfinite(checkpoint.read(self._name))).sum())
-            if checkpoint is not None and broken:
+        for checkpoint in (self._checkpoint, *(expert for expert in self._experts if expert is not None)):
+            if broken := int((~torch.isfinite(checkpoint.read(self._name))).sum()):
                 raise CheckpointError(
                     f"{checkpoint.source}: {broken} NaN or infinite values in {self._name!r}; expected finite weights."
                 )
 
 
 class HeldStack:
-    """Task vectors that are in memory.
-
-    Args:
-        tau: ``(T, *shape)``.
-        base: The base's tensor.
-    """
+    """Task vectors that are in memory, ``(T, *shape)``, beside the base's tensor."""
 
     def __init__(self, tau: Tensor, base: Tensor) -> None:
         self.shape = tuple(tau.shape)
@@ -137,21 +114,11 @@ class HeldStack:
 
 
 def part(stack: Stack, elements: slice, like: Tensor) -> Tensor:
-    """Return some elements of the flattened task vectors, ``(T, n)``, freshly made in the dtype and place of ``like``.
-
-    Example:
-        >>> part(HeldStack(torch.ones(2, 1, 3), base=torch.zeros(1, 3)), slice(2), like=torch.empty(0)).shape
-        torch.Size([2, 2])
-    """
+    """Return some elements of the flattened task vectors, ``(T, n)``, fresh, in the dtype and place of ``like``."""
     base, *others = stack.sources(elements)
     return stack.tau(base.to(like), others)
 
 
 def whole(stack: Stack, like: Tensor) -> Tensor:
-    """Return all of a stack, ``(T, *shape)``, freshly made in the dtype and place of ``like``.
-
-    Example:
-        >>> whole(HeldStack(torch.ones(2, 1, 3), base=torch.zeros(1, 3)), like=torch.empty(0)).shape
-        torch.Size([2, 1, 3])
-    """
+    """Return all of a stack, ``(T, *shape)``, fresh, in the dtype and place of ``like``."""
     return part(stack, slice(None), like).reshape(stack.shape)

@@ -78,9 +78,6 @@ class TaskVectors:
                 comparing names when not given.
             ema: Whether to take the averaged weights of the tasks' training checkpoints; see `open_checkpoint`.
 
-        Returns:
-            The aligned task vectors.
-
         Raises:
             ValueError: ``tasks`` is empty or an ``exclude`` pattern matches no tensor.
             CheckpointError: A checkpoint misses a tensor, has one more, or one of another shape or kind; or a task
@@ -111,7 +108,7 @@ class TaskVectors:
             raise CheckpointError(f"{found.base.source}: no floating tensor is left to merge.")
         copied = [name for name in shared if not found.base.headers[name].dtype.is_floating_point]
         vectors = cls(found.base, found.experts, names, copied, found.classifiers)
-        for task in vectors._unchanged_tasks():
+        for task in filter(vectors._equals_base, vectors.tasks):
             warnings.warn(f"task {task!r} equals the base: its task vector is zero.", stacklevel=2)
         return vectors
 
@@ -155,10 +152,7 @@ class TaskVectors:
         return whole(stack, stack.base.new_empty(0, dtype=dtype))
 
     def open_stack(self, name: str) -> StoredStack:
-        """Return the T task vectors of one tensor, to be read in blocks.
-
-        Args:
-            name: One of `names`.
+        """Return the T task vectors of one of `names`, to be read in blocks.
 
         Raises:
             UnknownNameError: The base has no such tensor.
@@ -173,12 +167,9 @@ class TaskVectors:
         return TaskVectors(self._base, experts, self.names, self.copied, self.classifiers)
 
     def load(self, device: torch.device | str = "cpu") -> TaskVectors:
-        """Return the same task vectors with the tensors that are merged held in a device's memory.
+        """Return the same task vectors with the tensors that are merged held in a device's memory, in their own dtype.
 
         Worth its memory, ``T + 1`` models, where the same checkpoints are merged on that device again and again.
-
-        Args:
-            device: Where to hold the weights, in their own dtype; merge there.
 
         Example:
             >>> vectors = TaskVectors.open({"w": torch.zeros(2)}, {"a": {"w": torch.ones(2)}}).load()
@@ -190,8 +181,7 @@ class TaskVectors:
             return holding(checkpoint, self.names, lambda tensor: tensor.to(device, copy=True))
 
         experts = {task: held(expert) for task, expert in self._experts.items()}
-        base = held(self._base)
-        return TaskVectors(base, experts, self.names, self.copied, self.classifiers)
+        return TaskVectors(held(self._base), experts, self.names, self.copied, self.classifiers)
 
     def with_task(self, task: str, source: CheckpointSource) -> TaskVectors:
         """Return the task vectors with one task more, the last.
@@ -199,9 +189,6 @@ class TaskVectors:
         Args:
             task: Its name.
             source: Its fine-tuned weights. Tensors beyond `shared_names` are left aside.
-
-        Returns:
-            The task vectors; these here stay as they are.
 
         Raises:
             ValueError: There is a task of that name.
@@ -223,22 +210,21 @@ class TaskVectors:
         """Return a task's own classifier where it is not merged, by the tensors' full names."""
         expert = self._expert(task)
         paths = tuple(f"{path}." for path in self.classifiers)
-        return {name: expert.read(name) for name in expert.names if paths and name.startswith(paths)}
+        return {name: expert.read(name) for name in expert.names if name.startswith(paths)}
 
     def _expert(self, task: str) -> Checkpoint:
         if task not in self._experts:
             raise UnknownNameError("task", task, self._experts)
         return self._experts[task]
 
-    def _unchanged_tasks(self) -> list[str]:
-        smallest_first = sorted(self.names, key=lambda name: self.headers[name].numel)
-        return [task for task in self.tasks if not any(self._changed(task, name) for name in smallest_first)]
-
-    def _changed(self, task: str, name: str) -> bool:
-        base = self._base.read(name).float()
-        difference = torch.empty_like(base)
-        self._experts[task].subtract(name, base, difference)
-        return bool(difference.any())
+    def _equals_base(self, task: str) -> bool:
+        for name in sorted(self.names, key=lambda name: self.headers[name].numel):  # the smallest tell soonest
+            base = self._base.read(name).float()
+            difference = torch.empty_like(base)
+            self._experts[task].subtract(name, base, difference)
+            if difference.any():
+                return False
+        return True
 
     def __len__(self) -> int:
         return len(self._experts)
