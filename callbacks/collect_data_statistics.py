@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,7 +14,6 @@ from torch.func import functional_call
 
 from lwptv_lightning.checkpoints import require_safetensors_path
 from lwptv_lightning.evaluation import (
-    LoaderName,
     MergeModule,
     fisher_diagonal,
     input_grams,
@@ -23,9 +22,7 @@ from lwptv_lightning.evaluation import (
     sample_positions,
 )
 from lwptv_lightning.merging import install_, snapshot, write_data_statistics
-from lwptv_lightning.registry import require_known
-
-KINDS = ("fisher", "gram")
+from lwptv_lightning.registry import LoaderName, require_known
 
 
 class CollectDataStatistics(Callback):
@@ -37,15 +34,12 @@ class CollectDataStatistics(Callback):
     ``MergeModule(..., statistics=...)``, and the module's weights are what they were.
 
     Args:
-        kind: ``"fisher"``: the exact diagonal Fisher information, for the rule ``fisher``; it takes a backward pass
-            for each class of each example. ``"gram"``: the Gram matrices of the linear layers' inputs, for the rule
-            ``regmean``.
+        kind: ``"fisher"``: the exact diagonal Fisher information, by a backward pass for each class of each example,
+            for the rule ``fisher``. ``"gram"``: the Gram matrices of linear layers' inputs, for the rule ``regmean``.
         samples: How many examples of each task to use, at least 1.
-        file: A ``.safetensors`` file to write the statistics to, for `lwptv_lightning.merging.read_data_statistics`
-            and the command line.
+        file: A ``.safetensors`` file to write, for `lwptv_lightning.merging.read_data_statistics` and the command line.
 
     Attributes:
-        installs_weights: By this a `MergeModule` knows that it need not bring a callback that merges.
         statistics: Task to tensor name to a mean over the examples (``"fisher"``) or rows (``"gram"``).
 
     Raises:
@@ -57,10 +51,10 @@ class CollectDataStatistics(Callback):
         {}
     """
 
-    installs_weights = True
+    installs_weights = True  # by this a `MergeModule` knows that it need not bring a callback that merges
 
     def __init__(self, kind: str, *, samples: int = 256, file: str | Path | None = None) -> None:
-        require_known("kind of statistics", kind, KINDS)
+        require_known("kind of statistics", kind, ("fisher", "gram"))
         if samples < 1:
             raise ValueError(f"samples must be at least 1, not {samples}.")
         if file is not None:
@@ -74,41 +68,39 @@ class CollectDataStatistics(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that every task has its loader, and remember the module's weights."""
-        module = _require_merge_module(pl_module)
+        if not isinstance(pl_module, MergeModule):
+            raise TypeError(f"CollectDataStatistics works on a MergeModule, not on a {type(pl_module).__name__}.")
         loaders = loaders_of(trainer, "validate")
-        module.prepare(loaders)
-        absent = [task for task in module.vectors.tasks if f"id/{task}" not in loaders]
+        pl_module.prepare(loaders)
+        absent = [task for task in pl_module.vectors.tasks if f"id/{task}" not in loaders]
         if absent:
             raise ValueError(f"task {absent[0]!r} has no loader 'id/{absent[0]}'; each task needs its own data.")
-        self._sums = {task: {} for task in module.vectors.tasks}
-        self._undo.callback(install_, module.model, snapshot(module.model, module.vectors.shared_names))
+        self._sums = {task: {} for task in pl_module.vectors.tasks}
+        self._undo.callback(install_, pl_module.model, snapshot(pl_module.model, pl_module.vectors.shared_names))
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Install the weights that belong to a loader at its first batch, then add the batch's share."""
-        module = _require_merge_module(pl_module)
-        loaders = loaders_of(trainer, "validate")
-        loader = tuple(loaders)[dataloader_idx]
-        name = LoaderName.parse(loader)
-        own_task = name.name if name.domain == "id" and name.name in self._sums else None
+        module = cast(MergeModule, pl_module)
+        loader, batches = list(loaders_of(trainer, "validate").items())[dataloader_idx]
+        parsed = LoaderName.parse(loader)
+        own_task = parsed.name if parsed.domain == "id" and parsed.name in self._sums else None
         if batch_idx == 0:
             vectors = module.vectors
-            weights = {
-                name: vectors.base(name) if own_task is None else vectors.expert(own_task, name)
-                for name in vectors.shared_names
-            }
-            install_(module.model, weights)
+            read = vectors.base if own_task is None else partial(vectors.expert, own_task)
+            install_(module.model, {name: read(name) for name in vectors.shared_names})
         if own_task is None:
             return
         inputs = module.unpack(batch)[0]
-        positions = sample_positions(loaders[loader], batch_idx, len(inputs))
+        positions = sample_positions(batches, batch_idx, len(inputs))
         wanted = inputs[: len(positions)][positions.to(inputs.device) < self.samples]
         if len(wanted) or batch_idx == 0:
             # A process without an example of its own adds zeros, so that all processes sum up the same names.
             measured = self._measure(module, wanted if len(wanted) else inputs[:1], module.head_of(loader))
-            share = measured if len(wanted) else {name: value * 0 for name, value in measured.items()}
-            self._add(self._sums[own_task], share)
+            sums = self._sums[own_task]
+            for name, value in measured.items():
+                sums[name] = sums.get(name, 0) + (value if len(wanted) else value * 0)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Average over all examples, of all processes, give the module its weights back and write the file."""
@@ -136,25 +128,11 @@ class CollectDataStatistics(Callback):
                 module(inputs, head)
             return grams
         parameters = {f"model.{name}": value for name, value in module.model.named_parameters()}
-
-        def logits(values: Any, example: Tensor) -> Tensor:
-            output: Tensor = functional_call(module, values, (example, head))
-            return output
-
-        sums = fisher_diagonal(logits, parameters, inputs)
+        sums = fisher_diagonal(
+            lambda values, example: functional_call(module, dict(values), (example, head)), parameters, inputs
+        )
         count = torch.tensor(float(len(inputs)), device=inputs.device)
         return {name.removeprefix("model."): value for name, value in sums.items()} | {".rows": count}
-
-    @staticmethod
-    def _add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
-        for name, value in more.items():
-            sums[name] = sums[name] + value if name in sums else value
-
-
-def _require_merge_module(pl_module: LightningModule) -> MergeModule:
-    if not isinstance(pl_module, MergeModule):
-        raise TypeError(f"CollectDataStatistics works on a MergeModule, not on a {type(pl_module).__name__}.")
-    return pl_module
 
 
 CollectStatistics = CollectDataStatistics

@@ -12,14 +12,9 @@ from PIL import Image
 
 @singledispatch
 def log_picture(logger: Logger, picture: Path, step: int) -> None:
-    """Give a picture to a logger under the file's name; a logger without pictures, such as CSV's, is left alone.
+    """Give a PNG to a logger under the file's name; a logger without pictures, such as CSV's, is left alone.
 
-    For another logger register a function: ``@log_picture.register``.
-
-    Args:
-        logger: Of the trainer's.
-        picture: A PNG.
-        step: The trainer's step, by which loggers tell versions of a picture apart.
+    For another logger register a function: ``@log_picture.register``. Loggers tell versions apart by the step.
 
     Example:
         >>> from lightning.pytorch.loggers import CSVLogger

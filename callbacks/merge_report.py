@@ -19,12 +19,10 @@ from lwptv_lightning.report import ResultRow, ResultTable, plot_id_ood, plot_sal
 class MergeReport(Callback):
     """Print a table after each validation, with the loaders' names, and write it to files.
 
-    Every validation (or test) by the trainer adds a row. The folder holds ``report.md``, ``results.csv``,
-    ``recipe.json`` (of the last merge), ``saliency.png`` where layers were pruned, and ``id_ood.png`` where
-    there are ID and OOD loaders. Pictures also go to the trainer's loggers that can hold them: TensorBoard,
-    Weights & Biases and MLflow. The figures get there by themselves, as all that is logged does.
-
-    In a fit with `OnlineMerge` each validation adds a row with the figures that it logs.
+    Every validation (or test) by the trainer adds a row, in a fit with `OnlineMerge` one with the figures that it logs.
+    The folder holds ``report.md``, ``results.csv``, ``recipe.json`` (of the last merge), ``saliency.png`` where layers
+    were pruned, and ``id_ood.png`` where there are ID and OOD loaders. Pictures also go to the trainer's loggers that
+    can hold them: TensorBoard, Weights & Biases and MLflow. Figures get there by themselves, as all that is logged.
 
     Args:
         folder: Where to write; made where it does not exist.
@@ -40,24 +38,18 @@ class MergeReport(Callback):
         self.table = ResultTable()
         self._console = console
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a row and write the files."""
-        if not trainer.sanity_checking:
-            self._add(trainer, pl_module)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a row and write the files."""
-        self._add(trainer, pl_module)
-
     @rank_zero_only
-    def _add(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logged = {name.removeprefix("merged/"): float(value) for name, value in trainer.callback_metrics.items()}
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add a row and write the files, unless this is the sanity check."""
+        metrics = {} if trainer.sanity_checking else trainer.callback_metrics
+        logged = {name.removeprefix("merged/"): float(value) for name, value in metrics.items()}
         figures = {name: value for name, value in logged.items() if LoaderName.of_figure(name).domain in DOMAINS}
         if not figures:
             return
-        merged = pl_module if isinstance(pl_module, MergeModule) else None
-        recipe = (merged.installed or merged.recipe) if merged is not None else None
-        name = recipe.describe() if recipe is not None else type(pl_module).__name__
+        recipe, plan = None, None
+        if isinstance(pl_module, MergeModule):
+            recipe, plan = pl_module.installed or pl_module.recipe, pl_module.plan
+        name = type(pl_module).__name__ if recipe is None else recipe.describe()
         if trainer.state.fn == TrainerFn.FITTING:
             name += f", epoch {trainer.current_epoch}"
         self.table.rows.append(ResultRow(name, figures))
@@ -66,17 +58,17 @@ class MergeReport(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "report.md").write_text(f"# Merged models over ID and OOD loaders\n\n{self.table.markdown()}\n")
         (self.folder / "results.csv").write_text(self.table.csv())
-        if merged is not None and recipe is not None:
+        if recipe is not None:
             (self.folder / "recipe.json").write_text(recipe.to_json() + "\n")
-        for picture in self._draw(merged.plan if merged is not None else None):
+        for picture in self._draw(plan):
             for logger in trainer.loggers:
                 log_picture(logger, picture, trainer.global_step)
         console.print(f"Report written to {self.folder}")
 
+    on_test_end = on_validation_end
+
     def _draw(self, plan: PruningPlan | None) -> list[Path]:
-        pictures = []
-        if plan is not None:
-            pictures.append(plot_saliency(plan, self.folder / "saliency.png"))
+        pictures = [] if plan is None else [plot_saliency(plan, self.folder / "saliency.png")]
         if all({"id/avg", "ood/avg"} <= row.figures.keys() for row in self.table.rows):
             pictures.append(plot_id_ood(self.table.rows, self.folder / "id_ood.png"))
         return pictures

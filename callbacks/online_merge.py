@@ -22,19 +22,17 @@ class OnlineMerge(Callback):
     """Merge the model in training with other experts and log how the merged model does on ID and OOD data.
 
     Logs the figure of every loader and the averages as ``merged/id/<task>``, ``merged/ood/<name>``, ``merged/id/avg``
-    and ``merged/ood/avg``, which `ModelCheckpoint` and `EarlyStopping` can monitor. The training run is, to the bit,
-    the one without this callback: the merged weights go into a model of their own, and all random states are put back
-    afterwards, those of torch, NumPy and Python and those of the loaders' generators.
+    and ``merged/ood/avg``, which `ModelCheckpoint` and `EarlyStopping` can monitor. The run is, to the bit, the one
+    without this callback: the merged weights go into a model of their own, and random states are put back afterwards,
+    those of torch, NumPy, Python and the loaders' generators.
 
     Args:
         module: Model, task vectors of the other experts, recipe and heads. Its model is of the architecture in
             training but another object. (Building one draws random numbers: do it before you seed the run.)
         loaders: Loaders named ``id/<task>`` and ``ood/<name>``. Over several processes each sample counts once.
         task: The name under which the model in training joins the task vectors.
-        backbone: Path of the submodule in training that is merged, such as ``"model.encoder"``. By default the whole
-            LightningModule.
-        head: Path of the submodule in training that is the task's head. The module's head of that name then follows
-            it; it must have one.
+        backbone: Path of the submodule in training that is merged, such as ``"model.encoder"``; by default all of it.
+        head: Path of the submodule in training that is the task's head, which the module's head of that name follows.
         every_n_epochs: Evaluate at the first validation, and at those of each n-th epoch; without validation
             loaders, at the ends of these epochs.
         every_n_steps: Evaluate after every n optimiser steps instead.
@@ -115,15 +113,15 @@ class OnlineMerge(Callback):
             pl_module.log_dict(self.evaluate(trainer))
 
     def evaluate(self, trainer: Trainer) -> dict[str, float]:
-        """Merge the weights as they are now and return the figures, as they are logged.
-
-        Args:
-            trainer: The running trainer; all its processes must call this.
-        """
+        """Merge the weights as they are now and return the figures as logged; all the trainer's processes call this."""
         self._has_run = True
         # Nothing made here may be an inference tensor: the next training step could not use it.
         with isolate_rng(), _generators_kept(self.loaders), torch.inference_mode(False), torch.no_grad():
-            self._merge(trainer)
+            running: Any = trainer.model
+            self.module.to(trainer.strategy.root_device).eval()
+            if self.head is not None:
+                install_(self.module.head(self.task), gather_state(running, self.head))
+            self.module.merge_(vectors=self.module.vectors.with_task(self.task, gather_state(running, self.backbone)))
             loaders = shared_loaders(trainer, self.loaders)
             self.module.prepare(loaders)
             for loader, batches in loaders.items():
@@ -138,25 +136,15 @@ class OnlineMerge(Callback):
         return {f"merged/{name}": value for name, value in figures.items()}
 
     def _is_due(self, trainer: Trainer) -> bool:
-        if self.every_n_steps is not None:
-            return False
-        return not self._has_run or (trainer.current_epoch + 1) % self.every_n_epochs == 0
-
-    def _merge(self, trainer: Trainer) -> None:
-        running: Any = trainer.model
-        self.module.to(trainer.strategy.root_device).eval()
-        if self.head is not None:
-            install_(self.module.head(self.task), gather_state(running, self.head))
-        vectors = self.module.vectors.with_task(self.task, gather_state(running, self.backbone))
-        self.module.merge_(vectors=vectors)
+        ends_span = (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        return self.every_n_steps is None and (ends_span or not self._has_run)
 
 
 @contextmanager
 def _generators_kept(loaders: Mapping[str, Any]) -> Iterator[None]:
     """Put back the states of the loaders' own generators, which a training loader may share."""
     owners = [owner for loader in loaders.values() for owner in (loader, getattr(loader, "sampler", None))]
-    candidates = [getattr(owner, "generator", None) for owner in owners]
-    generators = [candidate for candidate in candidates if isinstance(candidate, torch.Generator)]
+    generators = [own for owner in owners if isinstance(own := getattr(owner, "generator", None), torch.Generator)]
     states = [generator.get_state() for generator in generators]
     yield
     for generator, state in zip(generators, states, strict=True):

@@ -12,13 +12,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from lwptv_lightning.checkpoints import some_of
-from lwptv_lightning.evaluation import (
-    MergeModule,
-    merge_for_,
-    merge_model_,
-    merging_together,
-    stage_of,
-)
+from lwptv_lightning.evaluation import MergeModule, merge_for_, merge_model_, merging_together, stage_of
 from lwptv_lightning.layers import trace_layers
 from lwptv_lightning.merging import SharedOptions, install_, require_options, snapshot
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
@@ -26,7 +20,6 @@ from lwptv_lightning.registry import require_known
 from lwptv_lightning.task_vectors import TaskVectors
 
 EVALUATIONS = ("validate", "test", "predict")
-STAGES = (*EVALUATIONS, "fit")
 
 
 class PruneAndMerge(Callback):
@@ -42,18 +35,12 @@ class PruneAndMerge(Callback):
 
     Args:
         vectors: The task vectors; on a `MergeModule` its own by default.
-        recipe: Rule, scale and pruning, also a rule's name or a recipe's fields; on a `MergeModule` its own by
-            default, else ``MergeRecipe()``.
-        backbone: Path of the submodule that the checkpoints are of, such as ``"model.encoder"``. By default the
-            outermost submodule that has all merged tensors.
+        recipe: A recipe, its fields or a rule's name; on a `MergeModule` its own by default, else ``MergeRecipe()``.
+        backbone: Path of the submodule that the checkpoints are of; by default the outermost with all merged tensors.
         task: The name under which a foreign module's own weights, as they are when merging starts, join the task
-            vectors. By default they take no part.
-        stages: When to merge: ``"validate"``, ``"test"``, ``"predict"``, which are the default, or ``"fit"``, which
-            needs ``task``.
+            vectors; by default they take no part.
+        stages: When to merge: ``"validate"``, ``"test"``, ``"predict"`` (the default), or ``"fit"``, with ``task``.
         options: Those of `lwptv_lightning.merge`, such as ``statistics``; on a `MergeModule` they go before its own.
-
-    Attributes:
-        installs_weights: By this a `MergeModule` knows that it need not bring a callback that merges.
 
     Raises:
         UnknownNameError: No such stage.
@@ -65,7 +52,7 @@ class PruneAndMerge(Callback):
         ('validate',)
     """
 
-    installs_weights = True
+    installs_weights = True  # by this a `MergeModule` knows that it need not bring a callback that merges
 
     def __init__(
         self,
@@ -79,7 +66,7 @@ class PruneAndMerge(Callback):
     ) -> None:
         require_options(PruneAndMerge, options)
         for stage in stages:
-            require_known("stage", stage, STAGES)
+            require_known("stage", stage, (*EVALUATIONS, "fit"))
         if "fit" in stages and task is None:
             raise ValueError("stage 'fit' merges what was trained: name its task with task='...'.")
         self.vectors = vectors
@@ -120,11 +107,9 @@ class PruneAndMerge(Callback):
         self._undo.close()
 
     def _merge(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage not in self.stages:
-            return
-        if isinstance(pl_module, MergeModule):
+        if stage in self.stages and isinstance(pl_module, MergeModule):
             merge_for_(trainer, pl_module, stage, vectors=self.vectors, recipe=self.recipe, **self.options)
-        else:
+        elif stage in self.stages:
             self._merge_foreign(trainer, pl_module)
 
     def _merge_foreign(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -141,9 +126,7 @@ class PruneAndMerge(Callback):
 
     def _find_backbone(self, pl_module: LightningModule, vectors: TaskVectors) -> nn.Module:
         if self.backbone is not None:
-            backbone: nn.Module = pl_module.get_submodule(self.backbone)
-            return backbone
-        submodule: nn.Module
+            return pl_module.get_submodule(self.backbone)
         for submodule in pl_module.modules():
             if submodule.state_dict().keys() >= set(vectors.shared_names):
                 return submodule

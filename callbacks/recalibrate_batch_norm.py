@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lwptv_lightning.evaluation import MergeModule
@@ -23,8 +22,7 @@ class RecalibrateBatchNorm(Callback):
     that is not its own the old statistics back.
 
     Args:
-        batches: Inputs, or ``(inputs, ...)`` whose first entry is the inputs, such as a loader of training data without
-            shuffling. Labels are not used.
+        batches: Inputs or ``(inputs, ...)``, such as a loader of training data without shuffling; labels are not used.
         limit: How many batches to use at most; all by default.
 
     Raises:
@@ -49,11 +47,7 @@ class RecalibrateBatchNorm(Callback):
     on_test_start = on_predict_start = on_validation_start
 
     def recalibrate_(self, pl_module: LightningModule) -> None:
-        """Run the batches through a module with only its batch normalisation in training mode.
-
-        Args:
-            pl_module: A `MergeModule`, whose model is run without a head, or any other module.
-        """
+        """Run the batches through a module, a `MergeModule` without a head, with only batch normalisation training."""
         model = pl_module.model if isinstance(pl_module, MergeModule) else pl_module
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
         if not norms:
@@ -66,19 +60,16 @@ class RecalibrateBatchNorm(Callback):
             norm.momentum = None  # a plain average over the batches
             norm.train()
         try:
-            self._run(model, pl_module.device)
+            ran = False
+            with torch.no_grad():
+                for batch in islice(self.batches, self.limit):
+                    inputs = batch[0] if isinstance(batch, list | tuple) else batch
+                    model(inputs.to(pl_module.device))
+                    ran = True
+            if not ran:
+                raise ValueError("RecalibrateBatchNorm has no batches to measure statistics on.")
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
             for module, training in modes:
                 module.training = training
-
-    def _run(self, model: nn.Module, device: torch.device) -> None:
-        count = 0
-        with torch.no_grad():
-            for batch in islice(self.batches, self.limit):
-                inputs = batch[0] if isinstance(batch, list | tuple) else batch
-                model(inputs.to(device))
-                count += 1
-        if count == 0:
-            raise ValueError("RecalibrateBatchNorm has no batches to measure statistics on.")

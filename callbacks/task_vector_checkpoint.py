@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import __version__ as lightning_version
@@ -37,18 +38,15 @@ class TaskVectorCheckpoint(Callback):
     Args:
         folder: Where to write; made where it does not exist.
         task: The task's name, for the file.
-        backbone: Path of the submodule whose task vector is stored, such as ``"model.encoder"``. By default the whole
-            LightningModule.
+        backbone: Path of the submodule whose task vector is stored, such as ``"model.encoder"``; by default all of it.
         dtype: Of the stored task vector: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        density: The fraction of entries to keep, the largest in magnitude over all tensors, in (0, 1]; the others are
-            stored as zeros.
+        density: The fraction in (0, 1] of entries to keep, the largest in magnitude over all tensors; others are zeros.
         at_end: Whether to store when training ends, too. Without it the folder holds the task vector of the last
             save, which is the best one's where ``ModelCheckpoint(monitor=..., save_top_k=1)`` saves.
 
     Raises:
         UnknownNameError: No such dtype; or, when training starts, no such submodule.
-        ValueError: ``density`` is out of its range, or the run was resumed from a checkpoint made without this
-            callback.
+        ValueError: ``density`` is out of its range, or the resumed checkpoint was made without this callback.
         CheckpointError: The folder of a resumed run does not hold its starting weights.
 
     Warns:
@@ -110,28 +108,24 @@ class TaskVectorCheckpoint(Callback):
                 "are not known. Start the run anew with the callback."
             )
         else:
-            weights = self._gather(trainer)
-            self._base_fingerprint = on_rank_zero(trainer, lambda: self._write_base(weights))
+            self._base_fingerprint = self._with_weights(trainer, self._write_base)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the task vector."""
         # A checkpoint can be saved before or after training, when there is nothing to store.
         if self._base_fingerprint is not None and (trainer.training or trainer.validating):
-            self._store(trainer)
+            self._with_weights(trainer, partial(self._write_task_vector, trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Store the task vector."""
         # Not in `on_fit_end`: the strategy has let go of the processes by then.
         if self.at_end:
-            self._store(trainer)
+            self._with_weights(trainer, partial(self._write_task_vector, trainer))
 
-    def _store(self, trainer: Trainer) -> None:
-        weights = self._gather(trainer)
-        on_rank_zero(trainer, lambda: self._write_task_vector(weights, trainer))
-
-    def _gather(self, trainer: Trainer) -> dict[str, Tensor]:
-        running: Any = trainer.model
-        return gather_state(running, self.backbone, on_rank_zero=True)
+    def _with_weights(self, trainer: Trainer, action: Callable[[dict[str, Tensor]], Any]) -> Any:
+        """Run something on the first process with the whole weights as they are now."""
+        weights = gather_state(cast(Any, trainer.model), self.backbone, on_rank_zero=True)
+        return on_rank_zero(trainer, partial(action, weights))
 
     def _write_base(self, weights: Mapping[str, Tensor]) -> str:
         path = write_safetensors(weights, self.folder / BASE_FILE, Provenance(kind="base").to_metadata())
@@ -148,7 +142,7 @@ class TaskVectorCheckpoint(Callback):
                 f"expected {str(self._base_fingerprint)[:12]}). Each run needs a folder of its own."
             )
 
-    def _write_task_vector(self, weights: Mapping[str, Tensor], trainer: Trainer) -> None:
+    def _write_task_vector(self, trainer: Trainer, weights: Mapping[str, Tensor]) -> None:
         base = open_checkpoint(self.folder / BASE_FILE)
         floating = [name for name in base.names if base.headers[name].dtype.is_floating_point]
         vector = {name: weights[name].float() - base.read(name).float() for name in floating}

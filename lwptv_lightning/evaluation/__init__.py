@@ -13,12 +13,11 @@ from lwptv_lightning.evaluation.lightning import (
     shared_loaders,
     stage_of,
 )
-from lwptv_lightning.evaluation.loaders import require_loaders, sample_positions, split_name
+from lwptv_lightning.evaluation.loaders import EvaluationSuite, require_loaders, sample_positions
 from lwptv_lightning.evaluation.merging import merge_model_
 from lwptv_lightning.evaluation.merging_callback import MergingCallback, merge_for_
 from lwptv_lightning.evaluation.metrics import LoaderMetrics, SampleOutcomes, averages
 from lwptv_lightning.evaluation.module import MergeModule
-from lwptv_lightning.evaluation.suite import EvaluationSuite
-from lwptv_lightning.registry import DOMAINS, LoaderName
+from lwptv_lightning.registry import LoaderName
 
 __all__ = ["EvaluationSuite", "Heads", "LoaderName", "MergeModule"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lwptv_lightning.evaluation.loaders import EvaluationSuite
 from lwptv_lightning.evaluation.module import MergeModule
-from lwptv_lightning.evaluation.suite import EvaluationSuite
 from lwptv_lightning.task_vectors import TaskVectors
 
 
@@ -17,9 +17,7 @@ def timm_module(
     exclude: list[str] | None = None,
     model_arguments: dict[str, Any] | None = None,
 ) -> MergeModule:
-    """Return a timm model merged from checkpoint files.
-
-    Classifiers whose shapes differ between the tasks become the tasks' heads.
+    """Return a timm model merged from checkpoint files; classifiers whose shapes differ become the tasks' heads.
 
     Args:
         model: A name for ``timm.create_model``.

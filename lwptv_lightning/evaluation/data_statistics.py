@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -13,18 +13,12 @@ from torch import Tensor, nn
 def fisher_diagonal(
     logits: Callable[[Mapping[str, Tensor], Tensor], Tensor], parameters: Mapping[str, Tensor], inputs: Tensor
 ) -> dict[str, Tensor]:
-    """Sum up the exact diagonal Fisher information over the examples of a batch.
+    """Sum up the exact diagonal Fisher information over the examples of a batch: tensors in the parameters' shapes.
 
     For each example x: ``sum_y p(y|x) (d log p(y|x) / d theta)^2``, with the expectation over the model's own
     prediction, not over labels. It works inside ``torch.inference_mode`` too, as Lightning validates.
 
-    Args:
-        logits: Maps parameters and inputs ``(1, ...)`` to logits ``(1, C)``.
-        parameters: Name to value; not changed.
-        inputs: ``(B, ...)``.
-
-    Returns:
-        Name to the sum over the B examples, in the parameter's shape; divide by the number of examples for the mean.
+    Inputs are ``(B, ...)``; ``logits`` maps parameters and ``(1, ...)`` to ``(1, C)``.
 
     Example:
         >>> weight = {"w": torch.zeros(1)}
@@ -56,19 +50,8 @@ def fisher_diagonal(
 def input_grams(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Sum up ``X^T X`` over the rows of the inputs of every linear layer that runs inside the ``with`` block.
 
-    Args:
-        module: The model.
-
-    Yields:
-        Name of a linear layer's weight to ``(in, in)``, filled as the layers run, and ``"<weight>.rows"`` to the
-        number of rows, both float64.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 1))
-        >>> with torch.no_grad(), input_grams(model) as grams:
-        ...     _ = model(torch.tensor([[1.0, 2.0]]))
-        >>> grams["0.weight"].tolist(), grams["0.weight.rows"].item()
-        ([[1.0, 2.0], [2.0, 4.0]], 1.0)
+    Yields the name of a linear layer's weight to ``(in, in)``, filled as the layers run, and ``"<weight>.rows"`` to the
+    number of rows, both float64.
     """
     grams: dict[str, Tensor] = {}
 
@@ -78,13 +61,8 @@ def input_grams(module: nn.Module) -> Iterator[dict[str, Tensor]]:
         for key, value in ((name, rows.T @ rows), (f"{name}.rows", rows.new_tensor(float(len(rows))))):
             grams[key] = grams[key] + value if key in grams else value
 
-    handles = [
-        layer.register_forward_pre_hook(partial(hook, f"{path}.weight".lstrip(".")))
-        for path, layer in module.named_modules()
-        if isinstance(layer, nn.Linear)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for path, layer in module.named_modules():
+            if isinstance(layer, nn.Linear):
+                hooks.enter_context(layer.register_forward_pre_hook(partial(hook, f"{path}.weight".lstrip("."))))
         yield grams
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -40,6 +40,12 @@ class Heads(nn.Module):
         # Not as an attribute: a set may be named as a module's own one is, such as "half".
         self._modules[_key(name)] = head
 
+    @classmethod
+    def of(cls, model: nn.Module, vectors: TaskVectors, given: Mapping[str, nn.Module]) -> Heads:
+        """Return given heads, and those that task vectors bring along because their shapes differ: the classifiers."""
+        own = {task: _classifier(model, vectors, task) for task in vectors.tasks} if vectors.classifiers else {}
+        return cls({**own, **given}, on_features=bool(own))
+
     def keys(self) -> tuple[str, ...]:
         """Return the names."""
         return tuple(key.replace(_DOT, ".") for key in self._modules)
@@ -64,30 +70,13 @@ class Heads(nn.Module):
         return LoaderName.parse(loader).name if self else None
 
     def require_for(self, loaders: Iterable[str]) -> None:
-        """Check that each loader has its head, where there are heads.
-
-        Raises:
-            UnknownNameError: One has none.
-        """
-        for loader in loaders:
-            name = self.of_loader(loader)
-            if name is not None and name not in self:
+        """Raise `UnknownNameError` where there are heads, but none for one of these loaders."""
+        for loader in loaders if self else ():
+            if (name := LoaderName.parse(loader).name) not in self:
                 raise UnknownNameError(f"head for loader {loader!r}:", name, self)
 
     def logits(self, model: Any, inputs: Tensor, name: str) -> Tensor:
-        """Run a model and a head.
-
-        Args:
-            model: Whose output or features the head takes.
-            inputs: What the model takes, such as images ``(B, C, H, W)``.
-            name: Of the head.
-
-        Returns:
-            ``(B, classes)``.
-
-        Raises:
-            UnknownNameError: No such head.
-        """
+        """Run a model on inputs, such as images ``(B, C, H, W)``, and a head on its output: ``(B, classes)``."""
         head = self[name]
         if self.on_features:
             features = model.forward_head(model.forward_features(inputs), pre_logits=True)
@@ -96,30 +85,12 @@ class Heads(nn.Module):
         logits: Tensor = head(features)
         return logits
 
-    @classmethod
-    def of(cls, model: nn.Module, vectors: TaskVectors, given: Mapping[str, nn.Module]) -> Heads:
-        """Return the heads that are given, and those that task vectors bring with them: the tasks' own classifiers.
-
-        Raises:
-            ValueError: The model has several classifiers, or one that is no linear layer.
-        """
-        return cls({**_classifiers(model, vectors), **given}, on_features=bool(vectors.classifiers))
-
     def described(self) -> dict[str, Any]:
         """Return what `restore_` needs to know besides the state dict, as plain values."""
         return {"names": list(self), "on_features": self.on_features}
 
     def restore_(self, described: Mapping[str, Any], state: Mapping[str, Tensor], prefix: str) -> None:
-        """Make the heads of a checkpoint that were not given, as far as they are tasks' own classifiers.
-
-        Args:
-            described: What `described` returned.
-            state: The checkpoint's state dict.
-            prefix: What the names of the heads' tensors start with.
-
-        Raises:
-            ValueError: A head is of an architecture that only the caller knows.
-        """
+        """Make the tasks' own classifiers of a checkpoint; a `ValueError` names another head that was not given."""
         self.on_features = described["on_features"]
         for name in described["names"]:
             if name not in self:
@@ -138,17 +109,14 @@ def _key(name: str) -> str:
     return name.replace(".", _DOT)
 
 
-def _classifiers(model: nn.Module, vectors: TaskVectors) -> dict[str, nn.Module]:
-    heads: dict[str, nn.Module] = {}
-    for task in vectors.tasks if vectors.classifiers else ():
-        if len(vectors.classifiers) > 1:
-            raise ValueError(f"{type(model).__name__} has several classifiers; give heads={{task: module}}.")
-        path = vectors.classifiers[0]
-        state = {name.removeprefix(f"{path}."): tensor for name, tensor in vectors.classifier_state(task).items()}
-        if not isinstance(model.get_submodule(path), nn.Linear) or "weight" not in state:
-            raise ValueError(f"the classifier {path!r} of {task!r} is no linear layer; give heads={{task: module}}.")
-        heads[task] = _linear(state)
-    return heads
+def _classifier(model: nn.Module, vectors: TaskVectors, task: str) -> nn.Linear:
+    path, *others = vectors.classifiers
+    if others:
+        raise ValueError(f"{type(model).__name__} has several classifiers; give heads={{task: module}}.")
+    state = {name.removeprefix(f"{path}."): tensor for name, tensor in vectors.classifier_state(task).items()}
+    if not isinstance(model.get_submodule(path), nn.Linear) or "weight" not in state:
+        raise ValueError(f"the classifier {path!r} of {task!r} is no linear layer; give heads={{task: module}}.")
+    return _linear(state)
 
 
 def _linear(state: Mapping[str, Tensor]) -> nn.Linear:

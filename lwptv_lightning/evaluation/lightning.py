@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import RunningStage
@@ -19,22 +18,14 @@ def trainer_of(module: LightningModule) -> Trainer | None:
     return module._trainer
 
 
-def device_of(module: LightningModule) -> torch.device:
-    """Return the device of a module's trainer, where there is one, or else its own."""
-    device: torch.device = module.device if module._trainer is None else module._trainer.strategy.root_device
-    return device
-
-
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """Return a trainer's callbacks."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return callbacks
+    return trainer.callbacks  # type: ignore[attr-defined,no-any-return]
 
 
 def stage_of(trainer: Trainer) -> str:
     """Return what a running trainer is doing: one of ``"validate"``, ``"sanity_check"``, ``"test"``, ``"predict"``."""
-    stage: Any = trainer.state.stage
-    return str(stage.value)
+    return str(trainer.state.stage.value)  # type: ignore[union-attr]
 
 
 def loaders_of(trainer: Trainer, stage: str) -> Any:
@@ -59,8 +50,7 @@ def forget_logged_(module: LightningModule) -> None:
 
     It remembers as which loader's a name was logged, and fails when the name is another loader's in a later run.
     """
-    trainer = trainer_of(module)
-    logged: Any = {} if trainer is None else trainer._results or {}
+    logged: Any = {} if module._trainer is None else module._trainer._results or {}
     for key in [key for key in logged if key.startswith(("validation_step.", "test_step."))]:
         del logged[key]
 
@@ -72,11 +62,7 @@ def ranks_of(trainer: Trainer) -> Ranks:
 
 @contextmanager
 def merging_together(trainer: Trainer) -> Iterator[Ranks]:
-    """Give a trainer's processes for a merge; where one of them fails all of them do.
-
-    Raises:
-        ValueError: The strategy allows no merged weights to be installed.
-    """
+    """Give a trainer's processes for a merge; where one of them fails all of them do. Some strategies are refused."""
     if isinstance(trainer.strategy, FSDPStrategy):
         raise ValueError(
             "FSDPStrategy flattens parameters, so that merged weights cannot be installed; use "
@@ -89,14 +75,6 @@ def merging_together(trainer: Trainer) -> Iterator[Ranks]:
 
 def on_rank_zero(trainer: Trainer, action: Callable[[], Any]) -> Any:
     """Run something on the first process; all of them get its result, or its error."""
-    result: Any = None
-    error: Exception | None = None
-    if trainer.is_global_zero:
-        try:
-            result = action()
-        except Exception as raised:  # whatever it is, the other processes wait for it
-            error = raised
-    result, error = trainer.strategy.broadcast((result, error))
-    if error is not None:
-        raise error
-    return result
+    with ranks_of(trainer).sharing_errors():
+        result = action() if trainer.is_global_zero else None
+    return trainer.strategy.broadcast(result)

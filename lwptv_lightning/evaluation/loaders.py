@@ -1,26 +1,79 @@
-"""Loaders: their names, their settings, and which samples of a batch count."""
+"""Named ID and OOD loaders, and which samples of a batch count when several processes share a loader."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from lwptv_lightning.registry import LoaderName
+from lwptv_lightning.registry import DOMAINS, LoaderName
+
+
+class EvaluationSuite(LightningDataModule):
+    """ID and OOD sets to validate, test or predict on.
+
+    Several processes count each sample once. Of iterable data sets each process must yield its own share; a warning
+    says so where two yield the same.
+
+    Args:
+        id: Task name to a data set or loader of that task's domain.
+        ood: Name to a data set or loader of a domain that no task was tuned on.
+        batch_size: For those given as data sets.
+        num_workers: For those given as data sets.
+
+    Raises:
+        ValueError: No set, an empty one, or a loader with ``drop_last``.
+        TypeError: Something is neither a data set nor a loader.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> images = TensorDataset(torch.zeros(4, 3, 8, 8), torch.zeros(4).long())
+        >>> list(EvaluationSuite(id={"svhn": images}, ood={"mnist": images}).loaders)
+        ['id/svhn', 'ood/mnist']
+    """
+
+    def __init__(
+        self,
+        id: Mapping[str, Dataset[Any] | DataLoader[Any]],
+        ood: Mapping[str, Dataset[Any] | DataLoader[Any]] | None = None,
+        *,
+        batch_size: int = 128,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        groups = zip(DOMAINS, (id, ood or {}), strict=True)
+        named = {str(LoaderName(domain, name)): data for domain, sets in groups for name, data in sets.items()}
+        self.loaders = {name: _as_loader(name, data, batch_size, num_workers) for name, data in named.items()}
+        require_loaders(self.loaders)
+
+    @classmethod
+    def of(cls, loaders: Mapping[str, DataLoader[Any]]) -> EvaluationSuite:
+        """Return the suite of loaders that are named ``id/...`` and ``ood/...`` already."""
+        named = [(LoaderName.parse(loader), data) for loader, data in loaders.items()]
+        return cls(*({name.name: data for name, data in named if name.domain == domain} for domain in DOMAINS))
+
+    def val_dataloader(self) -> dict[str, DataLoader[Any]]:
+        """Return the loaders by name."""
+        return self.loaders
+
+    test_dataloader = predict_dataloader = val_dataloader
+
+
+def _as_loader(name: str, data: Any, batch_size: int, num_workers: int) -> DataLoader[Any]:
+    if isinstance(data, DataLoader):
+        return data
+    if not isinstance(data, Dataset):
+        raise TypeError(f"{name!r} must be a data set or a loader, not {type(data).__name__}.")
+    return DataLoader(data, batch_size=batch_size, num_workers=num_workers)
 
 
 def require_loaders(loaders: object) -> dict[str, Any]:
-    """Return the loaders by name after a check of names and settings.
-
-    Raises:
-        ValueError: No mapping of names to loaders, a name that is not ``id/...`` or ``ood/...``, an empty data set,
-            or ``drop_last``, which would leave samples out.
-    """
+    """Return loaders by name, or refuse wrong names, empty data sets and ``drop_last``, which leaves samples out."""
     if not isinstance(loaders, Mapping) or not loaders:
         given = "an empty dict" if isinstance(loaders, Mapping) else f"a {type(loaders).__name__}"
         raise ValueError(f"dataloaders must be a dict such as {{'id/svhn': loader, 'ood/mnist': loader}}, not {given}.")
@@ -33,39 +86,12 @@ def require_loaders(loaders: object) -> dict[str, Any]:
     return dict(loaders)
 
 
-def require_pair(batch: Any) -> tuple[Tensor, Tensor]:
-    """Return inputs and targets of a batch that begins with these.
-
-    Raises:
-        TypeError: It does not.
-    """
-    if isinstance(batch, list | tuple) and len(batch) >= 2:
-        return batch[0], batch[1]
-    raise TypeError(
-        f"a batch must be (inputs, targets), not {type(batch).__name__}; override MergeModule.unpack for others."
-    )
-
-
 def sample_positions(loader: Any, batch_idx: int, size: int) -> Tensor:
-    """Return the positions in the loader's order of the samples of a batch that count.
+    """Return the positions ``(n,)`` in a loader's order of a batch's first n samples, which are those that count.
 
     Lightning gives every process the same number of samples by repeating some. A repeated sample's position is not
     below the data set's length, and positions within a batch ascend; so the samples to count are the first ones.
-
-    Args:
-        loader: The loader as the trainer uses it.
-        batch_idx: The batch's number on this process.
-        size: How many samples the batch holds.
-
-    Returns:
-        ``(n,)`` with ``n <= size``: positions of the batch's first n samples.
-
-    Example:
-        >>> from torch.utils.data import DataLoader, TensorDataset
-        >>> data = TensorDataset(torch.zeros(5))
-        >>> sampler = DistributedSampler(data, num_replicas=2, rank=1, shuffle=False)
-        >>> sample_positions(DataLoader(data, batch_size=2, sampler=sampler), batch_idx=1, size=1)
-        tensor([], dtype=torch.int64)
+    ``batch_idx`` is the batch's number on this process, and ``size`` how many samples it holds.
     """
     batch_sampler = getattr(loader, "batch_sampler", None)
     batch_size = getattr(batch_sampler, "batch_size", None) or getattr(loader, "batch_size", None) or size
@@ -75,28 +101,3 @@ def sample_positions(loader: Any, batch_idx: int, size: int) -> Tensor:
         return positions
     positions = positions * sampler.num_replicas + sampler.rank
     return positions[positions < len(sampler.dataset)]  # type: ignore[arg-type]
-
-
-def is_iterable(loader: Any) -> bool:
-    """Tell whether a loader's samples have no positions, so that only its data set can divide them over processes."""
-    return isinstance(getattr(loader, "dataset", None), IterableDataset)
-
-
-def repeated_loaders(first_batches: Sequence[Mapping[str, float]]) -> list[str]:
-    """Return the loaders that gave two processes the same first batch.
-
-    Args:
-        first_batches: For each process, loader name to a number made of its first batch.
-
-    Example:
-        >>> repeated_loaders([{"id/a": 0.5, "id/b": 0.1}, {"id/a": 0.5, "id/b": 0.2}])
-        ['id/a']
-    """
-    seen = Counter(item for batches in first_batches for item in batches.items())
-    return sorted({loader for (loader, _), count in seen.items() if count > 1})
-
-
-def split_name(loader: str) -> tuple[str, str]:
-    """Return domain and set of a loader's name; see `LoaderName.parse`."""
-    name = LoaderName.parse(loader)
-    return name.domain, name.name

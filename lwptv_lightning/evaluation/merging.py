@@ -17,11 +17,7 @@ from lwptv_lightning.task_vectors import TaskVectors
 
 
 def require_fit(model: nn.Module, vectors: TaskVectors) -> None:
-    """Check that merging sets every tensor of a model, but for classifiers that are the tasks' own.
-
-    Raises:
-        ValueError: The model misses a tensor, has one of another shape, or one that would stay random.
-    """
+    """Raise `ValueError` where merging would not set a tensor of a model, but for the tasks' own classifiers."""
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     label = type(model).__name__
     absent = [name for name in vectors.shared_names if name not in own]
@@ -34,7 +30,7 @@ def require_fit(model: nn.Module, vectors: TaskVectors) -> None:
         if own[name] != vectors.headers[name].shape:
             raise ValueError(f"{label}: {name!r} has shape {own[name]}, the base {vectors.headers[name].shape}.")
     classifiers = tuple(f"{path}." for path in vectors.classifiers)
-    unset = [name for name in own if name not in vectors.headers and not (classifiers and name.startswith(classifiers))]
+    unset = [name for name in own if name not in vectors.headers and not name.startswith(classifiers)]
     if unset:
         raise ValueError(
             f"{label} has tensors that the base has not and that would stay random: {some_of(unset)} Build it without "
@@ -53,14 +49,8 @@ def merge_model_(
 ) -> MergePlan:
     """Merge into a model, and return what was merged.
 
-    Args:
-        model: What to write to.
-        vectors: The task vectors.
-        recipe: Rule, scale and pruning.
-        layers: Gives the model's layers of a granularity; called where layers are needed.
-        options: As for `lwptv_lightning.merging.Merge.of`.
-        whole: Whether the model is the base where nothing is merged, but for classifiers of another shape, which are
-            its own. Otherwise it keeps what base and tasks do not have in common.
+    ``layers`` gives the model's layers of a granularity, where these are needed. A ``whole`` model is the base where
+    nothing is merged, but for classifiers of another shape; otherwise it keeps what base and tasks do not share.
     """
     merge, execution = Merge.of(vectors, recipe, None, options)
     if merge.needs_layers:

@@ -11,17 +11,7 @@ from lwptv_lightning.evaluation.module import MergeModule
 
 
 def merge_for_(trainer: Trainer, module: MergeModule, stage: str, **request: Any) -> None:
-    """Check the loaders of an evaluation, and merge a module on the trainer's device with all processes.
-
-    Args:
-        trainer: At the start of an evaluation.
-        module: What to merge.
-        stage: ``"validate"``, ``"test"`` or ``"predict"``.
-        request: Arguments of `MergeModule.merge_`.
-
-    Raises:
-        ValueError: As in `MergeModule.prepare` and `MergeModule.merge_`; or the strategy allows no merging.
-    """
+    """Check an evaluation's loaders, and merge as `MergeModule.merge_` does, on the trainer's device and processes."""
     with merging_together(trainer) as ranks:
         # Predictions need no names, but to choose a head by.
         if stage != "predict" or module.heads:
@@ -30,19 +20,9 @@ def merge_for_(trainer: Trainer, module: MergeModule, stage: str, **request: Any
 
 
 class MergingCallback(Callback):
-    """Merges a `MergeModule` when an evaluation starts, and leaves any other module alone.
+    """Merges a `MergeModule` when an evaluation starts; having no state, it may stay with a trainer for others."""
 
-    It holds no state, so that it may stay with a trainer for other modules.
-
-    Attributes:
-        installs_weights: By this a `MergeModule` knows that it need not bring another such callback.
-
-    Example:
-        >>> MergingCallback().installs_weights
-        True
-    """
-
-    installs_weights = True
+    installs_weights = True  # by this a `MergeModule` knows that it need not bring another such callback
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge, unless this is the sanity check."""

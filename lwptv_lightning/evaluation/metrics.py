@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.utilities import dim_zero_cat
 
 from lwptv_lightning.evaluation.lightning import ranks_of
-from lwptv_lightning.evaluation.loaders import is_iterable, repeated_loaders, sample_positions
+from lwptv_lightning.evaluation.loaders import sample_positions
 from lwptv_lightning.registry import LoaderName
 
 
 class LoaderMetrics(nn.Module):
-    """A clone of one metric for each loader.
-
-    Args:
-        loaders: The loaders' names, ``id/...`` and ``ood/...``.
-        metric: A metric or collection of ``(logits, targets)``; by default top-1 accuracy, whatever the number of
-            classes.
-
-    Example:
-        >>> metrics = LoaderMetrics(["id/a"])
-        >>> metrics["id/a"].update(torch.tensor([[0.1, 0.9], [0.2, 0.8]]), torch.tensor([1, 0]))
-        >>> metrics.compute()
-        {'id/a': 0.5}
-    """
+    """A clone of one metric for each loader; by default top-1 accuracy, whatever the number of classes."""
 
     def __init__(self, loaders: Sequence[str], metric: Metric | MetricCollection | None = None) -> None:
         super().__init__()
@@ -48,16 +38,8 @@ class LoaderMetrics(nn.Module):
         return metric
 
     def count(self, name: str, loader: Any, batch_idx: int, logits: Tensor, targets: Tensor) -> int:
-        """Update a loader's metric with the samples of a batch that count, and return how many these are.
-
-        Args:
-            name: The loader's name.
-            loader: The loader as the trainer uses it; with ``batch_idx`` as in `sample_positions`.
-            batch_idx: The batch's number on this process.
-            logits: ``(B, classes)``.
-            targets: ``(B,)``.
-        """
-        if batch_idx == 0 and is_iterable(loader):
+        """Update a loader's metric with the samples of a batch that count, and return how many these are."""
+        if batch_idx == 0 and _is_iterable(loader):
             self._first_batches[name] = float(logits.double().sum())
         counted = len(sample_positions(loader, batch_idx, len(targets)))
         if counted:
@@ -66,8 +48,10 @@ class LoaderMetrics(nn.Module):
 
     def warn_of_repeated(self, loaders: Mapping[str, Any], trainer: Trainer) -> None:
         """Warn of iterable loaders that gave two of a trainer's processes the same samples; all must call this."""
-        shared = any(map(is_iterable, loaders.values()))
-        for loader in repeated_loaders(ranks_of(trainer).exchange(self._first_batches)) if shared else ():
+        if not any(map(_is_iterable, loaders.values())):
+            return
+        seen = Counter(item for batches in ranks_of(trainer).exchange(self._first_batches) for item in batches.items())
+        for loader in sorted({loader for (loader, _), count in seen.items() if count > 1}):
             rank_zero_warn(
                 f"loader {loader!r} gives several processes the same samples, which are counted several times. "
                 "Let the iterable data set yield each process's own share, or pass one with a length."
@@ -86,22 +70,17 @@ class LoaderMetrics(nn.Module):
             name: float(metric.compute()) for loader in self.loaders for name, metric in self.logged(loader).items()
         }
 
-    def reset(self) -> None:
-        """Forget all samples."""
-        for metric in self._metrics:
-            metric.reset()  # type: ignore[operator]
+
+def _is_iterable(loader: Any) -> bool:
+    """Tell whether a loader's samples have no positions, so that only its data set can divide them over processes."""
+    return isinstance(getattr(loader, "dataset", None), IterableDataset)
 
 
 def averages(figures: Mapping[str, float], expert_accuracy: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Average figures over the ID and over the OOD loaders.
+    """Average figures over the ID and over the OOD loaders, as far as there are such loaders.
 
-    Args:
-        figures: ``id/<name>`` or ``ood/<name>`` to figure; a further ``/<metric>`` tells several metrics apart.
-        expert_accuracy: Name of an ID set to the accuracy of its own expert, in the figures' unit.
-
-    Returns:
-        ``id/avg`` and ``ood/avg``, as far as there are such loaders. With expert accuracies also ``id/normalized``:
-        the mean over those sets of merged divided by expert.
+    A ``/<metric>`` behind a loader's name tells several metrics apart. With expert accuracies, of ID sets by name, also
+    ``id/normalized``: the mean over those sets of merged divided by expert.
 
     Example:
         >>> averages({"id/a": 0.8, "id/b": 0.6, "ood/c": 0.5}, {"a": 1.0, "b": 0.6})
@@ -119,25 +98,14 @@ def averages(figures: Mapping[str, float], expert_accuracy: Mapping[str, float] 
 
 
 class SampleOutcomes(Metric):
-    """Whether each sample was classified correctly, by each of several models.
-
-    Args:
-        models: How many models are evaluated side by side.
-
-    Example:
-        >>> outcomes = SampleOutcomes(models=1)
-        >>> outcomes.update(torch.tensor([1, 0]), torch.tensor([[True, False]]))
-        >>> outcomes.compute()
-        tensor([[False,  True]])
-    """
+    """Whether each sample was classified correctly, by each of several models that are evaluated side by side."""
 
     full_state_update = False
     positions: list[Tensor]
     correct: list[Tensor]
 
-    def __init__(self, models: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.models = models
         self.add_state("positions", [], dist_reduce_fx="cat")
         self.add_state("correct", [], dist_reduce_fx="cat")
 
@@ -148,10 +116,4 @@ class SampleOutcomes(Metric):
 
     def compute(self) -> Tensor:
         """Return the outcomes in the order of the data set, ``(models, N)`` bool."""
-        positions, correct = _joined(self.positions), _joined(self.correct)
-        return correct[positions.argsort()].T
-
-
-def _joined(state: list[Tensor] | Tensor) -> Tensor:
-    """Return a list state as one tensor, which it is already after a synchronisation."""
-    return torch.cat(state) if isinstance(state, list) else state
+        return dim_zero_cat(self.correct)[dim_zero_cat(self.positions).argsort()].T

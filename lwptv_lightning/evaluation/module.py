@@ -16,19 +16,12 @@ from typing_extensions import Unpack
 
 from lwptv_lightning.checkpoints import Provenance, require_safetensors_path, write_safetensors
 from lwptv_lightning.evaluation.heads import Heads
-from lwptv_lightning.evaluation.lightning import callbacks_of, device_of, forget_logged_, loaders_of, trainer_of
-from lwptv_lightning.evaluation.loaders import require_loaders, require_pair
+from lwptv_lightning.evaluation.lightning import callbacks_of, forget_logged_, loaders_of, trainer_of
+from lwptv_lightning.evaluation.loaders import require_loaders
 from lwptv_lightning.evaluation.merging import merge_model_, require_fit
 from lwptv_lightning.evaluation.metrics import LoaderMetrics, averages
 from lwptv_lightning.layers import Layers, trace_layers
-from lwptv_lightning.merging import (
-    MergeOptions,
-    PruningPlan,
-    materialize_,
-    provenance_of,
-    require_options,
-    whole_state,
-)
+from lwptv_lightning.merging import MergeOptions, PruningPlan, materialize_, provenance_of, require_options, whole_state
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.rules import DataStatistics
 from lwptv_lightning.task_vectors import TaskVectors
@@ -51,16 +44,14 @@ class MergeModule(LightningModule):
     are the tasks' own classifiers need not be given. What was loaded is evaluated and saved as it is.
 
     Args:
-        model: The architecture of the checkpoints. The module's own weights are overwritten. Or a function that makes
-            it of the strategy's device mesh, such as ``ModelParallelStrategy`` has, and may shard it there and leave
-            it on the meta device. The function is called once without a mesh, on the meta device, for the model's
-            layers and shapes.
+        model: The architecture of the checkpoints, whose own weights are overwritten. Or a function that makes it of
+            the strategy's device mesh, such as ``ModelParallelStrategy`` has, where it may shard it and leave it on
+            the meta device; for layers and shapes it is called once on the meta device, without a mesh.
         vectors: The task vectors. A module that was loaded from a checkpoint needs them only to merge anew.
         recipe: Rule, scale and pruning; also a rule's name or a recipe's fields.
-        heads: Set name (the part of a loader's name after ``id/`` or ``ood/``) to a head that maps what ``model``
-            returns to that set's logits. Without heads the model's own output is the logits. Where the task vectors
-            leave out the tasks' classifiers because their shapes differ, these are the heads by default, on the
-            model's features.
+        heads: Set name (what follows ``id/`` or ``ood/``) to a head that maps what ``model`` returns to that set's
+            logits, which are the model's own output where there are no heads. Where task vectors leave out the
+            tasks' classifiers because their shapes differ, these are the heads by default, on the model's features.
         metric: A torchmetrics metric or collection of logits and targets; top-1 accuracy by default.
         expert_accuracy: Set name to the accuracy of its expert, for the normalised accuracy.
         tasks: The tasks' names; by default those of the task vectors.
@@ -122,11 +113,7 @@ class MergeModule(LightningModule):
 
     @property
     def vectors(self) -> TaskVectors:
-        """The task vectors.
-
-        Raises:
-            ValueError: There are none, as after `load_from_checkpoint`.
-        """
+        """The task vectors; a `ValueError` where there are none, as after `load_from_checkpoint`."""
         if self._vectors is None:
             raise ValueError("this MergeModule holds what was loaded and no task vectors; give vectors=... to merge.")
         return self._vectors
@@ -150,7 +137,8 @@ class MergeModule(LightningModule):
         if self._build is not None:
             self.model = self._build(self.device_mesh)
             self._build = None
-            materialize_(self.model, device_of(self))
+            trainer = trainer_of(self)
+            materialize_(self.model, self.device if trainer is None else trainer.strategy.root_device)
 
     def layers(self, granularity: str | None = None) -> Layers:
         """Return the model's layers in execution order, by default at the recipe's granularity."""
@@ -160,11 +148,7 @@ class MergeModule(LightningModule):
         return self._layers[granularity]
 
     def merge_(
-        self,
-        *,
-        vectors: TaskVectors | None = None,
-        recipe: MergeRecipe | None = None,
-        **options: Any,
+        self, *, vectors: TaskVectors | None = None, recipe: MergeRecipe | None = None, **options: Any
     ) -> MergeModule:
         """Merge, install the result into `model` and return the module.
 
@@ -189,35 +173,22 @@ class MergeModule(LightningModule):
         return self
 
     def save_merged(self, path: str | Path) -> Path:
-        """Merge, write the model (without heads) to a ``.safetensors`` file and return its path.
-
-        With a sharded model every process must call it.
-        """
+        """Merge, and write the model without heads to a ``.safetensors`` file; all processes call it, where sharded."""
         require_safetensors_path(path)
         self.merge_()
         return write_safetensors(whole_state(self.model), path, self._provenance().to_metadata())
 
     def forward(self, inputs: Tensor, head: str | None = None) -> Tensor:
-        """Return the logits of a head ``(B, classes)``, or what the model itself returns.
-
-        Args:
-            inputs: What the model takes, such as images ``(B, C, H, W)``.
-            head: Name of the head to apply; none by default.
+        """Return a head's logits ``(B, classes)`` for inputs such as images, or by default what the model returns.
 
         Raises:
             UnknownNameError: No such head.
         """
-        if head is None:
-            output: Tensor = self.model(inputs)
-            return output
-        return self.heads.logits(self.model, inputs, head)
+        output: Tensor = self.model(inputs) if head is None else self.heads.logits(self.model, inputs, head)
+        return output
 
     def head(self, name: str) -> nn.Module:
-        """Return a head.
-
-        Raises:
-            UnknownNameError: No such head.
-        """
+        """Return a head by its name."""
         return self.heads[name]
 
     @property
@@ -228,17 +199,13 @@ class MergeModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add which merge the weights are of, and which heads belong to them."""
         recipe = None if self.installed is None else self.installed.to_dict()
-        metadata, heads = self._provenance().to_metadata(), self.heads.described()
-        checkpoint[_STORED] = {"recipe": recipe, "metadata": metadata, "heads": heads}
+        metadata = self._provenance().to_metadata()
+        checkpoint[_STORED] = {"recipe": recipe, "metadata": metadata, "heads": self.heads.described()}
         if recipe is not None:
             checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["recipe"] = recipe
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make way for the weights of `load_from_checkpoint`.
-
-        Raises:
-            ValueError: The trainer was given ``ckpt_path``; or the checkpoint has a head that was not given.
-        """
+        """Make way for the weights of `load_from_checkpoint`; the trainer's ``ckpt_path`` is refused."""
         # The trainer knows of the path only from here on; in `setup` it is None still.
         if (trainer := trainer_of(self)) is not None and trainer.ckpt_path is not None:
             raise ValueError(
@@ -251,46 +218,32 @@ class MergeModule(LightningModule):
             self._provenance = partial(Provenance.from_metadata, stored["metadata"])
 
     def teardown(self, stage: str) -> None:
-        """Refuse loaders without a single batch, on which Lightning skips the run and returns nothing.
-
-        Raises:
-            ValueError: As in `prepare`.
-        """
+        """Refuse loaders without a single batch, on which Lightning skips the run and returns nothing."""
         loaders = loaders_of(self.trainer, stage)
         if loaders is not None and stage != "predict":
             require_loaders(loaders)
 
     def prepare(self, loaders: object) -> None:
-        """Check the loaders against the heads and make a metric for each, before anything is merged.
-
-        Args:
-            loaders: Name to loader, as the trainer holds them.
-
-        Raises:
-            ValueError: A loader is not named ``id/...`` or ``ood/...``, is empty or drops samples.
-            UnknownNameError: A loader has no head, where there are heads.
-        """
+        """Check loaders as `require_loaders` does, and against the heads, and make a metric for each."""
         self._loaders = require_loaders(loaders)
         self.heads.require_for(self._loaders)
         self.metrics = LoaderMetrics(tuple(self._loaders), self._metric).to(self.device)
         forget_logged_(self)
 
     def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets of a batch; override it for batches that are no ``(inputs, targets)``."""
-        return require_pair(batch)
+        """Return inputs and targets of a batch; override it for batches that do not begin with these."""
+        if isinstance(batch, list | tuple) and len(batch) >= 2:
+            return batch[0], batch[1]
+        raise TypeError(
+            f"a batch must be (inputs, targets), not {type(batch).__name__}; override MergeModule.unpack for others."
+        )
 
     def head_of(self, loader: str) -> str | None:
         """Return the name of the head for a loader; ``None`` where the model itself gives the logits."""
         return self.heads.of_loader(loader)
 
     def count(self, loader: str, batch: Any, batch_idx: int) -> int:
-        """Update a loader's metric with the samples of a batch that count, and return how many these are.
-
-        Args:
-            loader: A name among the prepared loaders.
-            batch: On the module's device.
-            batch_idx: The batch's number on this process.
-        """
+        """Update a prepared loader's metric with the samples of a batch that count, and return how many these are."""
         inputs, targets = self.unpack(batch)
         logits = self(inputs, self.head_of(loader))
         return self.metrics.count(loader, self._loaders[loader], batch_idx, logits, targets)

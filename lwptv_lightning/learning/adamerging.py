@@ -16,8 +16,6 @@ from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.rules import get_rule
 
-PER = ("tensor", "task")
-
 
 class AdaMergingModule(LightningModule):
     """Learns the coefficients of AdaMerging by minimising the entropy of the merged model's predictions.
@@ -62,7 +60,7 @@ class AdaMergingModule(LightningModule):
         clamp: bool = True,
     ) -> None:
         super().__init__()
-        require_known("per", per, PER)
+        require_known("per", per, ("tensor", "task"))
         # In a list, so that the model's own weights are no parameters of this module.
         self._held = [merge_module]
         self.per = per
@@ -81,19 +79,16 @@ class AdaMergingModule(LightningModule):
         """What is merged."""
         return self._held[0]
 
-    def on_fit_start(self) -> None:
-        """Load base and task vectors onto the device."""
-        self.load()
-
     def load(self) -> None:
-        """Load base and task vectors onto the module's device; `on_fit_start` does so."""
-        module = self.merge_module.to(self.device).eval()
-        vectors = module.vectors
+        """Load base and task vectors onto the module's device, as is done when a fit starts."""
+        vectors = self.merge_module.to(self.device).eval().vectors
         rule: Any = get_rule("adamerging")(plus_plus=self.plus_plus)  # type: ignore[call-arg]
         stream = Stream.of(vectors, execution=Execution(device=self.device))
         survey = rule.survey(stream)
         self._task_vectors = {name: rule.split(stream.stack(name), survey) for name in vectors.names}
         self._rest = {name: vectors.base(name).to(self.device) for name in vectors.shared_names}
+
+    on_fit_start = load
 
     def merged(self) -> dict[str, Tensor]:
         """Return the merged tensors, through which gradients reach the coefficients."""
@@ -104,14 +99,7 @@ class AdaMergingModule(LightningModule):
         }
 
     def entropy(self, batches: Mapping[str, Tensor]) -> Tensor:
-        """Return the sum over loaders of the mean entropy of the predictions.
-
-        Args:
-            batches: Loader name, ``id/<task>``, to inputs ``(B, ...)``.
-
-        Returns:
-            A scalar, in nats.
-        """
+        """Return the sum over loaders, by name to inputs ``(B, ...)``, of the predictions' mean entropy in nats."""
         weights = {f"model.{name}": tensor for name, tensor in self.merged().items()}
         total = torch.zeros((), device=self.device)
         for loader, inputs in batches.items():
@@ -123,13 +111,10 @@ class AdaMergingModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the entropy of a batch of each task."""
         if not isinstance(batch, Mapping):
-            raise TypeError(
-                f"train on a dict of loaders such as {{'id/svhn': loader}}; a step got a {type(batch).__name__}."
-            )
-        inputs = {
-            name: part if isinstance(part, Tensor) else self.merge_module.unpack(part)[0]
-            for name, part in batch.items()
-        }
+            given = type(batch).__name__
+            raise TypeError(f"train on a dict of loaders such as {{'id/svhn': loader}}; a step got a {given}.")
+        unpack = self.merge_module.unpack
+        inputs = {name: part if isinstance(part, Tensor) else unpack(part)[0] for name, part in batch.items()}
         loss = self.entropy(inputs)
         self.log("entropy", loss, prog_bar=True, batch_size=sum(map(len, inputs.values())))
         return loss
@@ -140,7 +125,6 @@ class AdaMergingModule(LightningModule):
 
     def recipe(self) -> MergeRecipe:
         """Return a recipe with the coefficients as they are now."""
-        coefficients = self.coefficients.detach().clamp(0, 1) if self.clamp else self.coefficients.detach()
-        rows = coefficients.tolist()
+        rows = (self.coefficients.clamp(0, 1) if self.clamp else self.coefficients).tolist()
         table = {name: rows[row] for name, row in self._row.items()} if self.per == "tensor" else {"*": rows[0]}
         return MergeRecipe({"name": "adamerging", "coefficients": table, "plus_plus": self.plus_plus})

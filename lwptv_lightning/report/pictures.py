@@ -18,10 +18,7 @@ def plot_saliency(plan: PruningPlan, path: Path) -> Path:
 
     Args:
         plan: Scores and mask.
-        path: The PNG to write.
-
-    Returns:
-        The path.
+        path: The PNG to write, which is returned.
     """
     ranks = plan.scores.values.argsort(dim=1).argsort(dim=1).double()
     ranks /= max(ranks.shape[1] - 1, 1)
@@ -29,12 +26,8 @@ def plot_saliency(plan: PruningPlan, path: Path) -> Path:
     figure = Figure(figsize=(2.5 + 0.9 * len(tasks), 1.6 + 0.17 * len(layers)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(ranks.T.numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1)
-    pruned = [
-        (task, layer) for task in range(len(tasks)) for layer in range(len(layers)) if not plan.mask.kept[task, layer]
-    ]
-    if pruned:
-        columns, rows = zip(*pruned, strict=True)
-        axes.scatter(columns, rows, marker="x", color="white", s=14, linewidths=1)
+    pruned_tasks, pruned_layers = (~plan.mask.kept).numpy().nonzero()
+    axes.scatter(pruned_tasks, pruned_layers, marker="x", color="white", s=14, linewidths=1)
     axes.set_xticks(range(len(tasks)), tasks, rotation=35, ha="right")
     axes.set_yticks(range(len(layers)), layers, fontsize=6)
     axes.set_title("Saliency of each layer of each task vector\n(cross: pruned)", fontsize=10)
@@ -49,24 +42,15 @@ def plot_id_ood(
 
     Args:
         rows: Named points; a row named ``"X pruned"`` is joined to ``"X"`` by an arrow.
-        path: The PNG to write.
+        path: The PNG to write, which is returned.
         curve: Points joined by a line, such as the same rule at several scaling coefficients.
         cloud: Unnamed points, such as random masks.
-
-    Returns:
-        The path.
     """
     figure = Figure(figsize=(8.5, 6), layout="constrained")
     axes = figure.subplots()
     if curve:
-        axes.plot(
-            *_coordinates(curve),
-            "-o",
-            color="0.6",
-            markersize=4,
-            label="task arithmetic, coefficient 0.1 … 1.0",
-            zorder=1,
-        )
+        label = "task arithmetic, coefficient 0.1 … 1.0"
+        axes.plot(*_coordinates(curve), "-o", color="0.6", markersize=4, label=label, zorder=1)
     if cloud:
         axes.scatter(*_coordinates(cloud), color="tab:orange", alpha=0.5, s=18, label="random masks", zorder=1)
     by_name = {row.name: row for row in rows}

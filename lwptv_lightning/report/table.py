@@ -1,4 +1,4 @@
-"""Tables, pictures and files from figures that are there already."""
+"""Tables of figures that are there already: on a terminal, in Markdown and in CSV."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rich.console import Console
 from rich.table import Table
 
 from lwptv_lightning.registry import LoaderName
@@ -78,11 +79,9 @@ class ResultTable:
 
     def csv(self) -> str:
         """Return the table as CSV, with fractions in full precision."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["model", *self.columns, "seconds", "note"])
-        for row in self.rows:
-            writer.writerow([row.name, *(row.figures.get(name, "") for name in self.columns), row.seconds, row.note])
+        headings, text = ["model", *self.columns, "seconds", "note"], io.StringIO()
+        rows = [[row.name, *map(row.figures.get, self.columns), row.seconds, row.note] for row in self.rows]
+        csv.writer(text, lineterminator="\n").writerows([headings, *rows])
         return text.getvalue()
 
 
@@ -90,6 +89,13 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> st
     """Return a table in Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join("|" + "|".join("---" if cell == "---" else f" {cell} " for cell in line) + "|" for line in lines)
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table in full: where the terminal is narrower the terminal wraps it, so that no figure is cut off."""
+    needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    console.width = max(console.width, needed)
+    console.print(table)
 
 
 def _heading(figure: str) -> str:

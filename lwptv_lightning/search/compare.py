@@ -39,7 +39,7 @@ class SweepResult:
     def difference(
         self, name: str, other: str, domain: str, *, draws: int = 2000, confidence: float = 0.95, seed: int = 0
     ) -> Difference:
-        """Compare two candidates by a paired bootstrap over the samples.
+        """Compare two candidates' averages over a domain, as fractions, by a paired bootstrap over the samples.
 
         Each draw takes as many samples from every set of the domain as there are, with replacement, the same for both
         candidates, and averages the difference in accuracy over the sets.
@@ -51,9 +51,6 @@ class SweepResult:
             draws: How many bootstrap draws.
             confidence: Coverage of the interval, in (0, 1).
             seed: For the draws.
-
-        Returns:
-            The difference of the domain's average accuracy and its interval, as fractions.
         """
         generator = torch.Generator().manual_seed(seed)
         first, second = self.correct(name), self.correct(other)
@@ -64,7 +61,8 @@ class SweepResult:
                 samples = torch.randint(len(change), (draws, len(change)), generator=generator)
                 exact.append(change.mean())
                 drawn.append(change[samples].mean(1))
-        low, high = torch.stack(drawn).mean(0).quantile(_ends(confidence)).tolist()
+        ends = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+        low, high = torch.stack(drawn).mean(0).quantile(ends).tolist()
         return Difference(float(torch.stack(exact).mean()), low, high)
 
 
@@ -78,8 +76,3 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{100 * self.value:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
-
-
-def _ends(confidence: float) -> Tensor:
-    """Return the quantiles between which lies the middle ``confidence`` of a distribution."""
-    return torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)

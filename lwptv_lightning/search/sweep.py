@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -13,13 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 from typing_extensions import Unpack
 
-from lwptv_lightning.evaluation import (
-    MergeModule,
-    SampleOutcomes,
-    loaders_of,
-    sample_positions,
-)
-from lwptv_lightning.layers import Layers
+from lwptv_lightning.evaluation import MergeModule, SampleOutcomes, loaders_of, sample_positions
 from lwptv_lightning.merging import Merge, MergeOptions, require_options
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.saliency import LayerStatistics, collect_statistics
@@ -66,53 +60,46 @@ def sweep(
     outcomes: dict[str, list[Tensor]] = {}
     seconds: dict[str, float] = {}
     for start in range(0, len(names), at_once):
-        made = []
-        for name in names[start : start + at_once]:
-            tensors, seconds[name] = weights.of(candidates[name])
-            made.append(tensors)
-        step = _SweepModule(module, made)
+        made = {name: weights.of(candidates[name]) for name in names[start : start + at_once]}
+        seconds |= {name: taken for name, (_, taken) in made.items()}
+        step = _SweepModule(module, [tensors for tensors, _ in made.values()])
         trainer.validate(step, dataloaders, verbose=False)
         for loader, correct in step.outcomes.items():
             outcomes.setdefault(loader, []).append(correct)
     return SweepResult(names, {loader: torch.cat(parts) for loader, parts in outcomes.items()}, seconds)
 
 
+@dataclass
 class _Weights:
     """Makes the weights of candidates, with statistics shared between recipes of one granularity."""
 
-    def __init__(self, module: MergeModule, device: torch.device, options: dict[str, Any]) -> None:
-        self._module = module
-        self._options = options
-        self._device = device
-        self._statistics: dict[str, tuple[LayerStatistics, float]] = {}
+    module: MergeModule
+    device: torch.device
+    options: dict[str, Any]
+    statistics: dict[str, tuple[LayerStatistics, float]] = field(default_factory=dict)
 
     def of(self, candidate: Candidate) -> tuple[dict[str, Tensor], float]:
         """Return a candidate's weights on the trainer's device, and how many seconds its merge takes."""
         weights, seconds = self._merge(candidate) if isinstance(candidate, MergeRecipe) else (candidate, 0.0)
-        own = self._module.model.state_dict()
+        own = self.module.model.state_dict()
         # In the dtypes of the model: checkpoints are often in half precision.
-        fitting = {name: tensor.to(self._device, own[name].dtype) for name, tensor in weights.items() if name in own}
-        return fitting, seconds
+        return {name: value.to(self.device, own[name].dtype) for name, value in weights.items() if name in own}, seconds
 
     def _merge(self, recipe: MergeRecipe) -> tuple[dict[str, Tensor], float]:
-        vectors = self._module.vectors
-        merge, execution = Merge.of(vectors, recipe, None, {"device": self._device, **self._options})
+        merge, execution = Merge.of(self.module.vectors, recipe, None, {"device": self.device, **self.options})
         seconds = 0.0
         if merge.needs_layers:
-            merge = replace(merge, layers=self._module.layers(recipe.granularity))
+            merge = replace(merge, layers=self.module.layers(recipe.granularity))
         if recipe.prunes_layers and merge.layers and not (merge.mask or merge.scores or merge.statistics):
-            statistics, seconds = self._collect(merge.layers)
+            if recipe.granularity not in self.statistics:
+                began = time.perf_counter()
+                collected = collect_statistics(self.module.vectors, merge.layers, self.device)
+                self.statistics[recipe.granularity] = collected, time.perf_counter() - began
+            statistics, seconds = self.statistics[recipe.granularity]
             merge = replace(merge, statistics=statistics)
         began = time.perf_counter()
         merged = dict(merge.plan(execution).tensors())
         return merged, seconds + time.perf_counter() - began
-
-    def _collect(self, layers: Layers) -> tuple[LayerStatistics, float]:
-        if layers.granularity not in self._statistics:
-            began = time.perf_counter()
-            statistics = collect_statistics(self._module.vectors, layers, self._device)
-            self._statistics[layers.granularity] = statistics, time.perf_counter() - began
-        return self._statistics[layers.granularity]
 
 
 class _SweepModule(LightningModule):
@@ -122,29 +109,23 @@ class _SweepModule(LightningModule):
         super().__init__()
         self.module = module
         self._weights = [{f"model.{name}": tensor for name, tensor in tensors.items()} for tensors in weights]
-        self._outcomes: list[SampleOutcomes] = []
+        self._outcomes: dict[str, SampleOutcomes] = {}
         self._loaders: dict[str, Any] = {}
         self.outcomes: dict[str, Tensor] = {}
 
     def on_validation_start(self) -> None:
         self._loaders = loaders_of(self.trainer, "validate")
-        self._outcomes = [SampleOutcomes(len(self._weights)).to(self.device) for _ in self._loaders]
+        self._outcomes = {loader: SampleOutcomes().to(self.device) for loader in self._loaders}
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         loader = tuple(self._loaders)[dataloader_idx]
         inputs, targets = self.module.unpack(batch)
         positions = sample_positions(self._loaders[loader], batch_idx, len(targets))
-        logits = list(self._logits(inputs, loader))
-        correct = torch.stack([(each.argmax(1) == targets)[: len(positions)] for each in logits])
-        self._outcomes[dataloader_idx].update(positions.to(self.device), correct)
-
-    def _logits(self, inputs: Tensor, loader: str) -> Iterator[Tensor]:
-        head = self.module.head_of(loader)
-        for weights in self._weights:
-            yield functional_call(self.module, weights, (inputs, head))
+        arguments = inputs, self.module.head_of(loader)
+        predicted = [functional_call(self.module, weights, arguments).argmax(1) for weights in self._weights]
+        correct = torch.stack(predicted)[:, : len(positions)] == targets[: len(positions)]
+        self._outcomes[loader].update(positions.to(self.device), correct)
 
     def on_validation_epoch_end(self) -> None:
         # Computed here, where all processes meet, since it synchronises them.
-        self.outcomes = {
-            loader: outcomes.compute().cpu() for loader, outcomes in zip(self._loaders, self._outcomes, strict=True)
-        }
+        self.outcomes = {loader: outcomes.compute().cpu() for loader, outcomes in self._outcomes.items()}

@@ -54,7 +54,6 @@ def test_a_name_may_be_another_loaders_once_the_first_run_is_forgotten(loaders, 
 def test_what_is_asked_of_a_trainer(loaders, make_trainer):
     module, trainer = Logging(), make_trainer(fast_dev_run=2)
     assert ours.trainer_of(module) is None
-    assert ours.device_of(module) == module.device
     assert ranks_of(trainer) is ALONE
     assert batch_limit(trainer) == 2
     assert batch_limit(make_trainer()) is None

@@ -1,6 +1,5 @@
 import pytest
 
-from lwptv_lightning.evaluation import split_name
 from lwptv_lightning.registry import LoaderName
 
 
@@ -8,7 +7,6 @@ from lwptv_lightning.registry import LoaderName
 def test_a_name_is_taken_apart_and_put_together(text, domain, name):
     assert LoaderName.parse(text) == LoaderName(domain, name)
     assert str(LoaderName(domain, name)) == text
-    assert split_name(text) == (domain, name)
 
 
 @pytest.mark.parametrize("text", ["svhn", "id", "id/", "/a", "val/a", ""])
