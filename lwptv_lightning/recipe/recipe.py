@@ -1,7 +1,6 @@
 """`MergeRecipe`: everything that decides what a merged model is, besides the checkpoints; plain JSON.
 
-The rooms of rules and saliency are imported where they are used: the command line reads the fields for its help, which
-must not wait for torch.
+Rules and saliency are imported where they are used: the command line's help lists the fields, without a wait for torch.
 """
 
 from __future__ import annotations
