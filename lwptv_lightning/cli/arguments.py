@@ -1,7 +1,5 @@
 """What several commands share: options made from declared fields, and the arguments that name checkpoints."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json
@@ -9,6 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lwptv_lightning.registry import explain_field
+
+SETTINGS: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
+"""How argparse takes texts that `settings` reads."""
 
 
 def add_fields(parser: argparse._ActionsContainer, declared: type, prefix: str = "") -> None:
@@ -25,8 +26,7 @@ def given_fields(options: argparse.Namespace, declared: type, prefix: str = "") 
     checked = {}
     for field in dataclasses.fields(declared):
         option = _option(prefix + field.name)
-        value = getattr(options, option.strip("-").replace("-", "_"), None)
-        if value is not None:
+        if (value := getattr(options, option.strip("-").replace("-", "_"), None)) is not None:
             checked[field.name] = field.metadata["check"](option, value)
     return checked
 
@@ -35,10 +35,7 @@ def add_checkpoints(parser: argparse.ArgumentParser) -> None:
     """Add the base, the tasks and how their tensors are found."""
     parser.add_argument("base", help="checkpoint of the base model: a file, a folder or hf-hub:owner/model")
     parser.add_argument(
-        "tasks",
-        nargs="+",
-        metavar="NAME=CHECKPOINT",
-        help="a task's name and its fine-tuned checkpoint, LoRA adapter or task vector",
+        "tasks", nargs="+", metavar="NAME=CHECKPOINT", help="a task and its checkpoint, LoRA adapter or task vector"
     )
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="tensors that are not merged")
     parser.add_argument("--ema", action="store_true", default=None, help="take the tasks' averaged weights")
@@ -49,49 +46,44 @@ def add_naming(parser: argparse.ArgumentParser) -> None:
     """Add how the tensors of checkpoints are named."""
     parser.add_argument("--prefix", help="what the wanted names start with in Lightning checkpoints")
     parser.add_argument("--model", metavar="NAME", help="the timm model whose tensor names all checkpoints are given")
-    parser.add_argument(
-        "--model-option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an argument of timm.create_model, such as num_classes=0",
-    )
+    parser.add_argument("--model-option", **SETTINGS, help="an argument of timm.create_model, such as num_classes=0")
 
 
 def naming_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return what `add_naming` asked for, as the functions that open checkpoints take it."""
-    given: dict[str, Any] = {"prefix": options.prefix, "model": None}
-    if options.model is not None:
-        import timm
+    if options.model is None:
+        if options.model_option:
+            raise ValueError("--model-option needs --model.")
+        return {"prefix": options.prefix, "model": None}
+    import timm
 
-        try:
-            given["model"] = timm.create_model(
-                options.model, pretrained=False, **settings("--model-option", options.model_option)
-            )
-        except RuntimeError as error:  # what timm raises for an unknown name
-            raise ValueError(f"--model: {error}") from error
-    elif options.model_option:
-        raise ValueError("--model-option needs --model.")
-    return given
+    own = settings("--model-option", options.model_option)
+    try:
+        return {"prefix": options.prefix, "model": timm.create_model(options.model, pretrained=False, **own)}
+    except RuntimeError as error:  # what timm raises for an unknown name
+        raise ValueError(f"--model: {error}") from error
 
 
 def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return what `add_checkpoints` asked for besides the base, as the functions that open checkpoints take it."""
-    tasks = pairs("a task", options.tasks)
-    return {"tasks": tasks, "exclude": options.exclude, "ema": options.ema, **naming_options(options)}
+    given = {"tasks": pairs("a task", options.tasks), "exclude": options.exclude, "ema": options.ema}
+    return given | naming_options(options)
 
 
 def settings(what: str, items: Sequence[str]) -> dict[str, Any]:
     """Read ``NAME=VALUE`` texts whose values are JSON or plain words."""
-    return {name: _value(text) for name, text in pairs(what, items).items()}
+
+    def value(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
+
+    return {name: value(text) for name, text in pairs(what, items).items()}
 
 
 def pairs(what: str, items: Sequence[str]) -> dict[str, str]:
-    """Read ``NAME=VALUE`` texts.
-
-    Raises:
-        ValueError: A text has another form, or a name comes twice.
-    """
+    """Read ``NAME=VALUE`` texts, and refuse other forms and names that come twice."""
     found: dict[str, str] = {}
     for item in items:
         name, equals, value = item.partition("=")
@@ -101,13 +93,6 @@ def pairs(what: str, items: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"{what} is given twice: {name!r}.")
         found[name] = value
     return found
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def _option(name: str) -> str:

@@ -1,7 +1,5 @@
 """``lwptv check``."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -1,7 +1,5 @@
 """``lwptv diff``."""
 
-from __future__ import annotations
-
 import argparse
 
 from lwptv_lightning.cli.arguments import add_naming, naming_options

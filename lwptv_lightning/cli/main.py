@@ -1,7 +1,5 @@
 """The command ``lwptv``. What a subcommand needs is imported when that subcommand runs, so that help is instant."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

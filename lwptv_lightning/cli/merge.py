@@ -1,20 +1,18 @@
 """``lwptv merge``: its options are the declared fields of a recipe."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lwptv_lightning.cli.arguments import add_checkpoints, add_fields, checkpoint_options, given_fields, settings
+from lwptv_lightning.cli import arguments
 from lwptv_lightning.recipe import LiNeS, MergeRecipe
 from lwptv_lightning.registry import parse_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    add_checkpoints(parser)
+    arguments.add_checkpoints(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     parser.add_argument("--max-memory", metavar="SIZE", help="what the merge may hold in memory, such as 512MB")
@@ -25,15 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--recipe", type=Path, metavar="JSON", help="a recipe's file; the options below change it")
-    recipe.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a hyper-parameter of the rule, such as density=0.1",
-    )
-    add_fields(recipe, MergeRecipe)
-    add_fields(parser.add_argument_group("LiNeS, a scaling by depth (any of these asks for it)"), LiNeS, "lines-")
+    recipe.add_argument("--set", **arguments.SETTINGS, help="a hyper-parameter of the rule, such as density=0.1")
+    arguments.add_fields(recipe, MergeRecipe)
+    lines = parser.add_argument_group("LiNeS, a scaling by depth (any of these asks for it)")
+    arguments.add_fields(lines, LiNeS, "lines-")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -47,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
         if path.exists() and not options.overwrite:
             raise ValueError(f"{path} exists; give another --out or --overwrite.")
     recipe, costs = _recipe(options), _costs(options)
-    vectors = TaskVectors.open(options.base, **checkpoint_options(options))
+    vectors = TaskVectors.open(options.base, **arguments.checkpoint_options(options))
     written = save_merged(vectors, recipe, options.out, **costs)
     print(f"Merged {', '.join(vectors.tasks)} by {recipe.describe()} into {written}")
 
@@ -67,10 +60,10 @@ def _costs(options: argparse.Namespace) -> dict[str, Any]:
 
 def _recipe(options: argparse.Namespace) -> MergeRecipe:
     recipe = MergeRecipe() if options.recipe is None else MergeRecipe.from_json(options.recipe)
-    changes = given_fields(options, MergeRecipe)
+    changes = arguments.given_fields(options, MergeRecipe)
     if options.set:
-        changes["rule"] = changes.get("rule", recipe.rule).to_dict() | settings("--set", options.set)
-    if lines := given_fields(options, LiNeS, "lines-"):
+        changes["rule"] = changes.get("rule", recipe.rule).to_dict() | arguments.settings("--set", options.set)
+    if lines := arguments.given_fields(options, LiNeS, "lines-"):
         before = recipe.layer_scaling if isinstance(recipe.layer_scaling, LiNeS) else LiNeS()
         changes["layer_scaling"] = dataclasses.replace(before, **lines)
     return recipe.replace(**changes)

@@ -1,7 +1,5 @@
 """``lwptv rules``."""
 
-from __future__ import annotations
-
 import argparse
 
 
@@ -16,11 +14,8 @@ def run(options: argparse.Namespace) -> None:
     from lwptv_lightning.recipe import fields_markdown
     from lwptv_lightning.rules import rule_entries, rules_markdown
 
-    if options.recipe:
-        print(fields_markdown(), end="")
-        return
-    if options.markdown:
-        print(rules_markdown(), end="")
+    if options.recipe or options.markdown:
+        print(fields_markdown() if options.recipe else rules_markdown(), end="")
         return
     for entry in rule_entries():
         needs = f"needs {entry.needs} statistics" if entry.needs else "needs no data"

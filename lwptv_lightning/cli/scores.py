@@ -1,7 +1,5 @@
 """``lwptv scores``."""
 
-from __future__ import annotations
-
 import argparse
 
 

@@ -4,8 +4,6 @@ A configuration names one function for ``model`` and one for ``data``; ``example
 or classes of your own, in any importable module, do as well.
 """
 
-from __future__ import annotations
-
 import argparse
 import warnings
 

@@ -1,7 +1,5 @@
 """``lwptv zoo``."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Random draws that depend on an element's position and on names alone."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,9 +17,8 @@ def random_keep(
 ) -> Tensor:
     """Draw which elements of a tensor's task vectors to keep, each with a given probability.
 
-    The draw of an element depends on the seed, the names of its task and tensor, and its position alone. So it is the
-    same whatever the order of tensors and tasks, the blocks they are read in, the number of processes, or the device on
-    which it is used.
+    The draw of an element depends on the seed, the names of its task and tensor, and its position alone: not on the
+    order of tensors and tasks, the blocks they are read in, the number of processes, or the device.
 
     Args:
         count: The number of elements n.

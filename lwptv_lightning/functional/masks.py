@@ -1,7 +1,5 @@
 """Comparisons and selections, which on the CPU numpy finds several times faster than torch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +11,7 @@ from lwptv_lightning.functional.sums import as_rows
 
 
 def compare(operator: Callable[[Any, Any], Any], values: Tensor, limits: Tensor | float) -> Tensor:
-    """Return ``operator(values, limits)`` as a boolean mask.
-
-    Args:
-        operator: Such as `operator.lt`.
-        values: Of any shape.
-        limits: What they are compared with; broadcast.
+    """Return ``operator(values, limits)``, such as that of `operator.lt`, as a boolean mask; limits are broadcast.
 
     Example:
         >>> from operator import lt
@@ -68,14 +61,6 @@ def magnitude_probabilities(tau: Tensor, density: float, epsilon: float) -> Tens
     ``density - epsilon`` to ``density + epsilon`` in m equal steps from the smallest to the largest magnitude; of
     equal ones the first ranks lower. A row of one element gets ``density``.
 
-    Args:
-        tau: ``(T, *shape)``.
-        density: The mean probability.
-        epsilon: Half the window.
-
-    Returns:
-        ``(T, *shape)``.
-
     Example:
         >>> magnitude_probabilities(torch.tensor([[1.0, -3.0, 2.0]]), 0.5, 0.25)
         tensor([[0.2500, 0.7500, 0.5000]])
@@ -91,11 +76,6 @@ def magnitude_probabilities(tau: Tensor, density: float, epsilon: float) -> Tens
 
 def tall_masks(tau: Tensor, merged: Tensor, tall_lambda: float) -> Tensor:
     """Mark the weights of a merged task vector that matter to each task: ``|tau_t| > lambda |merged - tau_t|``.
-
-    Args:
-        tau: ``(T, *shape)``.
-        merged: ``(*shape)``.
-        tall_lambda: The threshold lambda, at least 0.
 
     Returns:
         1 for a weight that matters and 0 for another, ``(T, *shape)``.

@@ -4,8 +4,6 @@ Shapes: T tasks; ``tau`` is a stack of task vectors ``(T, *shape)``. Singular va
 do not exist in half precision, and float32 would blur which directions a matrix has at all.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -14,10 +12,7 @@ NEGLIGIBLE = 1e-6
 
 
 def directions(tau: Tensor) -> tuple[Tensor, Tensor]:
-    """Split each row of a stack into direction and length; a zero row has the direction zero.
-
-    Returns:
-        Rows of norm 1, ``(T, *shape)``, and their norms, ``(T,)``.
+    """Split a stack into rows of norm 1, ``(T, *shape)``, and their norms, ``(T,)``; a zero row has the direction zero.
 
     Example:
         >>> units, norms = directions(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
@@ -36,8 +31,7 @@ def leading_triplets(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the leading singular triplets of one or more matrices, in float64.
 
-    Triplets without weight are zero, vectors too: their vectors are arbitrary, and a rule that weighs all directions
-    alike would take them for real.
+    Triplets without weight are zero, vectors too: a rule that weighs all directions alike would take them for real.
 
     Args:
         matrix: ``(..., m, n)``.

@@ -1,7 +1,5 @@
 """The k-th smallest of many values, found by way of a sample."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from operator import le, lt
@@ -49,13 +47,7 @@ def sample_margins(k: int, total: int, size: int) -> tuple[int, int]:
 
 
 def kth_smallest(values: Tensor, orders: Sequence[int]) -> list[float]:
-    """Return the k-th smallest of some values, ``(n,)``, for several k counted from 1; for some thousand values.
-
-    Example:
-        >>> import torch
-        >>> kth_smallest(torch.tensor([3.0, 1.0, 2.0]), [1, 3])
-        [1.0, 3.0]
-    """
+    """Do what `ranked_values` does, for some thousand values."""
     if not orders:
         return []
     places = [k - 1 for k in orders]

@@ -4,8 +4,6 @@ Shapes: T tasks; ``tau`` is a stack of task vectors ``(T, *shape)``. Masks are f
 compares, selects and counts with booleans several times more slowly than it multiplies and adds.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -13,14 +11,9 @@ from lwptv_lightning.functional.sums import sum_tasks
 
 
 def elect_signs(tau: Tensor, tie: float) -> Tensor:
-    """Elect one sign per weight: that of the sum over tasks, and ``tie`` where the sum is zero.
+    """Elect one sign per weight, ``(*shape)``: that of the sum over tasks, and ``tie`` where the sum is zero.
 
-    Args:
-        tau: ``(T, *shape)``.
-        tie: +1, -1, or 0 where none is elected.
-
-    Returns:
-        +1, -1 or ``tie``, ``(*shape)``.
+    A tie of 0 elects none there.
 
     Example:
         >>> elect_signs(torch.tensor([[1.0, -2.0, 1.0], [1.0, 1.0, -1.0]]), tie=-1.0)
@@ -31,15 +24,7 @@ def elect_signs(tau: Tensor, tie: float) -> Tensor:
 
 
 def agreeing_magnitudes(tau: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the magnitudes of the entries with the elected sign, and this sign; where none is elected, -.
-
-    Args:
-        tau: ``(T, *shape)``.
-        signs: +1, -1 or 0, ``(*shape)``.
-
-    Returns:
-        ``(T, *shape)``, zero for the other entries, and ``(*shape)``, +1 or -1.
-    """
+    """Return the magnitudes of the entries with the elected sign, 0 for others, and this sign; - where none is."""
     direction = signs - _zeros_of(signs)
     return (tau * direction).clamp_(min=0), direction
 
@@ -52,9 +37,7 @@ def combine_agreeing(tau: Tensor, signs: Tensor, reduce: str) -> Tensor:
         signs: +1, -1 or 0, ``(*shape)``.
         reduce: ``"mean"`` over the entries that agree, their ``"sum"``, or ``"max"``, the largest of them. Where no
             sign is elected the first two keep the negative entries and ``"max"`` keeps none, as in the code of TIES.
-
-    Returns:
-        ``(*shape)``; zero where no entry agrees.
+            Where no entry agrees, all give zero.
 
     Example:
         >>> combine_agreeing(torch.tensor([[1.0, -2.0], [3.0, 1.0]]), torch.tensor([1.0, -1.0]), "mean")

@@ -1,7 +1,5 @@
 """Sums and shapes of stacks of task vectors, ``(T, *shape)``."""
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor
@@ -10,8 +8,7 @@ from torch import Tensor
 def sum_tasks(tau: Tensor) -> Tensor:
     """Sum over the tasks, ``(T, *shape) -> (*shape)``, from the first to the last.
 
-    ``tau.sum(0)`` adds in an order that depends on the number of elements, so that a block of a tensor could get other
-    last bits than the whole.
+    The order of ``tau.sum(0)`` depends on the number of elements, so that a block could get other last bits.
 
     Example:
         >>> import torch

@@ -1,7 +1,5 @@
 """Which elements of a task vector stay: trims, random drops, consensus between tasks; ``tau`` is ``(T, *shape)``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from operator import eq, gt
 
@@ -17,20 +15,9 @@ from lwptv_lightning.functional.sums import as_rows, per_row, sum_tasks
 def drop_at_random_(
     tau: Tensor, probability: float | Tensor, seed: int, tasks: Sequence[str], name: str, start: int = 0
 ) -> Tensor:
-    """Keep each element with a given probability, and divide it by that; drop the others, in place.
+    """Keep each element with a probability in (0, 1], a number or ``(T, *shape)``, and divide it by that, in place.
 
-    The draw of an element depends on nothing but the seed, the names of its task and tensor, and its position.
-
-    Args:
-        tau: ``(T, *shape)``.
-        probability: To keep an element, in (0, 1]; a number, or ``(T, *shape)``.
-        seed: Seeds the draw.
-        tasks: The T task names.
-        name: The tensor's name.
-        start: The position of the first element in the flattened tensor.
-
-    Returns:
-        ``tau``.
+    The others become 0. The draw is that of `random_keep`, which explains the other arguments.
     """
     rows = as_rows(tau)
     given = probability if isinstance(probability, float) else as_rows(probability).cpu()
@@ -89,17 +76,7 @@ def _above(values: Tensor, ranks: Sequence[int]) -> list[Tensor]:
 
 
 def keep_consensus(tau: Tensor, merged: Tensor, tall_lambda: float, min_tasks: int) -> Tensor:
-    """Zero the weights of a merged task vector that matter to fewer than ``min_tasks`` tasks; see `tall_masks`.
-
-    Args:
-        tau: ``(T, *shape)``.
-        merged: ``(*shape)``.
-        tall_lambda: The threshold of the masks.
-        min_tasks: How many tasks a weight must matter to.
-
-    Returns:
-        ``(*shape)``.
-    """
+    """Zero what matters to fewer than ``min_tasks`` tasks of a merged task vector, ``(*shape)``; see `tall_masks`."""
     matters = sum_tasks(tall_masks(tau, merged, tall_lambda))
     return torch.ge(matters, min_tasks, out=matters).mul_(merged)
 

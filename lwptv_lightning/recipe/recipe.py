@@ -1,7 +1,6 @@
 """`MergeRecipe`: everything that decides what a merged model is, besides the checkpoints; plain JSON.
 
-The rooms of rules and saliency are imported where they are used: the command line reads the fields for its help, which
-must not wait for torch.
+Rules and saliency are imported where they are used: the command line's help lists the fields, without a wait for torch.
 """
 
 from __future__ import annotations
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from lwptv_lightning.rules import MergeRule
     from lwptv_lightning.saliency import ElementPruning
 
-PRUNE_ON = ("task_vectors", "parts")
 DTYPES = ("float32", "float64")
 
 
@@ -77,10 +75,6 @@ def _task(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be the name of a task, not {value!r}.")
     return value
-
-
-def _ratio(word: str) -> dict[str, float]:
-    return {"ratio": float(word)}
 
 
 @documented
@@ -129,11 +123,11 @@ class MergeRecipe:
         "[0, 1]",
         _elements,
         "the fraction of elements, the smallest, to prune inside each layer instead of whole layers (ElementPruning)",
-        _ratio,
+        lambda word: {"ratio": float(word)},
     )
     prune_on: str = choice(
         "task_vectors",
-        PRUNE_ON,
+        ("task_vectors", "parts"),
         "what the mask acts on, a task vector before the rule or what a rule that is a sum made of it",
     )
     layer_scaling: Converted[LiNeS | Mapping[str, Any] | None, LiNeS | dict[str, float] | None] = declared(
@@ -153,9 +147,8 @@ class MergeRecipe:
         if self.prune_on == "parts" and self.elements is not None:
             raise ValueError("prune_on='parts' prunes whole layers; elements cannot stand beside it.")
         if self.task is not None and not self.rule.per_task:
-            raise ValueError(
-                f"rule {self.rule.name!r} merges all tasks into one model, so task={self.task!r} has no meaning."
-            )
+            asked = f"task={self.task!r}"
+            raise ValueError(f"rule {self.rule.name!r} merges all tasks into one model, so {asked} has no meaning.")
 
     @property
     def effective_scale(self) -> float:
@@ -177,8 +170,7 @@ class MergeRecipe:
         """What to compute in, as torch has it."""
         import torch
 
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+        return {"float32": torch.float32, "float64": torch.float64}[self.dtype]
 
     def replace(self, **changes: Any) -> MergeRecipe:
         """Return a recipe that differs in the given fields."""
@@ -189,8 +181,7 @@ class MergeRecipe:
         values = asdict(self) | {"rule": self.rule.to_dict()}
         if isinstance(self.layer_scaling, LiNeS):
             values["layer_scaling"]["name"] = "lines"
-        plain: dict[str, Any] = json.loads(json.dumps(values))
-        return plain
+        return dict(json.loads(json.dumps(values)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MergeRecipe:
@@ -226,7 +217,7 @@ class MergeRecipe:
         """Return the recipe in a few words, for tables."""
         pruned = f", {self.score} {self.ratio:g}" if self.prunes_layers else ""
         inside = f", elements {self.elements.ratio:g}" if self.elements else ""
-        scaled = f", {type(self.layer_scaling).__name__}" if isinstance(self.layer_scaling, LiNeS) else ""
+        scaled = ", LiNeS" if isinstance(self.layer_scaling, LiNeS) else ""
         own = f" for {self.task}" if self.task is not None else ""
         return f"{self.rule.name}{own} x {self.effective_scale:g}{scaled}{pruned}{inside}"
 
@@ -249,9 +240,8 @@ def make_recipe(description: MergeRecipe | str | Mapping[str, Any]) -> MergeReci
 
 def fields_markdown() -> str:
     """Return the page ``docs/recipe.md``."""
-    parts = {"MergeRecipe": MergeRecipe, "layer_scaling=LiNeS": LiNeS}
-    lists = (
-        f"## `{name}(...)`\n\n" + "".join(f"- **{field.name}**: {explain_field(field)}\n" for field in fields(cls))
-        for name, cls in parts.items()
-    )
-    return "# What a recipe holds\n\nMade by `lwptv rules --recipe > docs/recipe.md`.\n\n" + "\n".join(lists)
+    page = "# What a recipe holds\n\nMade by `lwptv rules --recipe > docs/recipe.md`.\n"
+    for name, cls in {"MergeRecipe": MergeRecipe, "layer_scaling=LiNeS": LiNeS}.items():
+        lines = (f"- **{field.name}**: {explain_field(field)}\n" for field in fields(cls))
+        page += f"\n## `{name}(...)`\n\n{''.join(lines)}"
+    return page

@@ -72,39 +72,32 @@ class LiNeS:
         check_parameters(self)
 
     def factors(self, names: Sequence[str], alpha: float) -> dict[str, float]:
-        """Return the coefficient of each tensor.
-
-        Args:
-            names: The tensors' names, in execution order.
-            alpha: The coefficient of the first block.
+        """Return the coefficient of each tensor; names in execution order, ``alpha`` is the first block's.
 
         Raises:
             ValueError: No tensor is in a block.
         """
-        number = self._numbers(names)
-        if not number:
+        numbers = self._numbers(names)
+        if not numbers:
             raise ValueError(f"LiNeS found no blocks among the tensors; give blocks=r'...', not {self.blocks!r}.")
-        last = max(number.values())
-        return {
-            name: alpha + self.beta * (number[name] / last if last else 1) if name in number else alpha
-            for name in names
-        }
+        last = max(numbers.values())
+        depths = {name: number / last if last else 1 for name, number in numbers.items()}
+        return {name: alpha + self.beta * depths[name] if name in depths else alpha for name in names}
 
     def _numbers(self, names: Sequence[str]) -> dict[str, int]:
         if self.blocks is not None:
-            found = {name: re.search(self.blocks, name) for name in names}
-            return {name: int(match[1]) for name, match in found.items() if match}
+            return _found_numbers(self.blocks, names)
         # Imported here so that the command line's help, which lists LiNeS' fields, does not wait for torch.
         from lwptv_lightning.layers import layers_from_names
 
         blocks = filter(_is_block, layers_from_names(names, "block"))
         numbers = {name: number for number, layer in enumerate(blocks) for name in layer.tensors}
-        return numbers or _outermost_numbers(names)
+        # Blocks that have no module in common are numbered by the outermost numbered container.
+        return numbers or _found_numbers(r"^(?:.*?\.)??(\d+)\.[^.]+\.", names)
 
 
-def _outermost_numbers(names: Sequence[str]) -> dict[str, int]:
-    """Number tensors by the outermost numbered container, for blocks that have no module in common."""
-    found = {name: re.match(r"(?:.*?\.)??(\d+)\.[^.]+\.", name) for name in names}
+def _found_numbers(pattern: str, names: Sequence[str]) -> dict[str, int]:
+    found = {name: re.search(pattern, name) for name in names}
     return {name: int(match[1]) for name, match in found.items() if match}
 
 
@@ -115,16 +108,7 @@ def _is_block(layer: Layer) -> bool:
 
 
 def read_layer_scaling(name: str, value: Any) -> LiNeS | dict[str, float]:
-    """Return a layer scaling from what a recipe was given or JSON holds.
-
-    Args:
-        name: What the message calls it.
-        value: A `LiNeS`, its fields with ``"name": "lines"``, or layer name to coefficient.
-
-    Raises:
-        TypeError: It is none of these.
-        ValueError: A coefficient is not finite.
-    """
+    """Return a layer scaling from a `LiNeS`, its fields with ``"name": "lines"``, or layer name to coefficient."""
     if isinstance(value, LiNeS):
         return value
     if not isinstance(value, Mapping):
@@ -142,16 +126,13 @@ def tensor_factors(
     layers: Layers | None,
     published_alpha: Callable[[], float],
 ) -> dict[str, float]:
-    """Return the coefficient of each tensor.
+    """Return the coefficient of each tensor: LiNeS', or that of its layer (1 where not given), or 1.
 
     Args:
-        scaling: LiNeS, a coefficient for each layer (1 where not given), or nothing.
+        scaling: LiNeS, a coefficient for each layer, or nothing.
         names: The merged tensors.
-        layers: The layers that a mapping speaks of.
+        layers: The layers that a mapping speaks of; `UnknownNameError` where it names another.
         published_alpha: Computes LiNeS' own alpha, where it is asked for.
-
-    Raises:
-        UnknownNameError: A mapping names a layer that does not exist.
     """
     if scaling is None:
         return dict.fromkeys(names, 1.0)

@@ -1,6 +1,5 @@
 """Named records, errors that name the nearest match, globs, declared fields that know their range; no torch here."""
 
-from lwptv_lightning.registry.choices import COUNTS, GRANULARITIES, RANKINGS
 from lwptv_lightning.registry.declared import (
     Converted,
     check_parameters,
@@ -16,16 +15,10 @@ from lwptv_lightning.registry.declared import (
     patterns,
     per_task,
     per_task_by_tensor,
-    require_finite,
-    require_per_task,
-    require_ratio,
     whole,
 )
-from lwptv_lightning.registry.errors import UnknownNameError, nearest, require_known
-from lwptv_lightning.registry.frozen import FrozenDict
-from lwptv_lightning.registry.globs import matches, require_matches
-from lwptv_lightning.registry.loader_name import DOMAINS, LoaderName
-from lwptv_lightning.registry.registry import Registry
-from lwptv_lightning.registry.sizes import parse_bytes
+from lwptv_lightning.registry.lookup import Registry, UnknownNameError, matches, nearest, require_known, require_matches
+from lwptv_lightning.registry.names import COUNTS, DOMAINS, GRANULARITIES, RANKINGS, LoaderName
+from lwptv_lightning.registry.values import FrozenDict, parse_bytes, require_finite, require_per_task, require_ratio
 
 __all__ = ["LoaderName", "UnknownNameError"]

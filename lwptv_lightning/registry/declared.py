@@ -3,17 +3,14 @@
 A rule declares ``density: float = number(0.2, "(0, 1]")``; `check_parameters` raises for values outside.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from lwptv_lightning.registry.errors import require_known
-from lwptv_lightning.registry.frozen import FrozenDict
+from lwptv_lightning.registry.lookup import require_known
+from lwptv_lightning.registry.values import FrozenDict, require_finite, require_ratio
 
 Made = TypeVar("Made")
 Given = TypeVar("Given")
@@ -55,27 +52,18 @@ def declared(
     def check_given(name: str, value: Any) -> Any:
         return None if value is None and default is None else check(name, value)
 
-    return dataclasses.field(
-        default=default, metadata={"range": allowed, "check": check_given, "help": help, "word": word}
-    )
+    metadata = {"range": allowed, "check": check_given, "help": help, "word": word}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def number(default: float | None, interval: str, help: str = "") -> Any:
-    """Declare a real number in an interval such as ``"(0, 1]"``; a round bracket excludes the end.
-
-    Example:
-        >>> from lwptv_lightning.rules import get_rule
-        >>> get_rule("ties")(density=20)
-        Traceback (most recent call last):
-        ValueError: density must be a number in (0, 1], not 20.
-    """
+    """Declare a real number in an interval such as ``"(0, 1]"``; a round bracket excludes the end."""
     low, high = (float(end) for end in interval.strip("([])").split(","))
 
     def check(name: str, value: Any) -> float:
         real = require_finite(name, value)
-        above = low < real if interval[0] == "(" else low <= real
-        below = real < high if interval[-1] == ")" else real <= high
-        if not (above and below):
+        at_open_end = (real == low and interval[0] == "(") or (real == high and interval[-1] == ")")
+        if at_open_end or not low <= real <= high:
             raise ValueError(f"{name} must be a number in {interval}, not {value}.")
         return real
 
@@ -85,15 +73,6 @@ def number(default: float | None, interval: str, help: str = "") -> Any:
 def fraction(default: Any, help: str = "") -> Any:
     """Declare a fraction in [0, 1] that people may take for percent."""
     return declared(default, "[0, 1]", lambda name, value: require_ratio(value, name), help, float)
-
-
-def require_ratio(ratio: float, name: str = "ratio") -> float:
-    """Return a number in [0, 1], or raise."""
-    if isinstance(ratio, bool) or not isinstance(ratio, int | float):
-        raise TypeError(f"{name} must be a number in [0, 1], not {ratio!r}.")
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], not {ratio}; it is a fraction, not percent.")
-    return float(ratio)
 
 
 def whole(default: int, at_least: int | None = 0, help: str = "") -> Any:
@@ -131,29 +110,6 @@ def choice(default: str, options: Sequence[str], help: str = "") -> Any:
     return declared(default, ", ".join(options), check, help, str)
 
 
-def per_task(default: None = None) -> Any:
-    """Declare an optional finite number for each task, in the order of the tasks."""
-
-    def check(name: str, value: Any) -> tuple[float, ...]:
-        return tuple(require_finite(name, item) for item in _items(name, value))
-
-    return declared(default, "one number per task", check)
-
-
-def per_task_by_tensor(default: None = None) -> Any:
-    """Declare an optional mapping of globs of tensor names to a finite number for each task."""
-
-    def check(name: str, value: Any) -> FrozenDict[tuple[float, ...]]:
-        if not isinstance(value, Mapping):
-            raise TypeError(f"{name} must map globs of tensor names to numbers, not be a {type(value).__name__}.")
-        return FrozenDict(
-            (str(key), tuple(require_finite(f"{name}[{key!r}]", item) for item in _items(name, items)))
-            for key, items in value.items()
-        )
-
-    return declared(default, "one number per task for each glob", check)
-
-
 def patterns(default: tuple[str, ...] | None, help: str = "") -> Any:
     """Declare glob patterns; ``None`` where a rule has a choice of its own."""
 
@@ -165,29 +121,41 @@ def patterns(default: tuple[str, ...] | None, help: str = "") -> Any:
     return declared(default, "globs", check, help, str)
 
 
-def check_parameters(holder: Any) -> None:
-    """Check every declared field of a frozen dataclass and store it as it is to be held.
+def per_task() -> Any:
+    """Declare an optional finite number for each task, in the order of the tasks."""
+    return declared(None, "one number per task", _numbers)
 
-    Raises:
-        ValueError: A value is outside its range.
-        TypeError: A value is of the wrong kind.
-    """
+
+def per_task_by_tensor() -> Any:
+    """Declare an optional mapping of globs of tensor names to a finite number for each task."""
+
+    def check(name: str, value: Any) -> FrozenDict[tuple[float, ...]]:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{name} must map globs of tensor names to numbers, not be a {type(value).__name__}.")
+        return FrozenDict((str(key), _numbers(f"{name}[{key!r}]", items)) for key, items in value.items())
+
+    return declared(None, "one number per task for each glob", check)
+
+
+def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    return tuple(require_finite(name, item) for item in _items(name, value))
+
+
+def _items(name: str, value: Any) -> Sequence[Any]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be a sequence, not {value!r}.")
+    return value
+
+
+def check_parameters(holder: Any) -> None:
+    """Check every declared field of a frozen dataclass and store it as it is to be held."""
     for field in dataclasses.fields(holder):
         if check := field.metadata.get("check"):
             object.__setattr__(holder, field.name, check(field.name, getattr(holder, field.name)))
 
 
 def from_values(cls: Callable[..., Made], kind: str, values: Mapping[str, Any]) -> Made:
-    """Make a dataclass from the values of its fields.
-
-    Args:
-        cls: The dataclass.
-        kind: What a field of it is called, for the message.
-        values: Field name to value.
-
-    Raises:
-        UnknownNameError: It has no such field.
-    """
+    """Make a dataclass from its fields' values; `UnknownNameError`, which calls a field ``kind``, for what is none."""
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for name in values:
         require_known(kind, name, known)
@@ -214,24 +182,3 @@ def documented(cls: type[Made]) -> type[Made]:
     arguments = "".join(f"\n    {field.name}: {explain_field(field)}." for field in fields)
     cls.__doc__ = f"{before}\n\nArgs:{arguments}{heading}{after}"
     return cls
-
-
-def require_per_task(name: str, values: Sequence[float], tasks: Sequence[str]) -> None:
-    """Raise unless there is one value for each task."""
-    if len(values) != len(tasks):
-        raise ValueError(f"{name} holds {len(values)} values, expected one for each of {len(tasks)} tasks.")
-
-
-def require_finite(name: str, value: Any) -> float:
-    """Return a finite number, or raise."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, not {value!r}.")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, not {value}.")
-    return float(value)
-
-
-def _items(name: str, value: Any) -> Sequence[Any]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(f"{name} must be a sequence, not {value!r}.")
-    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeAlias
 
@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 
 from lwptv_lightning.engine import Stream
 from lwptv_lightning.functional import sum_tasks
-from lwptv_lightning.registry import Registry, check_parameters, from_values
+from lwptv_lightning.registry import Registry, check_parameters, from_values, matches
 
 RULES: Registry[type[MergeRule[Any]]] = Registry("merging rule")
 
@@ -113,21 +113,16 @@ class MergeRule(ABC, Generic[Survey]):
 
 
 def merge_rule(name: str, *, paper: str, scale: float = 1.0) -> Callable[[RuleType], RuleType]:
-    """Register a rule under a name.
+    """Return a class decorator that registers a rule under a name.
 
     Args:
         name: What ``MergeRecipe(rule=...)`` and the command line call it.
         paper: Address of the paper.
         scale: The published scaling coefficient.
-
-    Returns:
-        The class decorator.
     """
 
     def register(rule: RuleType) -> RuleType:
-        rule.name = name
-        rule.paper = paper
-        rule.published_scale = scale
+        rule.name, rule.paper, rule.published_scale = name, paper, scale
         RULES.register(name, rule)
         return rule
 
@@ -167,3 +162,8 @@ def make_rule(description: str | Mapping[str, Any] | MergeRule[Any]) -> MergeRul
         rule = get_rule(arguments.pop("name"))
         return from_values(rule, f"hyper-parameter of {rule.name}", arguments)
     raise TypeError(f"rule must be a name, a mapping with a 'name', or a MergeRule, not {description!r}.")
+
+
+def is_matrix(shape: Sequence[int], name: str, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> bool:
+    """Tell whether a tensor is 2-D and its name is among ``include`` and not among ``exclude``, which are globs."""
+    return len(shape) == 2 and matches(name, include) and not matches(name, exclude)

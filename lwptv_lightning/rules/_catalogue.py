@@ -1,14 +1,11 @@
 """What there is to choose from, read off the registries: for ``lwptv rules`` and ``docs/rules.md``."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from dataclasses import dataclass
-from typing import Any
 
 from lwptv_lightning.registry import describe_field
-from lwptv_lightning.rules._base import RULES, MergeRule
+from lwptv_lightning.rules._base import RULES
 
 
 @dataclass(frozen=True)
@@ -16,11 +13,8 @@ class RuleEntry:
     """What to know of a merging rule before using it.
 
     Attributes:
-        name: The registered name.
         summary: The first line of its docstring.
-        paper: Address of the paper.
         parameters: One text for each hyper-parameter: name, default and range.
-        scale: The published scaling coefficient.
         needs: What has to be collected on data; empty for nothing.
         scope: ``"model"`` where it looks at all tensors before it merges one, else ``"tensor"``.
         parts: Whether it is a sum over tasks, so that masks can act on its parts.
@@ -43,21 +37,19 @@ def rule_entries() -> list[RuleEntry]:
         >>> next(entry for entry in rule_entries() if entry.name == "ties").parameters[0]
         'density = 0.2 in (0, 1]'
     """
-    return [_entry(name, rule) for name, rule in sorted(RULES.items())]
-
-
-def _entry(name: str, rule: type[MergeRule[Any]]) -> RuleEntry:
-    fields = dataclasses.fields(rule)  # type: ignore[arg-type]
-    return RuleEntry(
-        name=name,
-        summary=" ".join(inspect.cleandoc(rule.__doc__ or "").partition("\n\n")[0].split()),
-        paper=rule.paper,
-        parameters=tuple(map(describe_field, fields)),
-        scale=rule.published_scale,
-        needs=rule.needs,
-        scope="model" if rule.surveys_model() else "tensor",
-        parts=rule.has_parts(),
-    )
+    return [
+        RuleEntry(
+            name=name,
+            summary=" ".join(inspect.cleandoc(rule.__doc__ or "").partition("\n\n")[0].split()),
+            paper=rule.paper,
+            parameters=tuple(map(describe_field, dataclasses.fields(rule))),  # type: ignore[arg-type]
+            scale=rule.published_scale,
+            needs=rule.needs,
+            scope="model" if rule.surveys_model() else "tensor",
+            parts=rule.has_parts(),
+        )
+        for name, rule in sorted(RULES.items())
+    ]
 
 
 def rules_markdown() -> str:

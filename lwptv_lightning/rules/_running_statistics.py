@@ -1,15 +1,12 @@
 """Running statistics of batch normalisation: no weights, and merged by a rule of their own whatever the recipe's."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from lwptv_lightning.functional import sum_tasks
-from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit
+from lwptv_lightning.rules._base import MergeContext, MergeRule
 
 _PAIR = ("running_mean", "running_var")
 
@@ -21,10 +18,10 @@ class RunningStatistics(MergeRule):
     The rule is in no registry: a merge applies it to `running_statistics`, with the scale 1.
     """
 
-    name: ClassVar[str] = "running_statistics"
-    paper: ClassVar[str] = "https://arxiv.org/abs/1502.03167"
-    published_scale: ClassVar[float] = 1.0
-    unit: ClassVar[Unit] = "element"
+    name = "running_statistics"
+    paper = "https://arxiv.org/abs/1502.03167"
+    published_scale = 1.0
+    unit = "element"
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Average one stack, ``(T, *shape) -> (*shape)``."""
@@ -34,13 +31,8 @@ class RunningStatistics(MergeRule):
 def running_statistics(names: Iterable[str]) -> set[str]:
     """Return the running means and variances of batch normalisation among the names of tensors.
 
+    These end in ``running_mean`` or ``running_var`` and have the other beside them.
     `lwptv_lightning.callbacks.RecalibrateBatchNorm` measures them anew on data.
-
-    Args:
-        names: State-dict names.
-
-    Returns:
-        The names that end in ``running_mean`` or ``running_var`` and have the other beside them.
 
     Example:
         >>> sorted(running_statistics(["bn.weight", "bn.running_mean", "bn.running_var", "running_mean"]))

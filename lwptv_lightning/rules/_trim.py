@@ -1,7 +1,5 @@
 """Trims over the whole model, which several rules share."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +15,7 @@ class TrimSurvey:
 
     Attributes:
         thresholds: The magnitude an element needs to stay, for each task, ``(T,)``.
-        tie: The sign elected where the trimmed task vectors cancel: that of most elected signs, and 0 where these
-            cancel too.
+        tie: The sign elected where trimmed task vectors cancel: that of most elected signs, 0 where these cancel too.
     """
 
     thresholds: Tensor
@@ -47,13 +44,7 @@ def trim_thresholds(stream: Stream, density: float, transform: Transform | None 
 
 
 def survey_trim(stream: Stream, density: float, transform: Transform | None = None) -> TrimSurvey:
-    """Find each task's threshold over the whole model, then the majority of the elected signs.
-
-    Args:
-        stream: What to read.
-        density: The fraction to keep, in (0, 1].
-        transform: Gives what is trimmed instead of the task vectors themselves.
-    """
+    """Find the majority sign of the whole model after a trim of the task vectors, or of what ``transform`` gives."""
     thresholds = trim_thresholds(stream, density, transform)
 
     def vote(block: Block) -> Tensor:

@@ -1,10 +1,7 @@
 """AdaMerging: task arithmetic with learnt coefficients."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +9,7 @@ from torch import Tensor
 from lwptv_lightning.engine import Stream
 from lwptv_lightning.functional import agreeing_magnitudes, elect_signs, per_row, trim_
 from lwptv_lightning.registry import flag, matches, number, per_task_by_tensor, require_per_task
-from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 from lwptv_lightning.rules._trim import TrimSurvey, survey_trim
 
 
@@ -21,14 +18,12 @@ from lwptv_lightning.rules._trim import TrimSurvey, survey_trim
 class AdaMerging(MergeRule[TrimSurvey]):
     """Add the task vectors with a coefficient for each task and tensor: ``sum_t lambda_{t,tensor} tau_t``.
 
-    `lwptv_lightning.callbacks.AdaMergingModule` learns the coefficients on unlabelled data, by minimising the entropy
-    of the merged model's predictions.
+    `lwptv_lightning.AdaMergingModule` learns them on unlabelled data, by minimising the entropy of the predictions.
 
     Args:
         coefficients: Glob of tensor names to one coefficient for each task; the first that matches counts, and tensors
             that none matches stay at the base. By default 0.3 for all, where learning starts.
-        plus_plus: First trim each task vector and drop the entries against the elected sign, as TIES does
-            (AdaMerging++).
+        plus_plus: First trim and drop the entries against the elected sign, as TIES does (AdaMerging++).
         density: What the trim of AdaMerging++ keeps, in (0, 1].
 
     Example:
@@ -40,7 +35,7 @@ class AdaMerging(MergeRule[TrimSurvey]):
         Yang et al., AdaMerging, arXiv 2310.02575; its "layer-wise" coefficients are one for each tensor.
     """
 
-    unit: ClassVar[Unit] = "element"
+    unit = "element"
 
     coefficients: Mapping[str, tuple[float, ...]] | None = per_task_by_tensor()
     plus_plus: bool = flag(False)

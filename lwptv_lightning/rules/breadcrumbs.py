@@ -1,13 +1,12 @@
 """Model Breadcrumbs."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from lwptv_lightning.functional import keep_middle_
 from lwptv_lightning.registry import number
-from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
 
 @merge_rule("breadcrumbs", paper="https://arxiv.org/abs/2312.06795", scale=0.3)
@@ -24,7 +23,6 @@ class Breadcrumbs(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> tau = torch.tensor([[1.0, 4.0, 3.0, -2.0]])
         >>> Breadcrumbs(density=0.5, outliers=0.25).combine(tau, MergeContext("w", ("a",)))
         tensor([ 0.,  0.,  3., -2.])
@@ -35,7 +33,7 @@ class Breadcrumbs(MergeRule):
         whole tensor, and here no outlier is dropped.
     """
 
-    unit: ClassVar[Unit] = "task"
+    unit = "task"
 
     density: float = number(0.85, "(0, 1]")
     outliers: float = number(0.01, "[0, 1]")

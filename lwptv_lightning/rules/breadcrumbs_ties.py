@@ -23,7 +23,6 @@ class BreadcrumbsTIES(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> tau = torch.tensor([[1.0, -4.0, 3.0, 2.0], [1.0, 2.0, -2.0, 2.0]])
         >>> BreadcrumbsTIES(density=0.75, outliers=0.25).combine(tau, MergeContext("w", ("a", "b")))
         tensor([2., 2., 3., 2.])

@@ -1,13 +1,12 @@
 """Consensus task arithmetic."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from lwptv_lightning.functional import keep_consensus, sum_tasks
 from lwptv_lightning.registry import number, whole
-from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
 
 @merge_rule("consensus_ta", paper="https://arxiv.org/abs/2405.07813", scale=0.3)
@@ -24,7 +23,6 @@ class ConsensusTA(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> tau = torch.tensor([[1.0, 1.0], [1.0, 0.1]])
         >>> ConsensusTA().combine(tau, MergeContext("w", ("a", "b")))
         tensor([2., 0.])
@@ -34,7 +32,7 @@ class ConsensusTA(MergeRule):
         on validation data; here one lambda serves all.
     """
 
-    unit: ClassVar[Unit] = "element"
+    unit = "element"
 
     tall_lambda: float = number(0.4, "[0, inf)")
     min_tasks: int = whole(2)

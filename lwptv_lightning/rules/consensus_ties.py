@@ -1,14 +1,13 @@
 """Consensus TIES."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from lwptv_lightning.engine import Stream
 from lwptv_lightning.functional import keep_consensus
 from lwptv_lightning.registry import choice, number, whole
-from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_
 
 
@@ -18,8 +17,7 @@ class ConsensusTIES(MergeRule[TrimSurvey]):
     """Merge with TIES, and keep the weights that matter to several tasks.
 
     With M the merged task vector of TIES, a weight matters to task t where ``|tau_t| > tall_lambda |M - tau_t|`` (its
-    TALL mask; ``tau_t`` is not trimmed there). The result is M where it matters to at least ``min_tasks`` tasks, and
-    0 elsewhere.
+    TALL mask; ``tau_t`` is not trimmed there). The result is M where it matters to ``min_tasks`` tasks or more, else 0.
 
     Args:
         tall_lambda: How much larger than the rest a task's own part must be, at least 0.
@@ -40,7 +38,7 @@ class ConsensusTIES(MergeRule[TrimSurvey]):
         on validation data; here one lambda serves all.
     """
 
-    unit: ClassVar[Unit] = "element"
+    unit = "element"
 
     tall_lambda: float = number(0.4, "[0, inf)")
     min_tasks: int = whole(2)

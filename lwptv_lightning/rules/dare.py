@@ -1,13 +1,12 @@
 """DARE: drop and rescale."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from lwptv_lightning.functional import drop_at_random_
 from lwptv_lightning.registry import number, whole
-from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
 
 @merge_rule("dare", paper="https://arxiv.org/abs/2311.03099", scale=0.3)
@@ -22,7 +21,6 @@ class DARE(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> DARE(density=0.5).combine(torch.ones(1, 4), MergeContext("w", ("a",))).unique()
         tensor([0., 2.])
 
@@ -31,7 +29,7 @@ class DARE(MergeRule):
         draw of the authors' code depends on the order in which tensors are visited.
     """
 
-    unit: ClassVar[Unit] = "element"
+    unit = "element"
 
     density: float = number(0.5, "(0, 1]")
     seed: int = whole(0)

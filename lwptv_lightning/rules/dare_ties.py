@@ -1,14 +1,13 @@
 """DARE followed by TIES."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from lwptv_lightning.engine import Block, Stream
 from lwptv_lightning.functional import drop_at_random_
 from lwptv_lightning.registry import choice, number, whole
-from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_
 
 
@@ -37,7 +36,7 @@ class DARETIES(MergeRule[TrimSurvey]):
         FusionBench. Deviation: the random stream is our own, as for ``dare``; densities are fractions to keep.
     """
 
-    unit: ClassVar[Unit] = "element"
+    unit = "element"
 
     density: float = number(0.5, "(0, 1]")
     seed: int = whole(0)

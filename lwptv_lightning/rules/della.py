@@ -20,13 +20,11 @@ class DELLA(MergeRule):
 
     Args:
         density: The mean probability that an element is kept.
-        epsilon: Half the window of probabilities, at least 0; ``density - epsilon`` and ``density + epsilon`` must
-            lie in (0, 1).
+        epsilon: Half the window of probabilities, at least 0; ``density`` plus or minus it must lie in (0, 1).
         seed: Seeds the draw, together with the names of task and tensor, as for ``dare``.
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> DELLA(density=0.5, epsilon=0).combine(torch.ones(1, 8), MergeContext("w", ("a",))).unique()
         tensor([0., 2.])
 
@@ -43,10 +41,8 @@ class DELLA(MergeRule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.density - self.epsilon > 0 and self.density + self.epsilon < 1):
-            raise ValueError(
-                f"epsilon must leave density - epsilon and density + epsilon in (0, 1), "
-                f"but is {self.epsilon} with density {self.density}."
-            )
+            ends = "density - epsilon and density + epsilon"
+            raise ValueError(f"epsilon must leave {ends} in (0, 1), but is {self.epsilon} with density {self.density}.")
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Drop, rescale, elect and merge one stack, ``(T, *shape) -> (*shape)``."""

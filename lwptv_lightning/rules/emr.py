@@ -1,14 +1,13 @@
 """EMR-merging: elect, mask and rescale."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lwptv_lightning.engine import Block, Stream
 from lwptv_lightning.functional import combine_agreeing, elect_signs
-from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
 
 @merge_rule("emr", paper="https://arxiv.org/abs/2405.17461")
@@ -32,9 +31,8 @@ class EMR(MergeRule[Tensor]):
         1, where the authors' code divides by 0.
     """
 
-    unit: ClassVar[Unit] = "element"
-
-    per_task: ClassVar[bool] = True
+    unit = "element"
+    per_task = True
 
     def survey(self, stream: Stream) -> Tensor:
         """Find the rescalers, ``(T,)``."""

@@ -1,7 +1,6 @@
 """Fisher merging."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 from lwptv_lightning.engine import Stream
 from lwptv_lightning.functional import per_row, sum_tasks
 from lwptv_lightning.registry import flag, number
-from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
 
 @merge_rule("fisher", paper="https://arxiv.org/abs/2111.09832")
@@ -37,9 +36,8 @@ class Fisher(MergeRule[Tensor]):
         added for every task, as in later libraries; the authors' code takes a maximum, for the first model alone.
     """
 
-    unit: ClassVar[Unit] = "element"
-
-    needs: ClassVar[str] = "fisher"
+    unit = "element"
+    needs = "fisher"
 
     normalize: bool = flag(True)
     floor: float = number(1e-6, "(0, inf)")
@@ -48,14 +46,10 @@ class Fisher(MergeRule[Tensor]):
         """Return ``c_t``, ``(T,)``."""
         if not self.normalize or stream.data is None:
             return torch.ones(len(stream.tasks))
-        squares = [
-            sum(
-                float(fisher.double().square().sum())
-                for name, fisher in stream.data[task].items()
-                if name in stream.shapes
-            )
+        squares = (
+            sum(float(own.double().square().sum()) for name, own in stream.data[task].items() if name in stream.shapes)
             for task in stream.tasks
-        ]
+        )
         return torch.tensor([square**-0.5 if square > 0 else 1.0 for square in squares])
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from lwptv_lightning.functional import leading_triplets
 from lwptv_lightning.registry import patterns
-from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._tensors import is_matrix
+from lwptv_lightning.rules._base import MergeContext, MergeRule, is_matrix, merge_rule
 
 
 @merge_rule("iso_c", paper="https://arxiv.org/abs/2502.04959")
@@ -22,7 +21,6 @@ class IsoC(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> tau = torch.tensor([[[4.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 1.0]]])
         >>> IsoC().combine(tau, MergeContext("w", ("a", "b")))
         tensor([[3., 0.],

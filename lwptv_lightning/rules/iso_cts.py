@@ -7,8 +7,7 @@ from torch import Tensor
 
 from lwptv_lightning.functional import leading_triplets, polar_factor
 from lwptv_lightning.registry import number, patterns
-from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._tensors import is_matrix
+from lwptv_lightning.rules._base import MergeContext, MergeRule, is_matrix, merge_rule
 
 
 @merge_rule("iso_cts", paper="https://arxiv.org/abs/2502.04959")
@@ -17,16 +16,14 @@ class IsoCTS(MergeRule):
     """Like Iso-C, with the weakest directions of the sum replaced by what each task has beyond the strong ones.
 
     Of a matrix's ``m = min(shape)`` singular triplets, the sum of the task vectors gives the c strongest,
-    ``U_c diag(s_c) V_c``, and each task the ``(m - c) / T`` strongest of ``tau_t - U_c U_c^T tau_t``. With all of them
-    side by side as ``U diag(s) V``, the result is ``mean(s)`` times the polar factors of U and V. Other tensors are
-    averaged.
+    ``U_c diag(s_c) V_c``, and each task the ``(m - c) / T`` strongest of ``tau_t - U_c U_c^T tau_t``. With all side by
+    side as ``U diag(s) V``, the result is ``mean(s)`` times the polar factors of U and V. Other tensors are averaged.
 
     Args:
         common_fraction: The fraction c / m, in [0, 1]; c is rounded so that T divides ``m - c``. 1 is Iso-C.
         exclude: Globs of tensor names that are averaged although they are 2-D.
 
     Example:
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> tau = torch.tensor([[[4.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]]])
         >>> IsoCTS(common_fraction=0).combine(tau, MergeContext("w", ("a", "b")))
         tensor([[3., 0.],
@@ -57,6 +54,5 @@ class IsoCTS(MergeRule):
 
     def _sizes(self, total: int, tasks: int) -> tuple[int, int]:
         """Return how many triplets the sum gives and how many each task does."""
-        own = round((total - int(total * self.common_fraction)) / tasks)
-        own = min(own, total // tasks)
+        own = min(round((total - int(total * self.common_fraction)) / tasks), total // tasks)
         return total - own * tasks, own

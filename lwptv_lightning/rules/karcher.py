@@ -15,25 +15,21 @@ from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 class Karcher(MergeRule):
     """Average the directions of the task vectors on the sphere, and their lengths: ``mean_t |tau_t| u``.
 
-    u is the point of the unit sphere with the least sum of squared angles to the directions. From their normalised
-    mean on, each step goes along the mean of the tangents ``a_t (u_t - cos(a_t) u) / sin(a_t)``, where ``a_t`` is the
-    angle between u and ``u_t``.
+    u is the point of the unit sphere with the least sum of squared angles to the directions. From their normalised mean
+    on, each step goes along the mean of ``a_t (u_t - cos(a_t) u) / sin(a_t)``, where a_t is the angle from u to u_t.
 
     Args:
         max_iter: How many steps at most, at least 0.
-        tol: A task vector no longer than this has no direction (its length counts all the same), and steps shorter
-            than this end the search; at least 0.
+        tol: At least 0; task vectors no longer than this have a length but no direction, shorter steps are the last.
 
     Example:
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> Karcher().combine(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), MergeContext("w", ("a", "b")))
         tensor([1.4142, 1.4142])
 
     Reference:
         Karcher, Riemannian center of mass, 1977; settings as in mergekit's ``karcher``, on task vectors instead of
-        weights. Where the directions cancel, the search starts at the first of them, as there. Deviations: float64,
-        since nearly opposite directions amplify rounding; a direction exactly opposite to u, whose tangent is
-        undefined, is passed over.
+        weights. Where the directions cancel, the search starts at the first of them, as there. Deviations: float64, as
+        nearly opposite directions amplify rounding; one exactly opposite to u has no tangent and is passed over.
     """
 
     max_iter: int = whole(10)

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from lwptv_lightning.engine import Stream
 from lwptv_lightning.registry import choice, number, patterns
-from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._tensors import is_matrix
+from lwptv_lightning.rules._base import MergeContext, MergeRule, is_matrix, merge_rule
 from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_
 from lwptv_lightning.task_vectors import HeldStack, Stack
 
@@ -24,8 +23,7 @@ class KnOTSTIES(MergeRule[TrimSurvey]):
     above 1e-5 stay, task t becomes ``diag(s) V_t = U^T tau_t``. TIES merges these, trimming over all matrices of the
     model together, and U maps the result back. Every other tensor stays as it is in the base.
 
-    The decompositions are made anew in each pass over the model, of which there are five in float32, so that no basis
-    is kept.
+    So that no basis is kept, each pass over the model, of which there are five in float32, decomposes anew.
 
     Args:
         density: The fraction to keep, in (0, 1]; 1 trims nothing.

@@ -1,12 +1,11 @@
 """MagMax."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
 
 @merge_rule("magmax", paper="https://arxiv.org/abs/2407.06322", scale=0.5)
@@ -17,16 +16,14 @@ class MagMax(MergeRule):
     Of equal magnitudes that of the later task is taken.
 
     Example:
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> MagMax().combine(torch.tensor([[1.0, -3.0, 2.0], [2.0, 1.0, -2.0]]), MergeContext("w", ("a", "b")))
         tensor([ 2., -3., -2.])
 
     Reference:
-        Marczak et al., MagMax, arXiv 2407.06322. No deviation; the scale is that for models fine-tuned independently
-        of one another.
+        Marczak et al., MagMax, arXiv 2407.06322. No deviation; the scale is that for models fine-tuned independently.
     """
 
-    unit: ClassVar[Unit] = "element"
+    unit = "element"
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Select from one stack, ``(T, *shape) -> (*shape)``."""

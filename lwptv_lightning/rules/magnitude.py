@@ -24,7 +24,6 @@ class Magnitude(MergeRule[Tensor]):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> tau = torch.tensor([[4.0, -1.0, 0.1, 2.0], [2.0, 3.0, 0.1, 1.0]])
         >>> Magnitude(density=0.5, scope="tensor").combine(tau, MergeContext("w", ("a", "b")))
         tensor([6., 3., 0., 2.])

@@ -23,7 +23,6 @@ class ModelStock(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> ModelStock().combine(torch.tensor([[4.0, 0.0], [4.0, 3.0]]), MergeContext("w", ("a", "b")))
         tensor([3.5556, 1.3333])
 

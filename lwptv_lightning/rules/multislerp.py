@@ -26,7 +26,6 @@ class MultiSLERP(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> MultiSLERP().combine(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), MergeContext("w", ("a", "b")))
         tensor([1.4142, 1.4142])
 
@@ -46,14 +45,11 @@ class MultiSLERP(MergeRule):
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return ``R w_t tau_t / (|tau_t| |m|)``, ``(T, *shape)``."""
+        average = WeightedAverage(weights=self.weights)
         units, norms = directions(tau)
-        steps = self._average.parts(units, context)
+        steps = average.parts(units, context)
         length = steps.sum(0).norm()
         if length <= NEGLIGIBLE:
-            return self._average.parts(tau, context)
-        radius: Tensor = self._average.combine(norms, context) / length
+            return average.parts(tau, context)
+        radius: Tensor = average.combine(norms, context) / length
         return steps * radius
-
-    @property
-    def _average(self) -> WeightedAverage:
-        return WeightedAverage(weights=self.weights)

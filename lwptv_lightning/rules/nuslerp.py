@@ -26,7 +26,6 @@ class NuSLERP(MergeRule):
 
     Example:
         >>> import torch
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> NuSLERP(t=0.5).combine(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), MergeContext("w", ("a", "b")))
         tensor([0.7071, 0.7071])
 
@@ -45,11 +44,7 @@ class NuSLERP(MergeRule):
             raise ValueError(f"nuslerp merges exactly 2 tasks, not {len(tau)}: {', '.join(context.tasks)}.")
         first, second = directions(tau)[0]
         angle = 2 * math.atan2(float((first - second).norm()), float((first + second).norm()))
+        coefficients = [1 - self.t, self.t]
         if math.sin(angle) > NEGLIGIBLE:
-            coefficients = [
-                math.sin((1 - self.t) * angle) / math.sin(angle),
-                math.sin(self.t * angle) / math.sin(angle),
-            ]
-        else:
-            coefficients = [1 - self.t, self.t]
+            coefficients = [math.sin(part * angle) / math.sin(angle) for part in coefficients]
         return tau * per_row(tau.new_tensor(coefficients), tau)

@@ -1,7 +1,6 @@
 """PCB-merging: parameter competition balancing."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,22 +8,12 @@ from torch import Tensor
 from lwptv_lightning.engine import Stream, order_statistics
 from lwptv_lightning.functional import per_row, sum_tasks
 from lwptv_lightning.registry import number
-from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
-
-
-@dataclass(frozen=True)
-class PCBSurvey:
-    """Order statistics over the whole model, for each task, ``(T,)``: what magnitudes and scores are clamped to."""
-
-    low: Tensor
-    high: Tensor
-    least: Tensor
-    most: Tensor
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
 
 @merge_rule("pcb", paper="https://arxiv.org/abs/2410.02396")
 @dataclass(frozen=True, kw_only=True)
-class PCB(MergeRule[PCBSurvey]):
+class PCB(MergeRule[tuple[Tensor, ...]]):
     """Average the task vectors with weights for which parameters compete within and between tasks.
 
     With a = ``|tau_t|`` clamped to its own quantiles, ``score_t = exp(T minmax(a)^2) tanh(tau_t sum_s tau_s)``. A
@@ -48,38 +37,33 @@ class PCB(MergeRule[PCBSurvey]):
         positive their weight is 1; the authors' code divides 0 by 0 in both cases.
     """
 
-    unit: ClassVar[Unit] = "element"
+    unit = "element"
 
     density: float = number(0.1, "(0, 1]")
     clip: float = number(1e-4, "[0, 0.5)")
 
-    def survey(self, stream: Stream) -> PCBSurvey:
-        """Find the quantiles of magnitudes, then those of scores."""
+    def survey(self, stream: Stream) -> tuple[Tensor, ...]:
+        """Find the two quantiles of magnitudes for each task, ``(T,)``, then those of scores."""
         count = stream.elements
         ends = int(count * self.clip) + 1, int(count * (1 - self.clip) - 1) + 1
         low, high = order_statistics(stream, ends, lambda block: block.tau.abs())
         # For a density next to 0, 1 - density rounds to 1.
         dropped = min(int(count * (1 - self.density)), count - 1)
         least, most = order_statistics(stream, [dropped + 1, count], lambda block: _scores(block.tau, low, high))
-        return PCBSurvey(low, high, least, most)
+        return low, high, least, most
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Weigh and average one stack, ``(T, *shape) -> (*shape)``."""
-        found: PCBSurvey = context.survey
-        scores = _scores(tau, found.low, found.high)
-        least, most = per_row(found.least, tau), per_row(found.most, tau)
+        low, high, least, most = (per_row(limit, tau) for limit in context.survey)
+        scores = _scores(tau, low, high)
         reaching_most = ((scores >= most) & (most > 0)).to(tau.dtype)
         weights = torch.where(most > least, (scores.clamp_min(least) - least) / (most - least), reaching_most)
-        clamped = tau.sign() * _clamp(tau, found.low, found.high)
+        clamped = tau.sign() * tau.abs().clamp(low, high)
         return sum_tasks(clamped * weights) / sum_tasks(weights).clamp_(min=1e-12)
 
 
-def _clamp(tau: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    return tau.abs().clamp(per_row(low, tau), per_row(high, tau))
-
-
 def _scores(tau: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    span = per_row(high - low, tau)
-    relative = torch.where(span > 0, (_clamp(tau, low, high) - per_row(low, tau)) / span, 0)
+    low, high = per_row(low, tau), per_row(high, tau)
+    relative = torch.where(high > low, (tau.abs().clamp(low, high) - low) / (high - low), 0)
     # The weights do not depend on a common factor of the scores; exp(-T) keeps the exponential from overflowing.
     return (len(tau) * (relative.square() - 1)).exp() * (tau * sum_tasks(tau)).tanh()

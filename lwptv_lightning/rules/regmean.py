@@ -1,7 +1,6 @@
 """RegMean."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,8 +19,7 @@ class RegMean(MergeRule):
     ``off_diagonal``. `lwptv_lightning.callbacks.CollectStatistics` collects it. Tensors without one are averaged.
 
     Args:
-        off_diagonal: In [0, 1]; below 1 it keeps the sum invertible. Where the sum is singular all the same, its
-            pseudo-inverse is used.
+        off_diagonal: In [0, 1]; below 1 it keeps the sum invertible. A sum that is singular is pseudo-inverted.
 
     Example:
         >>> from lwptv_lightning import MergeRecipe, TaskVectors, merge
@@ -36,7 +34,7 @@ class RegMean(MergeRule):
         linear solve in float64 instead of an explicit inverse.
     """
 
-    needs: ClassVar[str] = "gram"
+    needs = "gram"
 
     off_diagonal: float = number(0.9, "[0, 1]")
 

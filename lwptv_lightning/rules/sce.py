@@ -23,15 +23,13 @@ class SCE(MergeRule):
         density: The fraction to select, in (0, 1]; 1 selects everything.
 
     Example:
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> SCE().combine(torch.tensor([[1.0, 1.0], [3.0, -1.0]]), MergeContext("w", ("a", "b")))
         tensor([2.6667, 1.0000])
 
     Reference:
         Wan et al., FuseChat, arXiv 2408.07990, in the conventions of mergekit, the only code there is. Of equal
-        variances those are selected that ``torch.topk`` selects, as there. Deviation: mergekit weighs tasks equally
-        where the mean squares sum to less than 1e-6, which takes small task vectors for zero; here only where all are
-        zero.
+        variances those are selected that ``torch.topk`` selects, as there. Deviation: tasks weigh the same only where
+        all are zero; in mergekit where the mean squares sum to less than 1e-6, which takes small task vectors for zero.
     """
 
     density: float = number(1.0, "(0, 1]")

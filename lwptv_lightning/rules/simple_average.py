@@ -1,11 +1,10 @@
 """Simple average."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
 
 @merge_rule("simple_average", paper="https://arxiv.org/abs/2203.05482")
@@ -16,7 +15,6 @@ class SimpleAverage(MergeRule):
     A pruned row counts as a task that did not move, so T stays T.
 
     Example:
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> import torch
         >>> SimpleAverage().combine(torch.tensor([[1.0], [3.0]]), MergeContext("w", ("a", "b")))
         tensor([2.])
@@ -25,7 +23,7 @@ class SimpleAverage(MergeRule):
         Wortsman et al., Model soups, arXiv 2203.05482 (the uniform soup).
     """
 
-    unit: ClassVar[Unit] = "element"
+    unit = "element"
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return ``tau_t / T``, ``(T, *shape)``."""

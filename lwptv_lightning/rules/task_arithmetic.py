@@ -1,14 +1,13 @@
 """Task arithmetic."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lwptv_lightning.functional import per_row
 from lwptv_lightning.registry import per_task, require_per_task
-from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
 
 @merge_rule("task_arithmetic", paper="https://arxiv.org/abs/2212.04089", scale=0.3)
@@ -21,7 +20,6 @@ class TaskArithmetic(MergeRule):
             recipe's scale is 1 unless given, without them it is 0.3.
 
     Example:
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> TaskArithmetic(coefficients=(1, 0.5)).combine(torch.tensor([[1.0], [2.0]]), MergeContext("w", ("a", "b")))
         tensor([2.])
 
@@ -29,7 +27,7 @@ class TaskArithmetic(MergeRule):
         Ilharco et al., Editing models with task arithmetic, arXiv 2212.04089.
     """
 
-    unit: ClassVar[Unit] = "element"
+    unit = "element"
 
     coefficients: tuple[float, ...] | None = per_task()
 

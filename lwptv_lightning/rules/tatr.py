@@ -1,14 +1,13 @@
 """TATR: task arithmetic in the trust region."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lwptv_lightning.engine import Stream, order_statistics
 from lwptv_lightning.registry import number
-from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
 
 @merge_rule("tatr", paper="https://arxiv.org/abs/2501.15065", scale=0.3)
@@ -21,8 +20,7 @@ class TATR(MergeRule[Tensor]):
     model. A single task conflicts with none, so that Omega is 0 everywhere and nothing is below the threshold.
 
     Args:
-        quantile: The fraction of weights in the trust region, in [0, 1]; 0 keeps nothing, and 1 drops the largest
-            Omega.
+        quantile: The fraction of weights in the trust region, in [0, 1]; 0 keeps nothing, 1 drops the largest Omega.
 
     Example:
         >>> from lwptv_lightning import MergeRecipe, TaskVectors, merge
@@ -36,7 +34,7 @@ class TATR(MergeRule[Tensor]):
         Deviation: the form with gradients is not offered.
     """
 
-    unit: ClassVar[Unit] = "element"
+    unit = "element"
 
     quantile: float = number(0.99, "[0, 1]")
 

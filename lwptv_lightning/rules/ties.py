@@ -17,8 +17,7 @@ class TIES(MergeRule[TrimSurvey]):
     """Trim each task vector, elect one sign per weight, combine the entries that agree with it.
 
     Trim: keep of each task the ``int(d * density) + 1`` largest ``|tau|`` of the whole model, and whatever ties with
-    the least of them. Elect: ``sign(sum_t tau_t)`` of what is left. Merge: the mean, sum or maximum of the entries
-    with that sign.
+    the least of them. Elect: ``sign(sum_t tau_t)`` of what is left. Merge: mean, sum or maximum of what has that sign.
 
     Args:
         density: The fraction to keep, in (0, 1]; 1 trims nothing.

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from lwptv_lightning.functional import leading_triplets, polar_factor
 from lwptv_lightning.registry import patterns
-from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._tensors import is_matrix
+from lwptv_lightning.rules._base import MergeContext, MergeRule, is_matrix, merge_rule
 
 
 @merge_rule("tsv_m", paper="https://arxiv.org/abs/2412.00081")
@@ -24,7 +23,6 @@ class TSVM(MergeRule):
         exclude: Globs of tensor names that are averaged although they are 2-D.
 
     Example:
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> tau = torch.tensor([[[4.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 2.0]]])
         >>> TSVM().combine(tau, MergeContext("w", ("a", "b")))
         tensor([[4., 0.],

@@ -2,14 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lwptv_lightning.functional import per_row
 from lwptv_lightning.registry import flag, per_task, require_per_task
-from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
 
 @merge_rule("weighted_average", paper="https://arxiv.org/abs/2203.05482")
@@ -22,7 +21,6 @@ class WeightedAverage(MergeRule):
         normalize: Whether to divide by the sum of the weights, which must not be 0 then.
 
     Example:
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> WeightedAverage(weights=(3, 1)).combine(torch.tensor([[1.0], [5.0]]), MergeContext("w", ("a", "b")))
         tensor([2.])
 
@@ -32,7 +30,7 @@ class WeightedAverage(MergeRule):
         and not the models, so that the base keeps the weight 1 whatever the sum.
     """
 
-    unit: ClassVar[Unit] = "element"
+    unit = "element"
 
     weights: tuple[float, ...] | None = per_task()
     normalize: bool = flag(True)

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from lwptv_lightning.functional import directions
 from lwptv_lightning.registry import number, patterns, whole
-from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._tensors import is_matrix
+from lwptv_lightning.rules._base import MergeContext, MergeRule, is_matrix, merge_rule
 
 LINEAR_WEIGHTS = (
     "*attn.in_proj_weight",
@@ -40,7 +39,6 @@ class WUDI(MergeRule):
             transformer blocks: attention's projections and the MLP's, as open_clip, timm and Llama name them.
 
     Example:
-        >>> from lwptv_lightning.rules._base import MergeContext
         >>> tau = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
         >>> WUDI(lr=0.01, include=("w",)).combine(tau, MergeContext("w", ("a", "b"))).round(decimals=1)
         tensor([[1., 0.]])

@@ -1,11 +1,17 @@
-"""`LoaderName`: how loaders, and the figures that are measured on them, are named."""
+"""The names that options take, and those of loaders and of the figures that are measured on them; no torch here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lwptv_lightning.registry.errors import nearest
+from lwptv_lightning.registry.lookup import nearest
 
+GRANULARITIES = ("block", "module", "tensor")
+"""What a layer is."""
+RANKINGS = ("task", "all")
+"""Whether layers are ranked for each task or over all tasks."""
+COUNTS = ("layers", "parameters")
+"""What the ratio to prune counts."""
 DOMAINS = ("id", "ood")
 AVERAGES = ("avg", "normalized")
 
@@ -35,10 +41,8 @@ class LoaderName:
         """
         parsed = cls.of_figure(text)
         if parsed.domain not in DOMAINS or not parsed.name:
-            raise ValueError(
-                f"loader {text!r} must be named 'id/<name>' (a merged task's data) or 'ood/<name>' (any other data)."
-                f"{nearest(parsed.domain, DOMAINS)}"
-            )
+            forms = "'id/<name>' (a merged task's data) or 'ood/<name>' (any other data)"
+            raise ValueError(f"loader {text!r} must be named {forms}.{nearest(parsed.domain, DOMAINS)}")
         if parsed.is_average:
             raise ValueError(f"loader {text!r}: {parsed.name!r} is taken by the averages; choose another name.")
         return parsed

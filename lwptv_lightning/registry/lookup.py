@@ -1,0 +1,96 @@
+"""Registries of names, globs over names, and errors that say what was given, what is known and what is near."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Generic, TypeVar
+
+Record = TypeVar("Record")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the hint that ends an error message about an unknown name; empty where no known one is near.
+
+    Example:
+        >>> nearest("modul", ["block", "module", "tensor"])
+        " Did you mean 'module'?"
+    """
+    lowered = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    return f" Did you mean {lowered[close[0]]!r}?" if close else ""
+
+
+class UnknownNameError(KeyError, ValueError):
+    """A name that is not among the known ones; both a failed look-up and a wrong value.
+
+    Args:
+        kind: What the name was meant to name, for example ``"merging rule"``.
+        name: The name that was given.
+        known: The names that exist.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        known = tuple(known)
+        self.message = f"unknown {kind} {name!r}.{nearest(str(name), known)} Known: {', '.join(known) or 'none'}."
+        super().__init__(kind, name, known)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def require_known(kind: str, name: str, known: Iterable[str]) -> None:
+    """Raise `UnknownNameError` unless ``name`` is among ``known``."""
+    known = tuple(known)
+    if name not in known:
+        raise UnknownNameError(kind, name, known)
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name matches one of some globs, in which case counts."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def require_matches(kind: str, patterns: Iterable[str], names: Iterable[str]) -> None:
+    """Raise `UnknownNameError` for the first of some globs that matches none of the names."""
+    names = tuple(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UnknownNameError(kind, pattern, names)
+
+
+class Registry(Mapping[str, Record], Generic[Record]):
+    """A mapping from name to record, of the ``kind`` in its messages, that refuses duplicates and suggests the nearest.
+
+    Example:
+        >>> scores = Registry[float]("score")
+        >>> scores.register("mean_abs", 1.0)
+        1.0
+        >>> scores["mean_ab"]
+        Traceback (most recent call last):
+        lwptv_lightning.registry.lookup.UnknownNameError: unknown score 'mean_ab'. Did you mean 'mean_abs'? ...
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._records: dict[str, Record] = {}
+
+    def register(self, name: str, record: Record) -> Record:
+        """Add a record under a new name and return it.
+
+        A class or function that is defined again, as when a notebook's cell runs twice, takes its own place.
+        """
+        known = self._records.get(name, record)
+        if any(getattr(known, part, known) != getattr(record, part, record) for part in ("__module__", "__qualname__")):
+            raise ValueError(f"the {self.kind} {name!r} is registered already, as {known!r}.")
+        self._records[name] = record
+        return record
+
+    def __getitem__(self, name: str) -> Record:
+        require_known(self.kind, name, self._records)
+        return self._records[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
