@@ -9,60 +9,34 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_MODULE_OF = {
-    "AdaMergingModule": "learning",
-    "CheckpointError": "checkpoints",
-    "CollectDataStatistics": "callbacks",
-    "CollectStatistics": "callbacks",
-    "ElementPruning": "saliency",
-    "EvaluationSuite": "evaluation",
-    "Execution": "engine",
-    "Heads": "evaluation",
-    "Layer": "layers",
-    "LayerMask": "saliency",
-    "LayerStatistics": "saliency",
-    "LayerTable": "saliency",
-    "Layers": "layers",
-    "LiNeS": "recipe",
-    "LoaderName": "registry",
-    "Merge": "merging",
-    "MergeContext": "rules",
-    "MergeModule": "evaluation",
-    "MergeOptions": "merging",
-    "MergePlan": "merging",
-    "MergeRecipe": "recipe",
-    "MergeReport": "callbacks",
-    "MergeRule": "rules",
-    "OnlineMerge": "callbacks",
-    "Provenance": "checkpoints",
-    "PruneAndMerge": "callbacks",
-    "RecalibrateBatchNorm": "callbacks",
-    "Stream": "engine",
-    "TaskVectorCheckpoint": "callbacks",
-    "TaskVectors": "task_vectors",
-    "collect_statistics": "saliency",
-    "get_rule": "rules",
-    "install_": "merging",
-    "keep_most_salient": "saliency",
-    "layers_from_names": "layers",
-    "make_recipe": "recipe",
-    "merge": "merging",
-    "merge_rule": "rules",
-    "merge_transform": "merging",
-    "open_checkpoint": "checkpoints",
-    "plan_pruning": "merging",
-    "saliency_score": "saliency",
-    "save_merged": "merging",
-    "score_layers": "saliency",
-    "trace_layers": "layers",
+_NAMES_IN = {
+    "registry": "LoaderName",
+    "checkpoints": "CheckpointError Provenance open_checkpoint",
+    "layers": "Layer Layers layers_from_names trace_layers",
+    "task_vectors": "TaskVectors",
+    "engine": "Execution Stream",
+    "saliency": (
+        "ElementPruning LayerMask LayerStatistics LayerTable collect_statistics keep_most_salient "
+        "saliency_score score_layers"
+    ),
+    "rules": "MergeContext MergeRule get_rule merge_rule",
+    "recipe": "LiNeS MergeRecipe make_recipe",
+    "merging": "Merge MergeOptions MergePlan install_ merge merge_transform plan_pruning save_merged",
+    "evaluation": "EvaluationSuite Heads MergeModule",
+    "learning": "AdaMergingModule",
+    "callbacks": (
+        "CollectDataStatistics CollectStatistics MergeReport OnlineMerge PruneAndMerge RecalibrateBatchNorm "
+        "TaskVectorCheckpoint"
+    ),
 }
+_ROOM_OF = {name: room for room, names in _NAMES_IN.items() for name in names.split()}
 
-__all__ = ["__version__", *_MODULE_OF]
+__all__ = ["__version__", *_ROOM_OF]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    if name in _ROOM_OF:
+        return getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
     # A merging rule's class; rules register themselves, so they stand in no list here.
     if name[:1].isupper() and hasattr(rules := import_module(f"{__name__}.rules"), name):
         return getattr(rules, name)

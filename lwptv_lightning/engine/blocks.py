@@ -72,15 +72,12 @@ def spans(elements: int, element_bytes: int, block_bytes: int) -> Iterator[slice
 
 
 def read_blocks(stacks: Iterable[tuple[str, Stack]], like: Tensor, block_bytes: int) -> Iterator[Block]:
-    """Read some tensors block by block, in order; on a CUDA device the next one is copied there meanwhile.
+    """Read named stacks block by block, in order; on a CUDA device the next one is copied there meanwhile.
 
     Args:
         stacks: The tensors' names and stacks.
         like: A tensor of the dtype and on the device to compute in.
         block_bytes: The size of a block of all tasks together.
-
-    Yields:
-        Each tensor's blocks, from the first to the last.
     """
     keep_freed_memory()
     jobs = _divided(stacks, like.element_size(), block_bytes)

@@ -32,16 +32,7 @@ _SAMPLE = 1 << 19
 
 
 def kth_smallest_magnitude(stream: Stream, k: int, transform: Transform | None = None) -> Tensor:
-    """Return each task's k-th smallest ``|tau|`` over the whole model; see `order_statistics`.
-
-    Args:
-        stream: What to read.
-        k: The rank, counted from 1.
-        transform: Gives the values whose magnitudes are ranked instead.
-
-    Returns:
-        ``(T,)``, on the CPU, in the dtype of the stacks.
-    """
+    """Return each task's k-th smallest ``|tau|`` over the whole model, ``(T,)``; see `order_statistics`."""
 
     def magnitudes(block: Block) -> Tensor:
         return (block.tau if transform is None else transform(block)).abs()
@@ -109,12 +100,9 @@ class _Bracket:
         return (self.high >> self.shift) - (self.low >> self.shift) + 1
 
     def narrowed(self, k: int, reached: Tensor, dtype: torch.dtype) -> _Bracket:
-        """Return the bracket of the k-th value, counted from the first one in here.
+        """Return the bracket of the k-th value, counted from the first one in here; it may lie outside.
 
-        Args:
-            k: Below 1 or too large where the value lies outside.
-            reached: How many values lie in the first bins, ``(bins,)``.
-            dtype: Of the values.
+        ``reached`` is how many values lie in the first bins, ``(bins,)``.
         """
         everything = _everything(dtype)
         if k < 1:

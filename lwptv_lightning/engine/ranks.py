@@ -76,17 +76,10 @@ class Ranks:
     def spread(
         self, owner: Mapping[str, int], own: Iterable[tuple[str, Tensor]], empty: Callable[[str], Tensor]
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors that each process makes on every process, in the order of ``owner``.
+        """Yield the tensors that each process makes on every process, in the order of ``owner``, name to rank.
 
-        No tensor is yielded before all are made. One process alone makes them as they are asked for.
-
-        Args:
-            owner: Name to rank.
-            own: Makes this process's tensors, with their names.
-            empty: Makes the tensor of a name into which another process's is received.
-
-        Yields:
-            Name and tensor.
+        No tensor is yielded before all are made. One process alone makes them as they are asked for. ``empty`` makes the
+        tensor of a name into which another process's is received.
         """
         if self.size == 1:
             yield from own
@@ -124,18 +117,10 @@ _SHARED = "_lwptv_shared"
 
 
 def divide(groups: Sequence[Sequence[str]], headers: Mapping[str, TensorHeader], ranks: int) -> dict[str, int]:
-    """Divide tensors over processes so that each has about as many bytes.
+    """Divide groups of tensors over processes so that each has about as many bytes, and return name to rank.
 
     From the largest group to the smallest, each goes to the process with the fewest bytes so far, and of equal ones
     to the first; so every process finds the same.
-
-    Args:
-        groups: Names of tensors that must stay together.
-        headers: Name to shape and dtype.
-        ranks: The number of processes.
-
-    Returns:
-        Name to the rank of its process, in the order of the groups.
 
     Example:
         >>> headers = {name: TensorHeader((n,), torch.float32) for name, n in {"a": 5, "b": 3, "c": 4}.items()}

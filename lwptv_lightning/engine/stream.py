@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -54,32 +54,17 @@ class Stream:
     owner: Mapping[str, int] | None = None
 
     @classmethod
-    def of(
-        cls,
-        vectors: TaskVectors,
-        names: Sequence[str] | None = None,
-        *,
-        dtype: torch.dtype = torch.float32,
-        data: DataStatistics | None = None,
-        execution: Execution | None = None,
-        owner: Mapping[str, int] | None = None,
-    ) -> Stream:
+    def of(cls, vectors: TaskVectors, names: Sequence[str] | None = None, **attributes: Any) -> Stream:
         """Return the whole task vectors.
 
         Args:
             vectors: The task vectors.
             names: The tensors, in the order wanted; by default all that are merged, in the base's order.
-            dtype: As the attribute; so are the others.
-            data: What was collected on data.
-            execution: Where and how to read; by default on the CPU.
-            owner: Who reads which tensor.
+            attributes: Others than tasks, shapes, stacks and what is kept.
         """
-        tasks = vectors.tasks
         shapes = {name: vectors.headers[name].shape for name in (vectors.names if names is None else names)}
-        everything = torch.ones(len(tasks), dtype=torch.bool)
-        return cls(
-            tasks, shapes, vectors.open_stack, lambda name: everything, dtype, data, execution or Execution(), owner
-        )
+        everything = torch.ones(len(vectors), dtype=torch.bool)
+        return cls(vectors.tasks, shapes, vectors.open_stack, lambda name: everything, **attributes)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,11 +95,7 @@ class Stream:
         return whole(self.open_stack(name), self.like)
 
     def blocks(self, names: Iterable[str] | None = None) -> Iterator[Block]:
-        """Read this process's tensors block by block, in order.
-
-        Args:
-            names: Some of these tensors instead.
-        """
+        """Read this process's tensors, or some of them, block by block and in order."""
         return self._read(self.own_names if names is None else names, self.execution.block_bytes)
 
     def every(self, stride: int) -> Iterator[Block]:

@@ -39,18 +39,10 @@ def install_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def install_plan_(module: nn.Module, plan: MergePlan, names: Iterable[str] | None = None) -> None:
-    """Merge as planned and install the result.
+    """Merge as planned and install some tensors, by default those that base and tasks have in common.
 
     Several processes each merge their share and then hand it on tensor by tensor, so that with a sharded module none
-    holds the whole model.
-
-    Args:
-        module: What to write to.
-        plan: What to merge.
-        names: What to install; by default the tensors that base and tasks have in common.
-
-    Raises:
-        ValueError, CheckpointError: As in `install_`, or a weight is NaN; the module is as it was then.
+    holds the whole model. After an error in merging, or as in `install_`, the module is as it was.
     """
     headers = plan.vectors.headers
     wanted = set(plan.vectors.shared_names if names is None else names)
@@ -96,10 +88,6 @@ def _placed_like(own: Tensor, tensor: Tensor) -> Tensor:
 def materialize_(module: nn.Module, device: torch.device | str) -> None:
     """Give memory to the parameters and buffers on the meta device, for `install_` to fill; also sharded ones.
 
-    Args:
-        module: Built under ``torch.device("meta")``, in whole or in part.
-        device: Where to.
-
     Raises:
         ValueError: A buffer on the meta device is in no state dict, so that nothing would fill it.
 
@@ -140,15 +128,7 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def snapshot(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """Return copies of a module's tensors, from which `install_` restores it bit-exactly.
-
-    Args:
-        module: What to copy from.
-        names: Names in ``module.state_dict()``.
-
-    Returns:
-        Name to copy, on the tensor's device.
-    """
+    """Return copies of some of a module's tensors, from which `install_` restores it bit-exactly."""
     own = module.state_dict()
     # Tensors made in inference mode could not be used in training afterwards.
     with torch.inference_mode(False), torch.no_grad():

@@ -100,14 +100,7 @@ class Merge:
     ) -> tuple[Merge, Execution]:
         """Return a merge, and where and how to compute it, from what functions that merge are given.
 
-        Args:
-            vectors: The task vectors.
-            recipe: A recipe, or what `make_recipe` makes one of.
-            layers: Of the model.
-            options: Those of `MergeOptions`, and ``device``; ``None`` stands for those that are not given.
-
-        Raises:
-            TypeError: There is no such option.
+        ``options`` are those of `MergeOptions`, and ``device``; ``None`` stands for one that is not given.
         """
         require_options(merge, options)
         given = {name: value for name, value in options.items() if value is not None}

@@ -185,9 +185,11 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
         factors = tensor_factors(
             recipe.layer_scaling, pruned.names, scaled_layers, lambda: published_alpha(own, pruned)
         )
-    scaled = {name: _scaled(job, recipe.effective_scale * factors[name]) for name, job in jobs.items()}
+    for name, job in jobs.items():
+        if not isinstance(job.rule, RunningStatistics):  # a mean of those stays one
+            jobs[name] = replace(job, scale=recipe.effective_scale * factors[name])
     return MergePlan(
-        vectors=vectors, recipe=recipe, execution=execution, pruning=pruning, mask=mask, jobs=scaled, owner=owner
+        vectors=vectors, recipe=recipe, execution=execution, pruning=pruning, mask=mask, jobs=jobs, owner=owner
     )
 
 
@@ -207,11 +209,6 @@ def _jobs(recipe: MergeRecipe, whole: Stream, pruned: Stream) -> dict[str, Job]:
         return Job(rule=recipe.rule, stream=seen, survey=survey, on_parts=on_parts, task=recipe.task, **common)
 
     return {name: job_of(name) for name in pruned.names}
-
-
-def _scaled(job: Job, scale: float) -> Job:
-    """Return a job with a scaling coefficient; a mean of running statistics stays one."""
-    return job if isinstance(job.rule, RunningStatistics) else replace(job, scale=scale)
 
 
 def _check(merge: Merge) -> None:

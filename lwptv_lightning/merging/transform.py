@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from typing_extensions import Unpack
 
 from lwptv_lightning.layers import Layers, trace, trace_layers
-from lwptv_lightning.merging.install import install_
+from lwptv_lightning.merging.install import install_plan_
 from lwptv_lightning.merging.merge import Merge, MergeOptions
 from lwptv_lightning.merging.plan import PruningPlan, prune_layers
 from lwptv_lightning.recipe import MergeRecipe
@@ -47,21 +47,19 @@ def merge_transform(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
-        >>> tuned = {name: tensor + 1 for name, tensor in model.state_dict().items()}
-        >>> graph = merge_transform(model, TaskVectors.open(model, {"a": tuned}), MergeRecipe(ratio=0.5))
+        >>> base = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+        >>> vectors = TaskVectors.open(base, {"a": {name: tensor + 1 for name, tensor in base.items()}})
+        >>> graph = merge_transform(model, vectors, MergeRecipe(ratio=0.5))
         >>> [entry["kept"] for node in graph.graph.nodes for entry in node.meta.get("lwptv", [])]
         [{'a': False}, {'a': True}]
     """
     asked, execution = Merge.of(vectors, recipe, None, {"device": device, **options})
     asked = replace(asked, layers=trace_layers(model, asked.recipe.granularity))
-    pruning = prune_layers(asked, execution)
-    if asked.recipe.prunes_layers and asked.mask is None:
-        asked = replace(asked, mask=pruning.mask)
-    elif asked.mask is not None:
-        pruning = replace(pruning, mask=asked.mask)
-    merged = dict(asked.plan(execution).tensors())
+    plan = asked.plan(execution)
+    pruning = plan.pruning or prune_layers(asked, execution)
+    pruning = replace(pruning, mask=plan.mask or pruning.mask)
     model = copy.deepcopy(model)
-    install_(model, {name: merged[name] for name in vectors.shared_names})
+    install_plan_(model, plan)
     graph = trace(model)
     for node in graph.graph.nodes:
         if indices := _layers_of(node, pruning.layers):
@@ -71,12 +69,9 @@ def merge_transform(
 
 def _layers_of(node: Node, layers: Layers) -> list[int]:
     """Return the indices of the layers whose tensors a node uses."""
-    if node.op == "get_attr":
-        used = [name for name in layers.tensors if name == node.target]
-    elif node.op == "call_module":
-        used = [name for name in layers.tensors if name.startswith(f"{node.target}.")]
-    else:
-        used = []
+    if node.op not in ("get_attr", "call_module"):
+        return []
+    used = [name for name in layers.tensors if name == node.target or name.startswith(f"{node.target}.")]
     return sorted({layers.index_of(name) for name in used})
 
 

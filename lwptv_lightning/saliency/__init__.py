@@ -1,6 +1,5 @@
 """How much of each layer of each task vector is worth keeping, and what is pruned by that."""
 
-from lwptv_lightning.registry import require_ratio
 from lwptv_lightning.saliency.elements import ElementPruning
 from lwptv_lightning.saliency.mask import LayerMask, keep_most_salient
 from lwptv_lightning.saliency.scores import SCORES, describe_scores, require_score, saliency_score, score_layers

@@ -1,8 +1,4 @@
-"""Masks: which layer of which task vector is kept.
-
-`keep_most_salient` makes a `LayerMask` from saliency scores, whole layers at a time. `ElementPruning` is the other
-reading of "layer-wise pruning": inside each layer it drops the smallest elements.
-"""
+"""Masks: which layer of which task vector is kept; `keep_most_salient` makes one from saliency scores."""
 
 from __future__ import annotations
 
