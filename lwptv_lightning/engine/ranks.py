@@ -78,8 +78,8 @@ class Ranks:
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors that each process makes on every process, in the order of ``owner``, name to rank.
 
-        No tensor is yielded before all are made. One process alone makes them as they are asked for. ``empty`` makes the
-        tensor of a name into which another process's is received.
+        No tensor is yielded before all are made. One process alone makes them as they are asked for. ``empty`` makes
+        the tensor of a name into which another process's is received.
         """
         if self.size == 1:
             yield from own

@@ -14,14 +14,7 @@ _KIND = "data_statistics"
 
 
 def write_data_statistics(data: DataStatistics, path: str | Path) -> Path:
-    """Write what was collected on data, for `read_data_statistics` to read.
-
-    Args:
-        data: Task to tensor name to tensor.
-        path: The ``.safetensors`` file.
-
-    Returns:
-        The path.
+    """Write what was collected on data to a ``.safetensors`` file, and return its path.
 
     Example:
         >>> import tempfile, torch
@@ -35,13 +28,7 @@ def write_data_statistics(data: DataStatistics, path: str | Path) -> Path:
 
 
 def read_data_statistics(path: str | Path) -> dict[str, dict[str, Tensor]]:
-    """Read what was collected on data.
-
-    Args:
-        path: A file of `write_data_statistics`, as `lwptv_lightning.callbacks.CollectDataStatistics` writes it.
-
-    Returns:
-        Task to tensor name to tensor.
+    """Read what `lwptv_lightning.callbacks.CollectDataStatistics` wrote: task to tensor name to tensor.
 
     Raises:
         CheckpointError: It is no such file.

@@ -25,13 +25,7 @@ class MemoryLimitError(ValueError):
 
 
 def require_memory(limit: int, rule: MergeRule[Any], stream: Stream, thinned: Layers | None = None) -> None:
-    """Raise unless a merge fits into a limit.
-
-    Args:
-        limit: In bytes.
-        rule: The merging rule.
-        stream: What it merges.
-        thinned: The layers whose elements are ranked together, where elements are pruned.
+    """Raise unless a merge fits into a limit of bytes; ``thinned`` are layers whose elements are ranked together.
 
     Raises:
         MemoryLimitError: It does not; names the tensor that takes most.

@@ -16,15 +16,7 @@ from lwptv_lightning.task_vectors import HeldStack, Stack
 
 
 def masked(stream: Stream, layers: Layers, mask: LayerMask) -> Stream:
-    """Return task vectors whose pruned layers are zero; a task that prunes a tensor is not read there.
-
-    Args:
-        stream: The task vectors.
-        layers: The layers that ``mask`` speaks of, which hold all tensors of the stream.
-        mask: What to prune.
-
-    Returns:
-        The tensors in the order of the layers.
+    """Return task vectors, in the order of the layers, whose pruned layers are zero and are not read.
 
     Raises:
         ValueError: The mask is for other tasks or other layers.
@@ -50,17 +42,9 @@ def masked(stream: Stream, layers: Layers, mask: LayerMask) -> Stream:
 
 
 def thinned(stream: Stream, layers: Layers, pruning: ElementPruning) -> Stream:
-    """Return task vectors with the smallest elements of each layer zero.
+    """Return task vectors, in the order of the layers, with the smallest elements of each layer zero.
 
     A layer's tensors are pruned together. The layer made last is remembered, since its tensors are asked for in turn.
-
-    Args:
-        stream: The task vectors.
-        layers: Which tensors form a layer.
-        pruning: How much to drop.
-
-    Returns:
-        The tensors in the order of the layers.
 
     Example:
         >>> from lwptv_lightning import TaskVectors, layers_from_names
