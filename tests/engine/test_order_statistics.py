@@ -2,9 +2,9 @@ from importlib import import_module
 
 import pytest
 import torch
+from _helpers.small_models import quick, random_rows, task_rows, vectors_of
 from hypothesis import given
 from hypothesis import strategies as st
-from rules.small_models import quick, random_rows, task_rows, vectors_of
 
 from lwptv_lightning import TaskVectors
 from lwptv_lightning.engine import Execution, Stream, kth_smallest_magnitude, order_statistics

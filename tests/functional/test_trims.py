@@ -1,9 +1,9 @@
 import pytest
 import torch
+from _helpers.golden import golden_vectors
+from _helpers.small_models import quick, task_rows
 from hypothesis import given
 from hypothesis import strategies as st
-from rules.golden import golden_vectors
-from rules.small_models import quick, task_rows
 
 from lwptv_lightning.engine import Stream
 from lwptv_lightning.functional import as_rows, keep_largest_, keep_middle_, trim_
