@@ -185,9 +185,3 @@ def test_names_of_rules_and_of_their_classes_are_unique():
     for name, rule in rules.RULES.items():
         assert rule.name == name
         assert getattr(rules, rule.__name__) is rule
-
-
-def test_a_taken_rule_name_is_refused():
-    with pytest.raises(ValueError, match="merging rule 'ties' is registered already"):
-        rules.merge_rule("ties", paper="")(type("Other", (rules.MergeRule,), {}))
-    assert rules.RULES["ties"] is rules.TIES
