@@ -81,15 +81,6 @@ def test_extra_state_is_no_tensor_and_left_out():
     assert open_checkpoint({"w": torch.ones(1), "quant._extra_state": {"scale": 1}}).names == ("w",)
 
 
-# Lightning
-
-
-# Averaged weights
-
-
-# torch.compile and DistributedDataParallel
-
-
 # What cannot be opened
 
 

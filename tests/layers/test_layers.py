@@ -1,4 +1,4 @@
-"""Layers and tracing of small hand-made modules, where the right answer can be read off the code."""
+"""Layers of small hand-made modules, where the right answer can be read off the code."""
 
 from __future__ import annotations
 
@@ -14,29 +14,6 @@ from torch import nn
 
 from lwptv_lightning.layers import Layers, layers_from_names, trace_layers
 from lwptv_lightning.registry import UnknownNameError
-
-# Order
-
-
-# Ties
-
-
-# Buffers
-
-
-# Blocks
-
-
-# Fallback
-
-
-# The graph
-
-
-# Names alone
-
-
-# Layers
 
 
 @pytest.fixture

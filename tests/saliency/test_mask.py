@@ -153,6 +153,3 @@ def test_masks_compare_by_value():
     assert mask == keep_most_salient(table([[3, 9]]), 0.5)
     assert mask != LayerMask(mask.tasks, mask.layers, ~mask.kept)
     assert dict(mask) == {"task0": {"layer0": False, "layer1": True}}
-
-
-# Elements
