@@ -5,7 +5,9 @@ asked which weights the model computes with, in the forward pass itself.
 """
 
 import copy
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +22,19 @@ from lightning.pytorch import LightningModule
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, TensorDataset
 
-from lwptv_lightning import MergeModule, MergeRecipe, PruneAndMerge, TaskVectors, merge, open_checkpoint, save_merged
+from lwptv_lightning import (
+    Execution,
+    LayerMask,
+    MergeModule,
+    MergeRecipe,
+    PruneAndMerge,
+    TaskVectors,
+    collect_statistics,
+    merge,
+    open_checkpoint,
+    plan_pruning,
+    save_merged,
+)
 from lwptv_lightning.cli import main
 from lwptv_lightning.layers import trace_layers
 from lwptv_lightning.merging import Merge, merge_transform, write_data_statistics
@@ -49,10 +63,11 @@ class Case:
     data: Any
     folder: Path
     make_trainer: Any
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def options(self):
-        return {} if self.data is None else {"data": self.data}
+        return dict(self.given) if self.data is None else {"data": self.data, **self.given}
 
     @property
     def layers(self):
@@ -244,6 +259,57 @@ def test_every_sink_gives_the_bits_of_merge(kind, recipe, sink, tmp_path, make_t
     assert found.keys() == expected.keys()
     assert [name for name in expected if as_bytes(found[name]) != as_bytes(expected[name])] == []
     assert {tensor.dtype for tensor in found.values()} == {tensor.dtype for tensor in expected.values()}
+
+
+PRUNING = MergeRecipe("ties", ratio=0.5)
+
+
+def some_mask(model, vectors):
+    layers = trace_layers(model)
+    kept = torch.arange(2 * len(layers)).reshape(2, -1) % 3 > 0
+    return {"mask": LayerMask(vectors.tasks, layers.names, kept)}
+
+
+def turned_scores(model, vectors):
+    scores = plan_pruning(vectors, PRUNING, trace_layers(model)).scores
+    return {"scores": dataclasses.replace(scores, values=-scores.values)}
+
+
+def other_statistics(model, vectors):
+    statistics = collect_statistics(vectors, trace_layers(model))
+    return {"statistics": dataclasses.replace(statistics, l1=statistics.l1.flip(1))}
+
+
+OPTIONS = {
+    "a mask": some_mask,
+    "scores": turned_scores,
+    "statistics of layers": other_statistics,
+    "float64": lambda model, vectors: {"dtype": torch.float64},
+    "everything at once": lambda model, vectors: {
+        **turned_scores(model, vectors),
+        "dtype": "float64",
+        "execution": Execution(block_bytes=64, max_memory="1GB"),
+    },
+}
+OPEN_TO_OPTIONS = [sink for sink in SINKS if sink not in ("plan's tensors", "plan's pieces", "command line")]
+
+
+@pytest.mark.parametrize("sink", OPEN_TO_OPTIONS)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_sink_takes_every_option_of_merging(option, sink, tmp_path, make_trainer):
+    model, vectors = inputs_of("ViT")
+    given = OPTIONS[option](model, vectors)
+    case = Case(copy.deepcopy(model), vectors, PRUNING, None, tmp_path, make_trainer, given)
+    found, expected = SINKS[sink](case), merge(vectors, PRUNING, trace_layers(model), **given)
+    assert [name for name in expected if as_bytes(found[name]) != as_bytes(expected[name])] == []
+
+
+@pytest.mark.parametrize("option", ["a mask", "scores", "statistics of layers", "float64"])
+def test_what_is_compared_there_is_another_model_than_without_the_option(option):
+    model, vectors = inputs_of("ViT")
+    plain = merge(vectors, PRUNING, trace_layers(model))
+    other = merge(vectors, PRUNING, trace_layers(model), **OPTIONS[option](model, vectors))
+    assert any(as_bytes(plain[name]) != as_bytes(other[name]) for name in plain)
 
 
 @pytest.mark.parametrize(("kind", "recipe"), CASES)
