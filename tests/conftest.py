@@ -1,36 +1,18 @@
 """Small models, checkpoints and trainers that many tests share."""
 
 import copy
-from collections import Counter
 
 import pytest
 import torch
+from _helpers.states import SHAPES, noise, watched
 
 from lwptv_lightning import TaskVectors
-from lwptv_lightning.checkpoints import Checkpoint, TensorHeader
-
-SHAPES = {"stem.weight": (3, 4), "stem.bias": (3,), "fc.weight": (5, 3), "head.weight": (2, 5), "gain": ()}
 
 
-def noise(state, seed, scale=0.05):
-    """Add noise to the floating tensors of a state dict."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: tensor + scale * torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
-        for name, tensor in state.items()
-    }
-
-
-class CountingReader:
-    """Holds tensors and counts how often each is read."""
-
-    def __init__(self, tensors):
-        self.tensors = tensors
-        self.reads = Counter()
-
-    def read(self, name):
-        self.reads[name] += 1
-        return self.tensors[name]
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    # Tensors this small gain nothing from threads, and lose much where other processes want the cores.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -62,9 +44,8 @@ def counting_checkpoint():
     """``counting_checkpoint(tensors)``: a checkpoint and the counter of its reads."""
 
     def make(tensors):
-        reader = CountingReader(tensors)
-        headers = {name: TensorHeader.of(tensor) for name, tensor in tensors.items()}
-        return Checkpoint("counted", headers, reader), reader.reads
+        checkpoint, reader = watched(tensors)
+        return checkpoint, reader.reads
 
     return make
 

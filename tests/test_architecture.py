@@ -187,7 +187,90 @@ def test_names_of_rules_and_of_their_classes_are_unique():
         assert getattr(rules, rule.__name__) is rule
 
 
-def test_a_taken_rule_name_is_refused():
-    with pytest.raises(ValueError, match="merging rule 'ties' is registered already"):
-        rules.merge_rule("ties", paper="")(type("Other", (rules.MergeRule,), {}))
-    assert rules.RULES["ties"] is rules.TIES
+# The tests' own house.
+
+TESTS = Path(__file__).parent
+TEST_FILES = sorted(TESTS.rglob("*.py"))
+TEST_IDS = [str(path.relative_to(TESTS)) for path in TEST_FILES]
+INSIDE = {path.stem for path in TESTS.iterdir() if path.is_dir() or path.suffix == ".py"} - {"_helpers"}
+"""What stands in the folder of the tests, beside what they may share."""
+
+
+def imports_of_tests(source):
+    """Yield the modules that are of the tests but not of ``_helpers``."""
+    for node in ast.walk(ast.parse(source)):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            modules = [f"{node.module}.{alias.name}" if node.level == 0 else "test_" for alias in node.names]
+        for module in modules:
+            root, *inner = module.split(".")
+            # Names of a module, such as pytest's or torch's own, are no files of ours.
+            if root in INSIDE or any(part.startswith("test_") or part == "conftest" for part in (root, *inner[:-1])):
+                yield module
+
+
+@pytest.mark.parametrize("source", ["import conftest", "from conftest import x", "from rules.test_ties import x"])
+def test_an_import_of_a_test_is_found(source):
+    assert list(imports_of_tests(source))
+    assert not list(imports_of_tests("from _helpers.golden import x"))
+    assert not list(imports_of_tests("from torch.testing import assert_close"))
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=TEST_IDS)
+def test_no_test_imports_a_test(path):
+    assert list(imports_of_tests(path.read_text())) == []
+
+
+@pytest.mark.parametrize("path", TEST_FILES, ids=TEST_IDS)
+def test_what_is_private_to_a_module_is_imported_by_its_own_test_alone(path):
+    for module, name in imported(path):
+        package, *inside = f"{module}.{name}".split(".")
+        hidden = [part for part in inside if private(part)]
+        if package == "lwptv_lightning" and hidden:
+            assert path.stem in {f"test_{part.lstrip('_')}" for part in inside[:-1]}, f"{module}.{name}"
+
+
+def test_each_module_has_a_test_of_its_name():
+    modules = [path.relative_to(PACKAGE) for path in FILES if path.stem != "__init__"]
+    wanted = {str(path.parent / f"test_{path.stem.lstrip('_')}.py") for path in modules}
+    assert sorted(wanted - {str(path.relative_to(TESTS)) for path in TEST_FILES}) == []
+
+
+# What is written down once.
+
+MOST_SIGNATURES = {"device": 8, "dtype": 5, "ranks": 5}
+"""In how many public signatures a matter of execution may stand; elsewhere an `Execution` or a recipe carries it."""
+LONGEST = 330
+LONGER = {"evaluation/module.py": 332}
+"""Files that may be longer, and by how much: a LightningModule's hooks belong into one class."""
+
+
+def public_functions(body, is_public=True):
+    """Yield the public functions, and the methods of public classes with their constructors."""
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            yield from public_functions(node.body, is_public and not node.name.startswith("_"))
+        elif isinstance(node, ast.FunctionDef) and is_public and (node.name == "__init__" or node.name[0] != "_"):
+            yield node
+
+
+def parameters_of(function):
+    given = function.args
+    return {each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
+
+
+@pytest.mark.parametrize("parameter", MOST_SIGNATURES)
+def test_matters_of_execution_stand_in_few_signatures(parameter):
+    found = [
+        f"{path.relative_to(PACKAGE)}:{function.name}"
+        for path in (*PACKAGE.glob("*.py"), *FILES)
+        for function in public_functions(ast.parse(path.read_text()).body)
+        if parameter
+        in {each.arg for each in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)}
+    ]
+    assert len(found) <= MOST_SIGNATURES[parameter], found
+
+
+def test_no_file_is_long():
+    long = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in FILES}
+    assert {name: lines for name, lines in long.items() if lines > LONGER.get(name, LONGEST)} == {}

@@ -5,7 +5,15 @@ import torch
 from safetensors.torch import save_file
 
 from lwptv_lightning import TaskVectors, open_checkpoint
-from lwptv_lightning.checkpoints import Checkpoint, TensorHeader, add_difference, convert, holding, match_names
+from lwptv_lightning.checkpoints import (
+    Checkpoint,
+    TensorHeader,
+    add_difference,
+    convert,
+    holding,
+    match_names,
+    some_of,
+)
 
 BASE = {"net.w": torch.ones(3), "net.b": torch.zeros(2)}
 TINY = {"net.w": torch.full((3,), 1e-9)}  # lost in a sum with the base
@@ -80,3 +88,8 @@ def test_what_is_in_memory_has_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for source in (BASE, torch.nn.Linear(2, 2)):
         assert (open_checkpoint(source).folder, open_checkpoint(source).format) == (None, "in memory")
+
+
+def test_some_of_says_how_many_more():
+    assert some_of("abc", most=2) == "a, b, and 1 more."
+    assert some_of("ab", most=2) == "a, b."

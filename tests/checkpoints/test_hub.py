@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lwptv_lightning import TaskVectors, open_checkpoint
 from lwptv_lightning.checkpoints import fetch
-from lwptv_lightning.cli.main import main
+from lwptv_lightning.cli import main
 from lwptv_lightning.inspection import SAME_BASE
 
 STATE = {"w": torch.arange(4.0), "b": torch.ones(2)}

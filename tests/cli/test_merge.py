@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lwptv_lightning import LiNeS, MergeRecipe, TaskVectors, merge, merging
-from lwptv_lightning.cli.main import main
+from lwptv_lightning.cli import main
 
 
 @pytest.fixture

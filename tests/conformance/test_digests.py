@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from processes import launch, report
+from _helpers.processes import launch, report
 
 from lwptv_lightning import LiNeS, MergeRecipe, TaskVectors, merge
 from lwptv_lightning.engine import ALONE, Ranks
-from lwptv_lightning.rules._base import RULES
+from lwptv_lightning.rules import RULES
 
 STORED = Path(__file__).parents[1] / "data" / "digests.json"
 TASKS = ("a", "b", "c")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from processes import launch, report
-from rules.test_conformance import statistics_for, task_names
+from _helpers.every_rule import statistics_for, task_names
+from _helpers.processes import launch, report
+from _helpers.states import watched
 from safetensors.torch import save_file
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
@@ -19,7 +20,7 @@ from lwptv_lightning.engine import ALONE, Execution, RankFailedError, Ranks, Str
 from lwptv_lightning.layers import layers_from_names
 from lwptv_lightning.merging import plan_pruning
 from lwptv_lightning.recipe import LiNeS
-from lwptv_lightning.rules._base import RULES
+from lwptv_lightning.rules import RULES
 from lwptv_lightning.saliency import collect_statistics
 
 SHAPES = {
@@ -58,32 +59,18 @@ def write_checkpoints(folder):
 
 
 def open_vectors(folder, rule="ties"):
-    return TaskVectors.open(
-        folder / "base.safetensors", {task: folder / f"{task}.safetensors" for task in task_names(rule)}
-    )
+    """Return task vectors, and the readers of the base and of the tasks, which have counted nothing yet."""
+    opened = {source: watched(folder / f"{source}.safetensors") for source in ("base", *task_names(rule))}
+    readers = {source: reader for source, (_, reader) in opened.items()}
+    checkpoints = {source: checkpoint for source, (checkpoint, _) in opened.items()}
+    vectors = TaskVectors.open(checkpoints.pop("base"), checkpoints)
+    for reader in readers.values():
+        reader.reads.clear()
+    return vectors, readers
 
 
-class Watched:
-    """Reads from another reader, counts reads, and may fail or spoil what it reads."""
-
-    def __init__(self, reader, reads, source):
-        self.reader, self.reads, self.source = reader, reads, source
-        self.spoil, self.fail = None, None
-
-    def read(self, name):
-        self.reads[f"{self.source} {name}"] += 1
-        if name == self.fail:
-            raise OSError(f"disk failed at {name}")
-        tensor = self.reader.read(name)
-        return torch.full_like(tensor, torch.nan) if name == self.spoil else tensor
-
-
-def watch(vectors):
-    reads = Counter()
-    readers = {}
-    for source, checkpoint in {"base": vectors._base, **vectors._experts}.items():
-        readers[source] = checkpoint._reader = Watched(checkpoint._reader, reads, source)
-    return reads, readers
+def counted(readers):
+    return {f"{source} {name}": count for source, reader in readers.items() for name, count in reader.reads.items()}
 
 
 def digest(tensors):
@@ -98,22 +85,20 @@ def merge_all(folder, ranks):
     found = {}
     for label, recipe in RECIPES.items():
         rule = recipe["rule"]
-        vectors = open_vectors(folder, rule)
+        vectors, readers = open_vectors(folder, rule)
         statistics = statistics_for(rule, vectors)
-        reads, _ = watch(vectors)
         merged = merge(vectors, MergeRecipe(**recipe), ranks=ranks, statistics=statistics)
-        found[label] = {"digest": digest(merged), "reads": dict(reads)}
+        found[label] = {"digest": digest(merged), "reads": counted(readers)}
     return found
 
 
 def collect(folder, ranks):
-    vectors = open_vectors(folder)
+    vectors, readers = open_vectors(folder)
     layers = layers_from_names(vectors.names, "module")
-    reads, _ = watch(vectors)
     statistics = collect_statistics(vectors, layers, execution=Execution(ranks=ranks))
     sums = {field: getattr(statistics, field) for field in ("numel", "gram", "l1", "base_squared", "agreeing")}
     plan = plan_pruning(vectors, MergeRecipe(ratio=0.5), ranks=ranks)
-    return {"digest": digest(sums | {"kept": plan.mask.kept, "scores": plan.scores.values}), "reads": dict(reads)}
+    return {"digest": digest(sums | {"kept": plan.mask.kept, "scores": plan.scores.values}), "reads": counted(readers)}
 
 
 def fail_in_turn(folder, ranks):
@@ -130,8 +115,7 @@ def fail_in_turn(folder, ranks):
             heard[case] = [type(error).__name__, str(error), str(cause)]
 
     def merging(recipe, **faults):
-        vectors = open_vectors(folder)
-        _, readers = watch(vectors)
+        vectors, readers = open_vectors(folder)
         for fault, name in faults.items():
             setattr(readers["b"], fault, name)
         return lambda: merge(vectors, recipe, ranks=ranks)

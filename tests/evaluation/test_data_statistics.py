@@ -1,7 +1,7 @@
 """Fisher information and Gram matrices against loops over examples."""
 
 import torch
-from rules.golden import golden_file, golden_output
+from _helpers.golden import golden_file, golden_output
 from torch import Tensor, nn
 
 from lwptv_lightning.evaluation import fisher_diagonal, input_grams

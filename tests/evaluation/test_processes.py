@@ -11,9 +11,9 @@ from unittest import mock
 
 import pytest
 import torch
+from _helpers.processes import environment, launch, report, run_script
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from processes import environment, launch, report, run_script
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn

@@ -1,10 +1,8 @@
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from torch.utils.data.distributed import DistributedSampler
 
 from lwptv_lightning import EvaluationSuite
-from lwptv_lightning.evaluation import require_loaders, sample_positions
 
 DATA = TensorDataset(torch.zeros(5, 3), torch.zeros(5).long())
 
@@ -23,43 +21,3 @@ def test_suite_of_things_that_are_no_data():
         EvaluationSuite(id={"a": [1, 2]})
     with pytest.raises(ValueError, match="not an empty dict"):
         EvaluationSuite(id={})
-
-
-@pytest.mark.parametrize(
-    ("loaders", "message"),
-    [
-        ([DataLoader(DATA)], r"must be a dict such as .*, not a list"),
-        (DataLoader(DATA), "not a DataLoader"),
-        (None, "not a NoneType"),
-        ({}, "not an empty dict"),
-        ({"svhn": DataLoader(DATA)}, "'svhn' must be named"),
-        ({0: DataLoader(DATA)}, "'0' must be named"),
-        ({"id/a": DataLoader(DATA, batch_size=2, drop_last=True)}, "'id/a' has drop_last=True"),
-        ({"id/a": DataLoader(TensorDataset(torch.zeros(0)))}, "'id/a' has an empty data set"),
-    ],
-)
-def test_loaders_that_cannot_be_evaluated(loaders, message):
-    with pytest.raises(ValueError, match=message):
-        require_loaders(loaders)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
-@pytest.mark.parametrize("replicas", [1, 2, 3])
-@pytest.mark.parametrize("length", [1, 2, 5, 7, 12])
-def test_processes_together_count_each_sample_once(length, replicas, batch_size):
-    data = TensorDataset(torch.arange(length))
-    counted = []
-    for rank in range(replicas):
-        sampler = DistributedSampler(data, replicas, rank, shuffle=False)
-        loader = DataLoader(data, batch_size=batch_size, sampler=sampler)
-        for batch_idx, (samples,) in enumerate(loader):
-            positions = sample_positions(loader, batch_idx, len(samples))
-            assert samples[: len(positions)].tolist() == positions.tolist()
-            counted.extend(positions.tolist())
-    assert sorted(counted) == list(range(length))
-
-
-def test_one_process_counts_every_sample():
-    loader = DataLoader(DATA, batch_size=2)
-    positions = [sample_positions(loader, index, len(batch[0])).tolist() for index, batch in enumerate(loader)]
-    assert positions == [[0, 1], [2, 3], [4]]

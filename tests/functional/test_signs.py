@@ -1,13 +1,7 @@
 import pytest
 import torch
 
-from lwptv_lightning.functional import as_rows, combine_agreeing, elect_signs
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (2, 3, 4)])
-def test_stacks_of_any_shape_become_rows(shape):
-    tau = torch.ones((2, *shape))
-    assert as_rows(tau).shape == (2, tau[0].numel())
+from lwptv_lightning.functional import combine_agreeing, elect_signs
 
 
 @pytest.mark.parametrize("tie", [1.0, -1.0])

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from lwptv_lightning import open_checkpoint, zoo
 from lwptv_lightning.checkpoints import Checkpoint, fingerprint
-from lwptv_lightning.cli.main import main
+from lwptv_lightning.cli import main
 from lwptv_lightning.inspection import SAME_BASE, check
 
 TIMM = ["--model", "vit_base_patch32_clip_quickgelu_224"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lwptv_lightning.cli.main import main
+from lwptv_lightning.cli import main
 from lwptv_lightning.inspection import diff
 
 

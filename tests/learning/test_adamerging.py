@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rules.golden import golden_file
+from _helpers.golden import golden_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -18,7 +18,7 @@ from lwptv_lightning import (
 )
 from lwptv_lightning.merging import Merge
 from lwptv_lightning.registry import UnknownNameError
-from lwptv_lightning.rules._base import RULES, MergeRule, get_rule
+from lwptv_lightning.rules import RULES, MergeRule, get_rule
 
 DATA_FREE = sorted(name for name, rule in RULES.items() if not rule.needs)
 

@@ -13,7 +13,7 @@ import torch
 from lwptv_lightning import ElementPruning, MergeRecipe
 from lwptv_lightning.recipe import LiNeS, fields_markdown, make_recipe
 from lwptv_lightning.registry import UnknownNameError
-from lwptv_lightning.rules._base import RULES, get_rule
+from lwptv_lightning.rules import RULES, get_rule
 
 OTHER_VALUES = {
     "rule": [get_rule("ties")(density=0.3, reduce="sum"), {"name": "dare", "seed": 5}, "consensus_ta"],

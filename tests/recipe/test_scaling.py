@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from rules.golden import golden_output, golden_vectors
+from _helpers.golden import golden_output, golden_vectors
 
 from lwptv_lightning import LiNeS, MergeRecipe, TaskVectors, merge
 from lwptv_lightning.layers import trace_layers

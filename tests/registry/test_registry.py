@@ -1,6 +1,6 @@
 import pytest
 
-from lwptv_lightning.registry import Registry, UnknownNameError, nearest, require_known
+from lwptv_lightning.registry import Registry, UnknownNameError, require_known
 
 
 def test_registers_and_lists_in_order():
@@ -29,11 +29,6 @@ def test_unknown_name_suggests_the_nearest_and_lists_all(caught):
 
 def test_get_falls_back_to_the_default():
     assert Registry("colour").get("red", 7) == 7
-
-
-def test_nearest_ignores_case_and_says_nothing_where_nothing_is_near():
-    assert nearest("TIES", ["ties", "dare"]) == " Did you mean 'ties'?"
-    assert nearest("xyz", ["ties", "dare"]) == ""
 
 
 def test_a_definition_that_runs_again_takes_its_own_place():

@@ -1,7 +1,7 @@
 import pytest
+from _helpers.small_models import merged_row, middle, one_tensor, quick, reduced, sign, task_rows
 from hypothesis import given
 from hypothesis import strategies as st
-from rules.small_models import merged_row, middle, one_tensor, quick, reduced, sign, task_rows
 
 from lwptv_lightning.rules.breadcrumbs import Breadcrumbs
 from lwptv_lightning.rules.breadcrumbs_ties import BreadcrumbsTIES

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from lwptv_lightning.rules import rule_entries, rules_markdown
-from lwptv_lightning.rules._base import RULES
+from lwptv_lightning.rules import RULES, rule_entries, rules_markdown
 
 PAGE = Path(__file__).parents[2] / "docs" / "rules.md"
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from _helpers.golden import golden_vectors, largest_error
+from _helpers.small_models import in_consensus, merged_row, quick, task_rows, ties
 from hypothesis import given
 from hypothesis import strategies as st
-from rules.golden import golden_vectors, largest_error
-from rules.small_models import in_consensus, merged_row, quick, task_rows, ties
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.rules.consensus_ties import ConsensusTIES

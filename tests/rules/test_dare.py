@@ -1,7 +1,7 @@
 import pytest
 import torch
-from rules.golden import golden_item, golden_output, golden_vectors, largest_error, use_stored_draws
-from rules.small_models import merged_row, one_tensor
+from _helpers.golden import golden_item, golden_output, golden_vectors, largest_error, use_stored_draws
+from _helpers.small_models import merged_row, one_tensor
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.functional import random_keep

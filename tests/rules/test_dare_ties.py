@@ -1,12 +1,12 @@
 import pytest
 import torch
+from _helpers.golden import golden_vectors, largest_error, use_stored_draws
+from _helpers.small_models import merged_row, quick, task_rows, ties, vectors_of
 from hypothesis import given
 from hypothesis import strategies as st
-from rules.golden import golden_vectors, largest_error, use_stored_draws
-from rules.small_models import merged_row, quick, task_rows, ties, vectors_of
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules._base import MergeContext
+from lwptv_lightning.rules import MergeContext
 from lwptv_lightning.rules.dare import DARE
 from lwptv_lightning.rules.dare_ties import DARETIES
 from lwptv_lightning.rules.ties import TIES

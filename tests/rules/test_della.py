@@ -1,13 +1,13 @@
 import pytest
 import torch
+from _helpers.golden import golden_output, golden_vectors
+from _helpers.small_models import merged_row, one_tensor, quick, reduced, sign, task_rows
 from hypothesis import given
 from hypothesis import strategies as st
-from rules.golden import golden_output, golden_vectors
-from rules.small_models import merged_row, one_tensor, quick, reduced, sign, task_rows
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.functional import magnitude_probabilities, random_keep
-from lwptv_lightning.rules._base import MergeContext
+from lwptv_lightning.rules import MergeContext
 from lwptv_lightning.rules.della import DELLA
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from _helpers.golden import golden_base, golden_output, golden_vectors, largest_error
+from _helpers.small_models import merged_row, model, quick, sign, task_rows, vectors_of
 from hypothesis import given
-from rules.golden import golden_base, golden_output, golden_vectors, largest_error
-from rules.small_models import merged_row, model, quick, sign, task_rows, vectors_of
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.engine import Stream

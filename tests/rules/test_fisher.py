@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rules.golden import golden_output, golden_statistics, golden_vectors
+from _helpers.golden import golden_output, golden_statistics, golden_vectors
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
 from lwptv_lightning.rules.fisher import Fisher

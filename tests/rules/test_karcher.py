@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from rules.golden import golden_vectors
-from rules.small_models import merged_row, one_tensor, random_rows
+from _helpers.golden import golden_vectors
+from _helpers.small_models import merged_row, one_tensor, random_rows
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.rules.karcher import Karcher

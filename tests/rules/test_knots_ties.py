@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from rules.small_matrices import as_floats, assert_near, merged_stack, random_stack, vectors_of
-from rules.small_models import ties
+from _helpers.small_matrices import as_floats, assert_near, merged_stack, random_stack, vectors_of
+from _helpers.small_models import ties
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.rules.knots_ties import KnOTSTIES, align

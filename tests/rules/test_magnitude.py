@@ -1,8 +1,8 @@
 import pytest
+from _helpers.golden import golden_output, golden_vectors, largest_error
+from _helpers.small_models import merged_row, one_tensor, quick, task_rows, trimmed
 from hypothesis import given
 from hypothesis import strategies as st
-from rules.golden import golden_output, golden_vectors, largest_error
-from rules.small_models import merged_row, one_tensor, quick, task_rows, trimmed
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.rules.magnitude import Magnitude

@@ -2,9 +2,9 @@ import itertools
 import math
 
 import pytest
+from _helpers.golden import golden_output, golden_vectors, largest_error
+from _helpers.small_models import merged_row, one_tensor, quick, random_rows, task_rows
 from hypothesis import given
-from rules.golden import golden_output, golden_vectors, largest_error
-from rules.small_models import merged_row, one_tensor, quick, random_rows, task_rows
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.rules.model_stock import ModelStock

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
+from _helpers.golden import golden_vectors
+from _helpers.small_models import merged_row, quick, random_rows, sign, task_rows
 from hypothesis import given
 from hypothesis import strategies as st
-from rules.golden import golden_vectors
-from rules.small_models import merged_row, quick, random_rows, sign, task_rows
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.rules.pcb import PCB

@@ -1,7 +1,7 @@
 import pytest
+from _helpers.golden import golden_output, golden_vectors, largest_error
+from _helpers.small_models import merged_row, quick, task_rows
 from hypothesis import given
-from rules.golden import golden_output, golden_vectors, largest_error
-from rules.small_models import merged_row, quick, task_rows
 
 from lwptv_lightning import MergeRecipe, merge
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from _helpers.golden import golden_output, golden_vectors, largest_error
+from _helpers.small_models import merged_row, quick, task_rows
 from hypothesis import given
 from hypothesis import strategies as st
-from rules.golden import golden_output, golden_vectors, largest_error
-from rules.small_models import merged_row, quick, task_rows
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.rules.tatr import TATR

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from rules.golden import golden_output, golden_vectors, largest_error
-from rules.small_matrices import SHAPES, as_floats, assert_near, merged_stack, polar, random_stack
+from _helpers.golden import golden_output, golden_vectors, largest_error
+from _helpers.small_matrices import SHAPES, as_floats, assert_near, merged_stack, polar, random_stack
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules._base import MergeContext
+from lwptv_lightning.rules import MergeContext
 from lwptv_lightning.rules.tsv_m import TSVM
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from rules.golden import golden_output, golden_vectors, largest_error
-from rules.small_matrices import assert_near, merged_stack, random_stack, vectors_of
+from _helpers.golden import golden_output, golden_vectors, largest_error
+from _helpers.small_matrices import assert_near, merged_stack, random_stack, vectors_of
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.rules.wudi import WUDI

@@ -123,8 +123,3 @@ def test_score_that_is_nan_or_of_another_shape(register, stats):
         score_layers(stats, "broken")
     with pytest.raises(ValueError, match=r"'transposed' returned shape \(4, 3\), expected \(T, L\) = \(3, 4\)"):
         score_layers(stats, "transposed")
-
-
-def test_a_table_iterates_over_tasks(stats):
-    table = score_layers(stats)
-    assert {task: dict(row) for task, row in table}["b"]["fc"] == table.values[1, table.layers.index("fc")]

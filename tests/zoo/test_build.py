@@ -1,15 +1,10 @@
 """Building the zoo: complete files, lower loss, the same again from the same seed."""
 
-import statistics
-from functools import partial
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from lwptv_lightning.zoo import ID_SETS, base_path, build, create_model, dataset, expert_paths, heads
-from lwptv_lightning.zoo.digits import DIGITS_FILE, write_digits
-from lwptv_lightning.zoo.training import batches, draw_task, fit
+from lwptv_lightning.zoo import ID_SETS, base_path, build, create_model, expert_paths, heads
 
 
 @pytest.fixture(scope="module")
@@ -34,24 +29,6 @@ def test_build_repeats_itself(built, tmp_path):
     for path, again in zip(expert_paths(built).values(), expert_paths(tmp_path).values(), strict=True):
         first, second = load_file(path), load_file(again)
         assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_tuning_lowers_the_loss_and_leaves_the_head_alone():
-    model, head = create_model(), heads()["lower_rotated"]
-    model.load_state_dict(load_file(base_path()))
-    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    data = batches(partial(draw_task, "lower_rotated", seed=1), batch_size=32, steps=25)
-    losses = fit(model, head, data, steps=25, learning_rate=1e-3)
-    assert statistics.mean(losses[-8:]) < 0.8 * statistics.mean(losses[:8])
-    assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
-    assert not model.training
-
-
-def test_shipped_digits_are_what_the_script_writes(tmp_path):
-    pytest.importorskip("sklearn")
-    write_digits(tmp_path / DIGITS_FILE)
-    assert (tmp_path / DIGITS_FILE).stat().st_size == (base_path().parent / DIGITS_FILE).stat().st_size
-    assert len(dataset("digits", size=300)) == 300
 
 
 def test_build_keeps_what_is_there(tmp_path):

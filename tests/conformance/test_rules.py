@@ -2,35 +2,19 @@
 
 import dataclasses
 import math
-import warnings
 
 import pytest
 import torch
+from _helpers.every_rule import SHAPES, TWO_TASKS, changed, statistics_for, task_names, vectors_for
+from _helpers.states import assert_close, assert_same_bits, open_vectors, random_state
 from safetensors.torch import save_file
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
 from lwptv_lightning.engine import Execution, Stream
 from lwptv_lightning.layers import layers_from_names
 from lwptv_lightning.merging import Merge
-from lwptv_lightning.rules._base import RULES, MergeContext, make_rule
+from lwptv_lightning.rules import RULES, MergeContext, make_rule
 from lwptv_lightning.saliency import LayerMask
-
-SHAPES = {
-    "stem.conv.weight": (3, 2, 2, 2),
-    "stem.conv.bias": (3,),
-    "blocks.0.attn.qkv.weight": (9, 4),
-    "blocks.0.attn.proj.weight": (4, 4),
-    "blocks.0.mlp.fc1.weight": (6, 4),
-    "blocks.0.mlp.fc2.weight": (4, 6),
-    "blocks.1.attn.qkv.weight": (1, 5),
-    "blocks.1.attn.proj.weight": (5, 1),
-    "blocks.1.mlp.fc1.weight": (1, 1),
-    "blocks.1.mlp.fc1.bias": (1,),
-    "scale": (),
-}
-MATRICES = tuple(name for name, shape in SHAPES.items() if len(shape) == 2)
-
-TWO_TASKS = {"nuslerp"}
 
 # Rules for which c * tau in does not mean c * merged out, and why.
 NOT_EQUIVARIANT = {
@@ -39,61 +23,8 @@ NOT_EQUIVARIANT = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    # Tensors this small gain nothing from threads, and lose much where other processes want the cores.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 EVERY_RULE = pytest.mark.parametrize("rule", sorted(RULES))
 SUMS = pytest.mark.parametrize("rule", [name for name in sorted(RULES) if RULES[name].has_parts()])
-
-
-def task_names(rule):
-    return ("a", "b") if rule in TWO_TASKS else ("a", "b", "c")
-
-
-def random_state(seed, size=1.0, shapes=SHAPES):
-    generator = torch.Generator().manual_seed(seed)
-    return {name: size * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-
-
-def plus(base, change):
-    return {name: base[name] + change[name] for name in base}
-
-
-def open_vectors(base, tasks):
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "task .* equals the base")
-        return TaskVectors.open(base, tasks)
-
-
-def vectors_for(rule, dtype=torch.float32, change=random_state, order=None):
-    base = random_state(0)
-    tasks = {task: plus(base, change(seed, 0.1)) for seed, task in enumerate(task_names(rule), start=1)}
-    names = list(SHAPES if order is None else order)
-    cast = [{name: state[name].to(dtype) for name in names} for state in (base, *tasks.values())]
-    return open_vectors(cast[0], dict(zip(tasks, cast[1:], strict=True)))
-
-
-def statistics_for(rule, vectors):
-    """Make up what the rule would have been given of data."""
-    makers = {"": None, "fisher": made_up_fisher, "gram": made_up_gram}
-    maker = makers[RULES[rule].needs]
-    return None if maker is None else {task: maker(vectors, seed) for seed, task in enumerate(vectors.tasks)}
-
-
-def made_up_fisher(vectors, seed):
-    shapes = {name: vectors.headers[name].shape for name in vectors.names}
-    return {name: values.square() + 0.1 for name, values in random_state(seed, shapes=shapes).items()}
-
-
-def made_up_gram(vectors, seed):
-    inputs = {name: (8, vectors.headers[name].shape[1]) for name in vectors.names if name in MATRICES}
-    return {name: rows.T @ rows / len(rows) for name, rows in random_state(seed, shapes=inputs).items()}
 
 
 def merged(rule, vectors, layers=None, **options):
@@ -107,18 +38,6 @@ def mask_without(vectors, pruned):
     layers = layers_from_names(vectors.names)
     kept = [[not pruned(task, layer) for layer in layers.names] for task in vectors.tasks]
     return layers, LayerMask(vectors.tasks, layers.names, torch.tensor(kept))
-
-
-def assert_close(actual, expected, tolerance=1e-5):
-    assert actual.keys() == expected.keys()
-    for name in expected:
-        torch.testing.assert_close(actual[name], expected[name], atol=tolerance, rtol=tolerance, msg=name)
-
-
-def assert_same_bits(actual, expected):
-    assert actual.keys() == expected.keys()
-    for name in expected:
-        assert torch.equal(actual[name], expected[name]), name
 
 
 def assert_finite(state):
@@ -218,7 +137,7 @@ def test_what_is_merged_in_parts_is_what_combine_makes_of_the_whole(rule):
 
 @EVERY_RULE
 def test_zero_task_vectors_give_the_base(rule):
-    base = random_state(0)
+    base = random_state(0, shapes=SHAPES)
     vectors = open_vectors(base, {task: dict(base) for task in task_names(rule)})
     assert_same_bits(merged(rule, vectors), base)
 
@@ -249,13 +168,13 @@ def one_entry(seed, size):
 
 
 DEGENERATE = {
-    "equal": lambda seed, size: random_state(7, size),
-    "parallel": lambda seed, size: random_state(7, seed * size),
-    "opposite": lambda seed, size: random_state(7, size if seed % 2 else -size),
+    "equal": lambda seed, size: changed(7, size),
+    "parallel": lambda seed, size: changed(7, seed * size),
+    "opposite": lambda seed, size: changed(7, size if seed % 2 else -size),
     "rank 1": constant,
     "one entry": one_entry,
-    "tiny": lambda seed, size: random_state(seed, 1e-30 * size),
-    "huge": lambda seed, size: random_state(seed, 1e12 * size),
+    "tiny": lambda seed, size: changed(seed, 1e-30 * size),
+    "huge": lambda seed, size: changed(seed, 1e12 * size),
 }
 
 
@@ -283,7 +202,7 @@ def test_follows_the_scale_of_the_task_vectors(rule):
     zeros = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
 
     def merge_times(factor):
-        tasks = {task: random_state(seed, 0.5 * factor) for seed, task in enumerate(task_names(rule), start=1)}
+        tasks = {task: changed(seed, 0.5 * factor) for seed, task in enumerate(task_names(rule), start=1)}
         return merged(rule, open_vectors(zeros, tasks))
 
     single = merge_times(1.0)
@@ -302,7 +221,7 @@ def test_a_layer_that_every_task_prunes_is_the_base_bit_for_bit(rule):
 @EVERY_RULE
 def test_pruning_everything_gives_the_base(rule):
     vectors = vectors_for(rule)
-    assert_same_bits(merged(rule, vectors, ratio=1.0), random_state(0))
+    assert_same_bits(merged(rule, vectors, ratio=1.0), random_state(0, shapes=SHAPES))
 
 
 @SUMS
@@ -318,7 +237,7 @@ def test_pruned_parts_are_left_out_of_the_sum(rule):
         task: mask_without(vectors, lambda other, layer, task=task: other != task and layer.startswith("blocks"))
         for task in vectors.tasks
     }
-    base, whole = random_state(0), merged(rule, vectors)
+    base, whole = random_state(0, shapes=SHAPES), merged(rule, vectors)
     alone = [merged(rule, vectors, layers, mask=mask, prune_on="parts") for layers, mask in masks.values()]
     for name in SHAPES:
         if name.startswith("blocks"):
@@ -341,7 +260,7 @@ def test_published_scale_is_the_default(rule):
 
 @EVERY_RULE
 def test_scale_multiplies_the_merged_task_vector(rule):
-    vectors, base = vectors_for(rule), random_state(0)
+    vectors, base = vectors_for(rule), random_state(0, shapes=SHAPES)
     once, twice = merged(rule, vectors, scale=1.0), merged(rule, vectors, scale=2.0)
     for name in SHAPES:
         torch.testing.assert_close(twice[name] - base[name], 2 * (once[name] - base[name]), atol=1e-5, rtol=1e-5)

@@ -1,7 +1,6 @@
 """The rendered sets: same seed, same pixels; every class can be seen and told from the others."""
 
 import hashlib
-import itertools
 import json
 import subprocess
 import sys
@@ -13,16 +12,11 @@ import torch
 from lwptv_lightning.zoo import ID_SETS, OOD_SETS, dataset, loaders
 from lwptv_lightning.zoo.data import draw
 from lwptv_lightning.zoo.glyphs import (
-    ALPHABETS,
-    PRETRAINING_FACES,
-    TASK_FACES,
     characters,
-    class_rows,
     faces_with,
     glyph_mask,
 )
-from lwptv_lightning.zoo.styles import STYLES, render
-from lwptv_lightning.zoo.training import draw_pretraining
+from lwptv_lightning.zoo.styles import render
 
 RENDERED = [name for name in ID_SETS + OOD_SETS if name != "digits"]
 
@@ -56,12 +50,6 @@ def test_splits_and_samples_are_all_different(name):
     assert len(pixels) == 180
 
 
-def test_pretraining_shares_no_draw_with_the_tasks():
-    assert not set(PRETRAINING_FACES) & set(TASK_FACES)
-    first, other = draw_pretraining(3, seed=0), draw_pretraining(3, seed=1)
-    assert not np.array_equal(first[0], other[0])
-
-
 @pytest.mark.parametrize("name", ID_SETS + OOD_SETS)
 def test_set_is_balanced_and_normalised(name):
     images = dataset(name, size=150)
@@ -79,37 +67,6 @@ def test_set_is_balanced_and_normalised(name):
 
 def test_sets_are_rendered_once():
     assert dataset("greek_noise", "test", 10) is dataset("greek_noise", "test", 10)
-
-
-@pytest.mark.parametrize("faces", [PRETRAINING_FACES, TASK_FACES], ids=["pretraining", "tasks"])
-@pytest.mark.parametrize("alphabet", ALPHABETS)
-def test_every_class_is_visible_and_unlike_the_others(alphabet, faces):
-    classes = characters(alphabet)
-    for face in faces:
-        masks = [glyph_mask(character, face) for character in classes if face in faces_with(character, faces)]
-        assert all(mask.max() > 0.5 and mask.sum() > 40 for mask in masks), face
-        for one, other in itertools.combinations(masks, 2):
-            # As a share of the ink of both; the closest pair, a hard and a soft sign, differs in a serif.
-            assert np.abs(one - other).sum() / (one.sum() + other.sum()) > 0.04, face
-
-
-def test_no_character_is_listed_twice():
-    every = "".join(ALPHABETS.values())
-    assert len(set(every)) == len(every) == class_rows("symbols").stop
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_strength_changes_the_image(style):
-    mask = glyph_mask("A", "DejaVuSans")
-    weak, strong = (render(mask, style, strength, np.random.default_rng(0)) for strength in (0.1, 0.9))
-    assert np.isfinite(strong).all()
-    assert np.array_equal(weak, strong) == (style == "plain")
-
-
-def test_digits_are_real_and_stratified():
-    digits = dataset("digits", size=1000)
-    assert len(digits) == 300
-    assert torch.bincount(digits.labels).tolist() == [30] * 10
 
 
 def test_loaders_name_and_order_the_sets():

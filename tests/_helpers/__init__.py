@@ -1,0 +1,1 @@
+"""What several tests share: makers of models and checkpoints, references, and processes to start."""

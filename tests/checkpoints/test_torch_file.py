@@ -1,0 +1,105 @@
+import os
+import pickle
+import warnings
+
+import pytest
+import torch
+from _helpers.checkpoint_files import STATE, write_safetensors, write_sharded, write_torch, write_wrapped
+from torch import nn
+
+from lwptv_lightning.checkpoints import CheckpointError, open_checkpoint
+
+
+def test_lightnings_averaged_weights(make_trainer, tmp_path):
+    from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    path = tmp_path / "m.ckpt"
+    callbacks = [EMAWeightAveraging(decay=0.5), ModelCheckpoint(tmp_path, "m", every_n_train_steps=3)]
+    limits = {"limit_train_batches": 4, "limit_val_batches": 0}
+    make_trainer(max_epochs=1, callbacks=callbacks, enable_checkpointing=True, **limits).fit(BoringModel())
+    content = torch.load(path, weights_only=True)
+    averaged, last = content["state_dict"]["layer.weight"], content["current_model_state"]["layer.weight"]
+    assert not torch.equal(averaged, last)
+    for ema, expected in ((None, averaged), (True, averaged), (False, last)):
+        checkpoint = pickle.loads(pickle.dumps(open_checkpoint(path, ema=ema)))
+        assert torch.equal(checkpoint.read("weight"), expected)
+
+
+@pytest.mark.parametrize("key", ["state_dict_ema", "model_ema", "ema"])
+def test_averaged_weights_beside_the_last_ones(key, tmp_path):
+    averaged = {name: tensor + 1 for name, tensor in STATE.items()}
+    torch.save({"state_dict": STATE, key: averaged}, tmp_path / "m.pt")
+    for ema, expected in ((None, STATE), (False, STATE), (True, averaged)):
+        assert torch.equal(open_checkpoint(tmp_path / "m.pt", ema=ema).read("w"), expected["w"])
+
+
+@pytest.mark.parametrize("write", [write_safetensors, write_sharded, write_torch, write_wrapped])
+def test_no_averaged_weights(write, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no averaged \(EMA\) weights; expected .*state_dict_ema"):
+        open_checkpoint(write(tmp_path), ema=True)
+
+
+def test_a_torchscript_archive_is_not_run(tmp_path):
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return x * 2
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(Doubled(), torch.ones(1)).save(tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"m\.pt: holds pickled Python objects, .* safetensors"):
+        open_checkpoint(tmp_path / "m.pt")
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("wrap", [lambda bomb: bomb, lambda bomb: {"state_dict": STATE, "hyper_parameters": bomb}])
+def test_code_in_a_pickle_is_never_run(wrap, new_format, tmp_path):
+    mark = tmp_path / "exploded"
+    torch.save(wrap(Bomb(mark)), tmp_path / "m.ckpt", _use_new_zipfile_serialization=new_format)
+    with pytest.raises(CheckpointError, match=r"m\.ckpt: holds pickled Python objects, .* safetensors"):
+        open_checkpoint(tmp_path / "m.ckpt")
+    assert not mark.exists()
+    torch.load(tmp_path / "m.ckpt", weights_only=False)
+    assert mark.exists()  # so the bomb is a live one
+
+
+def test_a_plain_pickle_is_not_run_either(tmp_path):
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    with pytest.raises(CheckpointError, match=r"m\.pkl: "):
+        open_checkpoint(tmp_path / "m.pkl")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\0" * 64])
+def test_a_file_of_something_else_is_not_called_a_pickle(content, tmp_path):
+    (tmp_path / "m.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"m\.pt: not a readable checkpoint"):
+        open_checkpoint(tmp_path / "m.pt")
+
+
+def test_tied_weights_are_read_under_both_names(tmp_path):
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    second.weight = first.weight
+    model = nn.ModuleDict({"first": first, "second": second})
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    checkpoint = open_checkpoint(tmp_path / "m.pt")
+    assert torch.equal(checkpoint.read("second.weight"), checkpoint.read("first.weight"))
+
+
+def test_content_that_is_no_state_dict(tmp_path):
+    torch.save([torch.ones(1)], tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="holds a list, expected a state dict"):
+        open_checkpoint(tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"state dict of tensors, but these are none: lr\."):
+        open_checkpoint({"w": torch.ones(1), "lr": 0.1})
+    with pytest.raises(TypeError, match="a path, a state dict or a module, not int"):
+        open_checkpoint(3)

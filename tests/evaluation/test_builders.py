@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+import torch
+from _helpers.states import assert_same_bits, noise
+from PIL import Image
+from safetensors.torch import save_file
+
+from lwptv_lightning import MergeRecipe, TaskVectors, merge
+from lwptv_lightning.evaluation import image_folders, timm_module
+
+TINY = {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3, "num_classes": 0}
+
+
+def test_a_timm_model_is_merged_from_files(make_vit, tmp_path):
+    base = make_vit().state_dict()
+    states = {"base": base, "a": noise(base, 1), "b": noise(base, 2)}
+    paths = {name: str(tmp_path / f"{name}.safetensors") for name in states}
+    for name, state in states.items():
+        save_file(state, paths[name])
+    files = {task: paths[task] for task in "ab"}
+    module = timm_module("vit_tiny_patch16_224", paths["base"], files, {"rule": "ties"}, model_arguments=TINY)
+    assert module.recipe == MergeRecipe("ties")
+    expected = merge(TaskVectors.open(base, {task: states[task] for task in "ab"}), MergeRecipe("ties"))
+    assert_same_bits(module.merge_().model.state_dict(), expected)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, of black and of white images."""
+    for name, value, count in (("black", 0, 2), ("white", 255, 3)):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for index in range(count):
+            Image.fromarray(np.full((20, 30, 3), value, dtype=np.uint8)).save(tmp_path / "set" / name / f"{index}.png")
+    return str(tmp_path / "set")
+
+
+def test_folders_are_sets_of_resized_and_normalised_images(folder):
+    half = (0.5, 0.5, 0.5)
+    suite = image_folders({"a": folder}, {"b": folder}, image_size=16, mean=half, std=half, batch_size=5, num_workers=0)
+    assert list(suite.loaders) == ["id/a", "ood/b"]
+    ((images, labels),) = suite.loaders["ood/b"]
+    assert images.shape == (5, 3, 16, 16)
+    assert labels.tolist() == [0, 0, 1, 1, 1]
+    torch.testing.assert_close(images.mean((1, 2, 3)), torch.tensor([-1.0, -1.0, 1.0, 1.0, 1.0]))

@@ -1,0 +1,142 @@
+"""How rules are given what they merge: in blocks, task by task or whole, with their statistics and coefficients."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from _helpers.states import SHAPES, random_state
+
+from lwptv_lightning import LayerMask, LiNeS, MergeRecipe, MergeRule, TaskVectors, layers_from_names, merge
+from lwptv_lightning.engine import Execution
+
+SEEN = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks(MergeRule):
+    """Adds up the tasks, and notes what it was given."""
+
+    name = "looks"
+    published_scale = 1.0
+    unit = "element"
+
+    def combine(self, tau, context):
+        SEEN.append((context.name, context.start, tuple(tau.shape), context.statistics))
+        return tau.sum(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LooksAtWhole(Looks):
+    """Does so with whole tensors."""
+
+    unit = "tensor"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LooksAtTasks(MergeRule):
+    """Does so task by task."""
+
+    name = "looks_at_tasks"
+    published_scale = 1.0
+    unit = "task"
+
+    def parts(self, tau, context):
+        SEEN.append((context.name, context.tasks, tuple(tau.shape), context.statistics))
+        return tau
+
+
+@pytest.fixture(autouse=True)
+def _nothing_seen():
+    SEEN.clear()
+
+
+def of_tensor(name):
+    return [seen[1:] for seen in SEEN if seen[0] == name]
+
+
+def in_blocks_of(elements, tasks=3):
+    return Execution(block_bytes=elements * tasks * 4)
+
+
+def test_a_rule_of_elements_is_given_blocks_and_their_place(vectors):
+    merge(vectors, MergeRecipe(Looks()), execution=in_blocks_of(4))
+    assert [seen[:2] for seen in of_tensor("fc.weight")] == [
+        (0, (3, 4)),
+        (4, (3, 4)),
+        (8, (3, 4)),
+        (12, (3, 3)),
+    ]
+
+
+def test_a_rule_of_tensors_is_given_whole_ones_whatever_the_block(vectors):
+    merge(vectors, MergeRecipe(LooksAtWhole()), execution=in_blocks_of(4))
+    assert [seen[:2] for seen in of_tensor("fc.weight")] == [(0, (3, 5, 3))]
+    assert [seen[:2] for seen in of_tensor("gain")] == [(0, (3,))]
+
+
+def test_a_rule_of_tasks_is_given_one_after_the_other_and_no_pruned_one(vectors):
+    layers = layers_from_names(vectors.names)
+    kept = torch.tensor([[True] * 4, [name != "fc" for name in layers.names], [True] * 4])
+    merged = merge(vectors, MergeRecipe(LooksAtTasks()), mask=LayerMask(vectors.tasks, layers.names, kept))
+    assert [seen[:2] for seen in of_tensor("fc.weight")] == [(("a",), (1, 5, 3)), (("c",), (1, 5, 3))]
+    assert len(of_tensor("head.weight")) == 3
+    expected = vectors.base("fc.weight") + vectors.stack("fc.weight")[[0, 2]].sum(0)
+    torch.testing.assert_close(merged["fc.weight"], expected)
+
+
+@pytest.mark.parametrize("rule", [Looks(), LooksAtWhole(), LooksAtTasks()], ids=lambda rule: rule.unit)
+def test_no_rule_is_asked_where_every_task_is_pruned(rule, vectors):
+    merged = merge(vectors, MergeRecipe(rule, prune=["fc"]))
+    assert not of_tensor("fc.weight")
+    assert of_tensor("head.weight")
+    assert torch.equal(merged["fc.weight"], vectors.base("fc.weight"))
+
+
+def test_a_block_comes_with_the_same_block_of_the_statistics(vectors):
+    data = {task: random_state(seed) for seed, task in enumerate(vectors.tasks)}
+    merge(vectors, MergeRecipe(Looks()), data=data, execution=in_blocks_of(4))
+    given = torch.cat([statistics for _, _, statistics in of_tensor("fc.weight")], dim=1)
+    assert torch.equal(given, torch.stack([data[task]["fc.weight"].flatten() for task in vectors.tasks]))
+
+
+def test_statistics_may_stand_under_a_modules_name_and_are_whole_for_whole_tensors(vectors):
+    data = {task: {"fc": torch.full((3, 3), float(seed))} for seed, task in enumerate(vectors.tasks)}
+    merge(vectors, MergeRecipe(LooksAtWhole()), data=data)
+    ((_, _, given),) = of_tensor("fc.weight")
+    assert torch.equal(given, torch.stack([data[task]["fc"] for task in vectors.tasks]))
+    assert of_tensor("head.weight")[0][2] is None
+
+
+def test_statistics_that_one_task_lacks_are_none(vectors):
+    data = {task: {} if task == "b" else random_state(1) for task in vectors.tasks}
+    merge(vectors, MergeRecipe(Looks()), data=data)
+    assert all(statistics is None for _, _, _, statistics in SEEN)
+
+
+def test_a_variance_is_never_negative():
+    base = {"bn.running_mean": torch.zeros(1), "bn.running_var": torch.tensor([0.5])}
+    # As where an expert's file is damaged, or a difference was pruned to a fraction of itself.
+    tuned = {"bn.running_mean": torch.ones(1), "bn.running_var": torch.tensor([-4.0])}
+    merged = merge(TaskVectors.open(base, {"a": tuned}), MergeRecipe())
+    assert merged["bn.running_var"].item() == 0
+    assert merged["bn.running_mean"].item() == 1
+
+
+@pytest.mark.parametrize("rule", ["task_arithmetic", "simple_average", "ties"])
+def test_the_published_alpha_is_the_quotient_of_sums_over_the_whole_model(rule):
+    shapes = {f"blocks.{block}.{name}": shape for block in range(3) for name, shape in SHAPES.items()}
+    base = random_state(0, shapes=shapes)
+    tasks = {
+        task: {name: base[name] + change for name, change in random_state(seed, 0.1, shapes).items()}
+        for seed, task in enumerate("abc", start=1)
+    }
+    vectors = TaskVectors.open(base, tasks)
+    plain = merge(vectors, MergeRecipe(rule, scale=1.0))
+    summed = sum(float(vectors.stack(name).double().sum(0).abs().sum()) for name in vectors.names)
+    combined = sum(float((plain[name] - base[name]).double().abs().sum()) for name in vectors.names)
+    alpha = summed / combined / 3
+    lines = merge(vectors, MergeRecipe(rule, scale=1.0, layer_scaling=LiNeS(alpha=None, beta=0.5)))
+    for block in range(3):
+        name = f"blocks.{block}.fc.weight"
+        expected = base[name] + (alpha + 0.5 * block / 2) * (plain[name] - base[name])
+        torch.testing.assert_close(lines[name], expected, atol=1e-5, rtol=1e-5)

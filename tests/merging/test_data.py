@@ -1,0 +1,44 @@
+import pytest
+import torch
+from _helpers.states import assert_same_bits
+from safetensors.torch import load_file, save_file
+
+from lwptv_lightning import CheckpointError
+from lwptv_lightning.merging import read_data_statistics, write_data_statistics
+
+DATA = {
+    "a": {"net.0.weight": torch.arange(6.0).reshape(2, 3), "net.0.bias": torch.tensor([-0.0, 1e-30])},
+    "with/any.character: ü": {"net.0.weight": torch.ones(2, 3, dtype=torch.float64)},
+    "nothing": {},
+    "1": {"1.weight": torch.tensor(3.0)},
+}
+
+
+def test_what_is_written_is_read_with_its_tasks_in_their_order(tmp_path):
+    path = write_data_statistics(DATA, tmp_path / "new" / "data.safetensors")
+    assert path == tmp_path / "new" / "data.safetensors"
+    read = read_data_statistics(path)
+    assert list(read) == list(DATA)
+    for task, tensors in DATA.items():
+        assert_same_bits(read[task], tensors)
+
+
+def test_the_file_can_be_read_by_the_formats_own_library(tmp_path):
+    path = write_data_statistics(DATA, tmp_path / "data.safetensors")
+    assert sum(tensor.numel() for tensor in load_file(path).values()) == 6 + 2 + 6 + 1
+
+
+def test_tensors_that_share_memory_are_written(tmp_path):
+    weight = torch.arange(4.0).reshape(2, 2)
+    path = write_data_statistics({"a": {"w": weight, "tied": weight, "turned": weight.T}}, tmp_path / "d.safetensors")
+    read = read_data_statistics(path)["a"]
+    assert torch.equal(read["tied"], weight)
+    assert torch.equal(read["turned"], weight.T)
+
+
+def test_another_file_is_refused(tmp_path):
+    save_file({"w": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: expected a file of data statistics"):
+        read_data_statistics(tmp_path / "model.safetensors")
+    with pytest.raises(FileNotFoundError):
+        read_data_statistics(tmp_path / "absent.safetensors")

@@ -1,0 +1,149 @@
+"""What a plan holds before its first tensor is made, and that it is poured out in pieces that fit together."""
+
+import pytest
+import torch
+from _helpers.models import make_model, states_of, vectors_of_model
+from _helpers.states import assert_same_bits, watched
+
+from lwptv_lightning import LayerMask, LiNeS, MergeRecipe, TaskVectors
+from lwptv_lightning.engine import Execution, Ranks
+from lwptv_lightning.layers import layers_from_names, trace_layers
+from lwptv_lightning.merging import Merge
+
+
+class Alone(Ranks):
+    """Stands for one of several processes, where no other is asked."""
+
+    def exchange(self, value):
+        return [value]
+
+
+def mask_of(vectors, layers, dropped):
+    kept = [[(task, layer) not in dropped for layer in layers.names] for task in vectors.tasks]
+    return LayerMask(vectors.tasks, layers.names, torch.tensor(kept))
+
+
+def test_a_recipe_that_prunes_nothing_has_neither_mask_nor_scores(vectors):
+    plan = Merge(vectors, MergeRecipe()).plan()
+    assert plan.pruning is plan.mask is None
+    assert tuple(plan.jobs) == vectors.names
+    assert {job.scale for job in plan.jobs.values()} == {MergeRecipe().effective_scale}
+
+
+def test_a_given_mask_is_the_plans_and_needs_no_scores(vectors):
+    layers = layers_from_names(vectors.names)
+    mask = mask_of(vectors, layers, {("a", "fc"), ("b", "stem")})
+    plan = Merge(vectors, MergeRecipe(ratio=0.5), mask=mask).plan()
+    assert plan.pruning is None
+    assert plan.mask is mask
+    assert plan.jobs["fc.weight"].kept.tolist() == [False, True, True]
+    assert plan.jobs["stem.bias"].kept.tolist() == [True, False, True]
+    assert plan.jobs["gain"].kept.tolist() == [True, True, True]
+
+
+def test_jobs_follow_the_layers_and_tensors_without_one_come_last(base_state, task_states):
+    steps = {"steps": torch.tensor(3)}
+    vectors = TaskVectors.open(steps | base_state, {task: state | steps for task, state in task_states.items()})
+    layers = layers_from_names(list(reversed(vectors.names)))
+    plan = Merge(vectors, MergeRecipe(), layers).plan()
+    assert tuple(plan.jobs) == layers.tensors == tuple(reversed(vectors.names))
+    assert list(plan.owner) == [*layers.tensors, "steps"]
+    assert [name for name, _ in plan.tensors()] == [*layers.tensors, "steps"]
+
+
+def test_scales_are_the_recipes_times_the_layers(vectors):
+    scaling = {"stem": 0.5, "gain": 2.0}
+    plan = Merge(vectors, MergeRecipe(scale=3.0, layer_scaling=scaling)).plan()
+    assert {name: job.scale for name, job in plan.jobs.items()} == {
+        "stem.weight": 1.5,
+        "stem.bias": 1.5,
+        "fc.weight": 3.0,
+        "head.weight": 3.0,
+        "gain": 6.0,
+    }
+
+
+def test_lines_scales_each_block_by_its_depth():
+    model = make_model("ViT")
+    vectors = vectors_of_model(model)
+    plan = Merge(vectors, MergeRecipe(scale=2.0, layer_scaling=LiNeS(alpha=0.25, beta=0.5)), trace_layers(model)).plan()
+    scales = {name.partition(".norm")[0]: job.scale for name, job in plan.jobs.items() if ".norm1.weight" in name}
+    assert scales == {"blocks.0": 2 * 0.25, "blocks.1": 2 * (0.25 + 0.5)}
+    assert plan.jobs["head.weight"].scale == 2 * 0.25
+
+
+def test_means_of_running_statistics_take_no_scale():
+    vectors = vectors_of_model(make_model("ResNet"))
+    jobs = Merge(vectors, MergeRecipe("ties", scale=0.3)).plan().jobs
+    averaged = {name for name, job in jobs.items() if job.rule.name == "running_statistics"}
+    assert averaged == {name for name in vectors.names if "running" in name}
+    assert {jobs[name].scale for name in averaged} == {1.0}
+    assert {job.scale for name, job in jobs.items() if name not in averaged} == {0.3}
+    assert {name for name in averaged if jobs[name].least == 0} == {n for n in averaged if n.endswith("running_var")}
+
+
+@pytest.mark.parametrize("block_bytes", [None, 4 * 3 * 4])
+@pytest.mark.parametrize("rule", ["ties", "iso_c", "magnitude"])
+def test_pieces_cover_each_tensor_once_and_in_order(rule, block_bytes, vectors):
+    plan = Merge(vectors, MergeRecipe(rule)).plan(Execution(block_bytes=block_bytes))
+    found = {}
+    for name, elements, values in plan.pieces():
+        assert elements.start == sum(len(piece) for piece in found.get(name, []))
+        assert elements.stop - elements.start == len(values)
+        found.setdefault(name, []).append(values.clone())
+    joined = {name: torch.cat(pieces).reshape(vectors.headers[name].shape) for name, pieces in found.items()}
+    assert_same_bits(joined, dict(plan.tensors()))
+    in_blocks = rule != "iso_c" and block_bytes is not None
+    assert (len(found["fc.weight"]) > 1) == in_blocks
+
+
+def test_a_plan_can_be_poured_out_twice(vectors):
+    plan = Merge(vectors, MergeRecipe("dare", ratio=0.5)).plan()
+    assert_same_bits(dict(plan.tensors()), dict(plan.tensors()))
+
+
+def test_each_process_makes_its_own_tensors_alone(vectors):
+    names = [
+        [name for name, _, _ in Merge(vectors, MergeRecipe()).plan(Execution(ranks=Alone(rank, 2))).pieces()]
+        for rank in range(2)
+    ]
+    assert all(names)
+    assert sorted(names[0] + names[1]) == sorted(vectors.names)
+
+
+def test_tensors_of_a_layer_whose_elements_are_ranked_together_have_one_owner():
+    model = make_model("ViT")
+    vectors, layers = vectors_of_model(model), trace_layers(model, "block")
+    recipe = MergeRecipe("simple_average", elements={"ratio": 0.5}, granularity="block")
+    plan = Merge(vectors, recipe, layers).plan(Execution(ranks=Alone(0, 3)))
+    assert set(plan.owner.values()) == {0, 1, 2}
+    for layer in layers:
+        assert len({plan.owner[name] for name in layer.tensors}) == 1
+
+
+def test_planning_reads_no_tensor_where_nothing_must_be_known():
+    base, tasks = states_of(make_model("ViT"))
+    opened = {name: watched(state) for name, state in {"base": base, **tasks}.items()}
+    experts = {task: opened[task][0] for task in tasks}
+    vectors = TaskVectors.open(opened["base"][0], experts)
+    for _, reader in opened.values():
+        reader.reads.clear()
+    plan = Merge(vectors, MergeRecipe("simple_average", scale=0.5)).plan()
+    assert not any(reader.reads for _, reader in opened.values())
+    dict(plan.tensors())
+    assert all(reader.reads for _, reader in opened.values())
+
+
+def test_a_plan_says_what_its_file_will_say(vectors):
+    layers = layers_from_names(vectors.names)
+    plan = Merge(vectors, MergeRecipe("ties"), mask=mask_of(vectors, layers, {("a", "fc")})).plan()
+    provenance = plan.provenance()
+    base, tasks = vectors.fingerprints()
+    assert (provenance.base, provenance.tasks) == (base, tasks)
+    assert MergeRecipe.from_dict(provenance.recipe) == plan.recipe
+    assert provenance.scale == 1.0
+    assert provenance.mask == {
+        "a": ["stem", "head", "gain"],
+        "b": ["stem", "fc", "head", "gain"],
+        "c": ["stem", "fc", "head", "gain"],
+    }
