@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -17,6 +19,11 @@ class LayerTable:
         layers: The L layer names, in execution order.
         numel: Elements per layer, ``(L,)``.
         values: ``(T, L)``, float64.
+
+    Example:
+        >>> table = LayerTable(("a",), ("stem", "head"), torch.tensor([9.0, 2.0]), torch.tensor([[0.5, 0.25]]))
+        >>> dict(LayerTable.from_json(table.to_json()))
+        {'a': {'stem': 0.5, 'head': 0.25}}
     """
 
     tasks: tuple[str, ...]
@@ -27,3 +34,26 @@ class LayerTable:
     def __iter__(self) -> Iterator[tuple[str, dict[str, float]]]:
         for task, row in zip(self.tasks, self.values.tolist(), strict=True):
             yield task, dict(zip(self.layers, row, strict=True))
+
+    def to_json(self) -> str:
+        """Return the table as JSON text, which keeps every bit."""
+        numel, values = self.numel.tolist(), self.values.tolist()
+        return json.dumps({"tasks": self.tasks, "layers": self.layers, "numel": numel, "values": values})
+
+    @classmethod
+    def from_json(cls, text: str) -> LayerTable:
+        """Make a table of what `to_json` returned.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        try:
+            given = json.loads(text)
+            numel, values = (torch.tensor(given[name], dtype=torch.float64) for name in ("numel", "values"))
+            table = cls(tuple(given["tasks"]), tuple(given["layers"]), numel, values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"expected a table of tasks, layers, numel and values in JSON ({error!r}).") from error
+        expected = (len(table.tasks), len(table.layers))
+        if (tuple(values.shape), len(numel)) != (expected, len(table.layers)):
+            raise ValueError(f"a table's values must have the shape (T, L) = {expected}, not {tuple(values.shape)}.")
+        return table
