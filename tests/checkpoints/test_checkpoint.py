@@ -7,8 +7,10 @@ from safetensors.torch import save_file
 from lwptv_lightning import TaskVectors, open_checkpoint
 from lwptv_lightning.checkpoints import (
     Checkpoint,
+    HeaderComparison,
     TensorHeader,
     add_difference,
+    compare_headers,
     convert,
     holding,
     match_names,
@@ -93,3 +95,20 @@ def test_what_is_in_memory_has_no_folder(tmp_path, monkeypatch):
 def test_some_of_says_how_many_more():
     assert some_of("abc", most=2) == "a, b, and 1 more."
     assert some_of("ab", most=2) == "a, b."
+
+
+FLOAT, HALF, INTEGER = (TensorHeader((2,), dtype) for dtype in (torch.float32, torch.float16, torch.int64))
+LONG = TensorHeader((3,), torch.int64)
+OURS = {"same": FLOAT, "half": FLOAT, "gone": FLOAT, "long": FLOAT, "kind": FLOAT}
+OTHER = {"more": FLOAT, "kind": INTEGER, "long": LONG, "half": HALF, "same": FLOAT}
+
+
+def test_each_name_stands_under_one_heading_in_its_checkpoints_order():
+    assert compare_headers(OURS, OTHER) == HeaderComparison(
+        ("same", "half"), ("gone",), ("more",), ("long",), ("kind",)
+    )
+
+
+def test_globs_leave_names_aside_on_both_sides():
+    found = compare_headers(OURS, OTHER, ["*o*e", "long", "k*"])  # "gone" and "more"
+    assert found == HeaderComparison(("same", "half"), (), (), (), ())

@@ -1,8 +1,12 @@
 """Tables in their three forms, and pictures that are really there."""
 
 import csv
+import io
 
-from lwptv_lightning.report import ResultRow, ResultTable
+from rich.console import Console
+from rich.table import Table
+
+from lwptv_lightning.report import ResultRow, ResultTable, print_table
 
 ROWS = [
     ResultRow("base", {"id/a": 0.5, "id/avg": 0.5, "ood/b_c": 0.25, "ood/avg": 0.25}),
@@ -35,3 +39,20 @@ def test_markdown_has_a_line_for_each_row():
 
 def test_rich_table_has_a_row_for_each_model():
     assert ResultTable(ROWS).rich().row_count == 2
+
+
+def test_no_figure_is_cut_off_where_the_terminal_is_narrow():
+    table = Table(*(f"heading {index}" for index in range(12)))
+    cells = [f"figure-{index}-{'x' * 20}" for index in range(12)]
+    table.add_row(*cells)
+    console = Console(file=io.StringIO(), width=40)
+    print_table(table, console)
+    printed = console.file.getvalue()
+    assert all(cell in printed for cell in cells)
+    assert "…" not in printed
+
+
+def test_a_wide_terminal_stays_as_it_is():
+    console = Console(file=io.StringIO(), width=200)
+    print_table(Table("a"), console)
+    assert console.width == 200

@@ -76,7 +76,7 @@ def test_options_of_merging_are_the_modules_or_given(module, loaders, make_train
     alone = MergeModule(module.model, vectors, "fisher", heads=dict(module.heads), statistics=statistics)
     expected = {key: v for entry in make_trainer().validate(alone, loaders, verbose=False) for key, v in entry.items()}
     assert results[0].figures("fisher") == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(TypeError, match=r"merging has no option 'statistic'\. Did you mean 'statistics'"):
+    with pytest.raises(TypeError, match="sweep has no argument 'statistic', .*Did you mean 'statistics'"):
         sweep(make_trainer(), module, recipes, loaders, statistic=statistics)
 
 
