@@ -24,6 +24,7 @@ from lwptv_lightning.layers import Layers, trace_layers
 from lwptv_lightning.merging import MergeOptions, PruningPlan, materialize_, provenance_of, require_options, whole_state
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.rules import DataStatistics
+from lwptv_lightning.saliency import LayerStatistics
 from lwptv_lightning.task_vectors import TaskVectors
 
 _STORED = "lwptv_merge_module"
@@ -125,7 +126,8 @@ class MergeModule(LightningModule):
     @property
     def statistics(self) -> DataStatistics | None:
         """What was collected on data for rules that need it."""
-        return self.options.get("data", self.options.get("statistics"))
+        found = self.options.get("data", self.options.get("statistics"))
+        return None if isinstance(found, LayerStatistics) else found
 
     def setup(self, stage: str) -> None:
         """Find the layers while the model can be traced; `configure_model` may shard it."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine import Block, Stream, keep_freed_memory, sum_by_tensor
+from lwptv_lightning.engine import Stream, keep_freed_memory, sum_by_tensor
 from lwptv_lightning.functional import per_row, sum_tasks
 from lwptv_lightning.rules import MergeContext, MergeRule
 from lwptv_lightning.task_vectors import part, whole
@@ -78,7 +78,9 @@ def merged_pieces(jobs: Mapping[str, Job]) -> Iterator[Piece]:
         names = list(group)
         if in_blocks:
             for block in jobs[names[0]].stream.blocks(names):
-                yield _piece_of_block(block, jobs[block.name])
+                elements = slice(block.start, block.start + len(block.base))
+                merged = _combine(block.name, jobs[block.name], block.tau, elements)
+                yield Piece(block.name, elements, block.base, merged)
         else:
             keep_freed_memory()
             yield from (_whole_piece(name, jobs[name]) for name in names)
@@ -87,9 +89,7 @@ def merged_pieces(jobs: Mapping[str, Job]) -> Iterator[Piece]:
 def published_alpha(jobs: Mapping[str, Job], pruned: Stream) -> float:
     """Return LiNeS' coefficient of the first block, ``(|sum_t tau_t|_1 / |merged|_1) / T``; 1 for a zero model.
 
-    Args:
-        jobs: Those of this process.
-        pruned: The task vectors that are summed.
+    The jobs are those of this process, and ``pruned`` is what they sum.
     """
 
     def magnitudes(piece: Piece) -> Tensor:
@@ -103,11 +103,6 @@ def published_alpha(jobs: Mapping[str, Job], pruned: Stream) -> float:
     totals = sum((found[name] for name in pruned.names), torch.zeros(2, dtype=torch.float64))
     summed, combined = totals.tolist()
     return summed / combined / len(pruned.tasks) if combined else 1.0
-
-
-def _piece_of_block(block: Block, job: Job) -> Piece:
-    elements = slice(block.start, block.start + len(block.base))
-    return Piece(block.name, elements, block.base, _combine(block.name, job, block.tau, elements))
 
 
 def _whole_piece(name: str, job: Job) -> Piece:

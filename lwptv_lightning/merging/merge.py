@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -30,7 +30,7 @@ class SharedOptions(TypedDict, total=False):
             was collected on data may be given under this name too, as once.
         data: What was collected on data, task to tensor name to tensor, for the rules that need it.
         dtype: As the recipe's; what to compute in.
-        execution: Where and how to compute; it stands in place of the device and of the two options that follow.
+        execution: Where and how to compute; a device and the two options that follow go before what it says.
         ranks: The processes that divide the work among them, which must all make this call, with the same arguments.
         max_memory: What the merge may hold in memory besides the result and the mapped files, as `Execution` has it.
     """
@@ -105,9 +105,14 @@ class Merge:
         require_options(merge, options)
         given = {name: value for name, value in options.items() if value is not None}
         if not isinstance(given.get("statistics"), LayerStatistics | None):
-            given.setdefault("data", given.pop("statistics"))
+            if "data" in given:
+                raise TypeError("statistics=... and data=... both are what was collected on data; give one of them.")
+            given["data"] = given.pop("statistics")
+        execution = given.pop("execution", Execution())
+        if not isinstance(execution, Execution):
+            raise TypeError(f"execution must be an Execution, not {execution!r}.")
         computed = {name: given.pop(name) for name in ("device", "ranks", "max_memory") if name in given}
-        execution = given.pop("execution", None) or Execution(**computed)
+        execution = replace(execution, **computed)
         decided = {name: given.pop(name) for name in ("dtype", "task") if name in given}
         recipe = make_recipe(recipe)
         return cls(vectors, recipe.replace(**decided) if decided else recipe, layers, **given), execution

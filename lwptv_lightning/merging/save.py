@@ -47,8 +47,7 @@ def save_merged(
         What to open: the path, or that of the index.
 
     Raises:
-        ValueError: The path does not end in ``.safetensors``, or a size is none.
-        MemoryLimitError: A tensor does not fit into ``max_memory``.
+        ValueError: The path does not end in ``.safetensors``, or a size is none; besides, as in `merge`.
 
     Example:
         >>> import tempfile

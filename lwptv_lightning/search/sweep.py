@@ -81,9 +81,11 @@ class _Weights:
     def of(self, candidate: Candidate) -> tuple[dict[str, Tensor], float]:
         """Return a candidate's weights on the trainer's device, and how many seconds its merge takes."""
         weights, seconds = self._merge(candidate) if isinstance(candidate, MergeRecipe) else (candidate, 0.0)
-        own = self.module.model.state_dict()
+        own = self.module.model.state_dict(keep_vars=True)
+        # Of a tensor with several names, the last one's value stays in a model that they are installed into.
+        names = {id(own[name]): name for name in weights if name in own}.values()
         # In the dtypes of the model: checkpoints are often in half precision.
-        return {name: value.to(self.device, own[name].dtype) for name, value in weights.items() if name in own}, seconds
+        return {name: weights[name].to(self.device, own[name].dtype) for name in names}, seconds
 
     def _merge(self, recipe: MergeRecipe) -> tuple[dict[str, Tensor], float]:
         merge, execution = Merge.of(self.module.vectors, recipe, None, {"device": self.device, **self.options})

@@ -219,13 +219,7 @@ def sees_less(kind, recipe, sink):
     return sink == "command line" and kind == "tied weights" and "pruned" in recipe
 
 
-REFUSED = pytest.mark.xfail(reason="a sweep hands tied weights to functional_call under both names", strict=True)
-COMPARED = [
-    pytest.param(*case, sink, marks=REFUSED if (case[0], sink) == ("tied weights", "sweep") else ())
-    for case in CASES
-    for sink in SINKS
-    if not sees_less(*case, sink)
-]
+COMPARED = [(*case, sink) for case in CASES for sink in SINKS if not sees_less(*case, sink)]
 
 
 @cache

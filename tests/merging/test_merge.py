@@ -16,7 +16,8 @@ from lwptv_lightning import (
     merge,
     plan_pruning,
 )
-from lwptv_lightning.merging import Merge
+from lwptv_lightning.engine import Execution
+from lwptv_lightning.merging import MemoryLimitError, Merge
 from lwptv_lightning.registry import UnknownNameError
 from lwptv_lightning.rules import RULES, MergeRule, get_rule
 
@@ -260,7 +261,8 @@ def test_order_of_the_stream_depends_on_nothing_but_the_names(pair):
     program = """
 import torch
 from lwptv_lightning import MergeRecipe, TaskVectors
-from lwptv_lightning.merging import Merge
+from lwptv_lightning.engine import Execution
+from lwptv_lightning.merging import Merge, MemoryLimitError
 names = ["w", *(f"skipped.{index}" for index in range(20))]
 base, task = ({name: torch.full((1,), value) for name in names} for value in (0.0, 1.0))
 vectors = TaskVectors.open(base, {"a": task}, exclude=("s*",))
@@ -353,3 +355,15 @@ def test_statistics_at_hand_are_not_collected_anew(pair, counting_checkpoint, ba
     reads.clear()
     assert plan_pruning(vectors, MergeRecipe(ratio=0.5), statistics=statistics).mask == expected.mask
     assert not reads
+
+
+def test_what_is_given_beside_an_execution_goes_before_it_and_nothing_is_dropped(pair):
+    merged, execution = Merge.of(pair, "ties", None, {"execution": Execution(block_bytes=64), "max_memory": "1GB"})
+    assert (execution.max_memory, execution.block_bytes, merged.recipe) == (10**9, 64, MergeRecipe("ties"))
+    with pytest.raises(MemoryLimitError, match="max_memory is 0 MB"):
+        merge(pair, "iso_c", execution=Execution(), max_memory=1)
+    with pytest.raises(TypeError, match="execution must be an Execution, not 'cpu'"):
+        merge(pair, "ties", execution="cpu")
+    data = {task: {} for task in pair.tasks}
+    with pytest.raises(TypeError, match=r"statistics=\.\.\. and data=\.\.\. both are"):
+        merge(pair, "fisher", statistics=data, data=data)
