@@ -21,7 +21,7 @@ from lwptv_lightning.evaluation import (
     on_rank_zero,
     sample_positions,
 )
-from lwptv_lightning.merging import install_, snapshot, write_data_statistics
+from lwptv_lightning.merging import install_, installable, snapshot, write_data_statistics
 from lwptv_lightning.registry import LoaderName, require_known
 
 
@@ -76,7 +76,9 @@ class CollectDataStatistics(Callback):
         if absent:
             raise ValueError(f"task {absent[0]!r} has no loader 'id/{absent[0]}'; each task needs its own data.")
         self._sums = {task: {} for task in pl_module.vectors.tasks}
-        self._undo.callback(install_, pl_module.model, snapshot(pl_module.model, pl_module.vectors.shared_names))
+        model, names = pl_module.model, installable(pl_module.model, pl_module.vectors)
+        self._undo.callback(install_, model, snapshot(model, names))
+        install_(model, {name: pl_module.vectors.base(name) for name in names})
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -83,7 +83,9 @@ class _FullPrecision:
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
-                precisions = {setting: setting.fp32_precision for setting in _settings()}
+                backends: Any = torch.backends
+                settings = (backends.cuda.matmul, backends.mkldnn.matmul)
+                precisions = {setting: setting.fp32_precision for setting in settings}
                 self._lowered = {setting: value for setting, value in precisions.items() if value not in _FULL}
                 for setting in self._lowered:
                     setting.fp32_precision = _FULL[0]
@@ -99,23 +101,5 @@ class _FullPrecision:
                         setting.fp32_precision = value
 
 
-class _OldSetting:
-    """The setting of torch before 2.9, which is one for all backends."""
-
-    @property
-    def fp32_precision(self) -> str:
-        return torch.get_float32_matmul_precision()
-
-    @fp32_precision.setter
-    def fp32_precision(self, value: str) -> None:
-        torch.set_float32_matmul_precision("highest" if value in _FULL else value)
-
-
-def _settings() -> tuple[Any, ...]:
-    # Once one of the newer settings was used, torch refuses to tell the old one.
-    backends: Any = torch.backends
-    return (backends.cuda.matmul, backends.mkldnn.matmul) if hasattr(backends, "fp32_precision") else (_OldSetting(),)
-
-
-_FULL = ("ieee", "highest", "none")
+_FULL = ("ieee", "none")
 _FULL_PRECISION = _FullPrecision()

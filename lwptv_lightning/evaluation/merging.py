@@ -10,7 +10,7 @@ from torch import nn
 
 from lwptv_lightning.checkpoints import some_of
 from lwptv_lightning.layers import Layers
-from lwptv_lightning.merging import Merge, MergePlan, install_plan_
+from lwptv_lightning.merging import Merge, MergePlan, install_plan_, installable
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import nearest
 from lwptv_lightning.task_vectors import TaskVectors
@@ -56,7 +56,5 @@ def merge_model_(
     if merge.needs_layers:
         merge = replace(merge, layers=layers(merge.recipe.granularity))
     plan = merge.plan(execution)
-    own = {name: tensor.shape for name, tensor in model.state_dict().items()} if whole else {}
-    fitting = [name for name, header in vectors.headers.items() if own.get(name) == header.shape]
-    install_plan_(model, plan, (*vectors.shared_names, *fitting))
+    install_plan_(model, plan, installable(model, vectors) if whole else None)
     return plan

@@ -175,10 +175,18 @@ class MergeModule(LightningModule):
         return self
 
     def save_merged(self, path: str | Path) -> Path:
-        """Merge, and write the model without heads to a ``.safetensors`` file; all processes call it, where sharded."""
+        """Write the model as it is, merged and without heads, to a ``.safetensors`` file, in the dtypes of the base.
+
+        What was validated is what is written; a model that holds no merge yet is merged first. All processes call it,
+        where it is sharded.
+        """
         require_safetensors_path(path)
-        self.merge_()
-        return write_safetensors(whole_state(self.model), path, self._provenance().to_metadata())
+        if self.installed is None:
+            self.merge_()
+        headers = {} if self._vectors is None else self._vectors.headers
+        state = whole_state(self.model)
+        state = {name: value.to(headers[name].dtype) if name in headers else value for name, value in state.items()}
+        return write_safetensors(state, path, self._provenance().to_metadata())
 
     def forward(self, inputs: Tensor, head: str | None = None) -> Tensor:
         """Return a head's logits ``(B, classes)`` for inputs such as images, or by default what the model returns.

@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from lwptv_lightning.engine import Execution, Stream
 from lwptv_lightning.evaluation import MergeModule
+from lwptv_lightning.merging import installable
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.rules import get_rule
@@ -81,12 +82,13 @@ class AdaMergingModule(LightningModule):
 
     def load(self) -> None:
         """Load base and task vectors onto the module's device, as is done when a fit starts."""
-        vectors = self.merge_module.to(self.device).eval().vectors
+        module = self.merge_module.to(self.device).eval()
+        vectors = module.vectors
         rule: Any = get_rule("adamerging")(plus_plus=self.plus_plus)  # type: ignore[call-arg]
         stream = Stream.of(vectors, execution=Execution(device=self.device))
         survey = rule.survey(stream)
         self._task_vectors = {name: rule.split(stream.stack(name), survey) for name in vectors.names}
-        self._rest = {name: vectors.base(name).to(self.device) for name in vectors.shared_names}
+        self._rest = {name: vectors.base(name).to(self.device) for name in installable(module.model, vectors)}
 
     on_fit_start = load
 

@@ -1,7 +1,15 @@
 """A merge is asked for, planned, and poured into a dict, a file, a module or a graph."""
 
 from lwptv_lightning.merging.data import read_data_statistics, write_data_statistics
-from lwptv_lightning.merging.install import gather_state, install_, install_plan_, materialize_, snapshot, whole_state
+from lwptv_lightning.merging.install import (
+    gather_state,
+    install_,
+    install_plan_,
+    installable,
+    materialize_,
+    snapshot,
+    whole_state,
+)
 from lwptv_lightning.merging.memory import MemoryLimitError
 from lwptv_lightning.merging.merge import Merge, MergeOptions, SharedOptions, merge, plan_pruning, require_options
 from lwptv_lightning.merging.plan import MergePlan, PruningPlan, provenance_of

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from lwptv_lightning.checkpoints import some_of
 from lwptv_lightning.merging.plan import MergePlan
 from lwptv_lightning.registry import nearest
+from lwptv_lightning.task_vectors import TaskVectors
 
 
 def install_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -51,6 +52,13 @@ def install_plan_(module: nn.Module, plan: MergePlan, names: Iterable[str] | Non
     # error midway must not leave half of them installed.
     arriving = list(plan.tensors()) if plan.execution.ranks.size == 1 else plan.tensors()
     _copy_each_(module, ((name, tensor) for name, tensor in arriving if name in wanted))
+
+
+def installable(module: nn.Module, vectors: TaskVectors) -> tuple[str, ...]:
+    """Return the tensors of a base that a module takes: all but classifiers of another shape, which are its own."""
+    own = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    fitting = (name for name, header in vectors.headers.items() if own.get(name) == header.shape)
+    return tuple(dict.fromkeys((*vectors.shared_names, *fitting)))
 
 
 def _require_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from typing_extensions import Unpack
 
 from lwptv_lightning.layers import Layers, trace, trace_layers
-from lwptv_lightning.merging.install import install_plan_
+from lwptv_lightning.merging.install import install_plan_, installable
 from lwptv_lightning.merging.merge import Merge, MergeOptions
 from lwptv_lightning.merging.plan import PruningPlan, prune_layers
 from lwptv_lightning.recipe import MergeRecipe
@@ -59,7 +59,7 @@ def merge_transform(
     pruning = plan.pruning or prune_layers(asked, execution)
     pruning = replace(pruning, mask=plan.mask or pruning.mask)
     model = copy.deepcopy(model)
-    install_plan_(model, plan)
+    install_plan_(model, plan, installable(model, vectors))
     graph = trace(model)
     for node in graph.graph.nodes:
         if indices := _layers_of(node, pruning.layers):

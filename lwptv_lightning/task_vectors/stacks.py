@@ -5,36 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from lwptv_lightning.checkpoints import Checkpoint, CheckpointError
-
-
-class Stack(Protocol):
-    """The task vectors of one tensor, wherever they come from; nothing is read before it is asked for."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """T, then the tensor's shape."""
-
-    @property
-    def base(self) -> Tensor:
-        """The base's tensor, flattened, in its own dtype; not to be written to."""
-
-    def sources(self, elements: slice) -> list[Tensor]:
-        """Return what some elements of the flattened task vectors are made of: the base's elements, then others."""
-
-    def tau(self, base: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """Return fresh elements of the task vectors, ``(T, n)``, of `sources` or copies, where and as ``base`` is."""
-
-    def where(self, kept: Iterable[bool]) -> Stack:
-        """Return the same task vectors with those of some tasks zero, which are not read."""
-
-    def only(self, task: int) -> Stack:
-        """Return the task vector of one task, with T = 1."""
 
 
 class StoredStack:
@@ -47,7 +23,8 @@ class StoredStack:
         self._experts = experts
 
     @cached_property
-    def base(self) -> Tensor:  # noqa: D102 (as the protocol says)
+    def base(self) -> Tensor:
+        """The base's tensor, flattened, in its own dtype; not to be written to."""
         return self._checkpoint.read(self._name).reshape(-1)
 
     @cached_property
@@ -56,10 +33,17 @@ class StoredStack:
         read = (expert.read_for_difference(self._name) for expert in self._experts if expert is not None)
         return [(tensor.reshape(-1), is_difference) for tensor, is_difference in read]
 
-    def sources(self, elements: slice) -> list[Tensor]:  # noqa: D102 (as the protocol says)
+    def sources(self, elements: slice) -> list[Tensor]:
+        """Return what some elements of the flattened task vectors are made of: the base's elements, then others."""
         return [self.base[elements], *(tensor[elements] for tensor, _ in self._stored)]
 
-    def tau(self, base: Tensor, others: Sequence[Tensor]) -> Tensor:  # noqa: D102 (as the protocol says)
+    def tau(self, base: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Make elements of the task vectors, ``(T, n)``, freshly, in the dtype and on the device of ``base``.
+
+        Args:
+            base: The first of `sources`, in the dtype and on the device where to compute.
+            others: The rest of `sources`, or copies of them.
+        """
         given = zip(others, self._stored, strict=True)
         tau = torch.empty((len(self._experts), *base.shape), device=base.device, dtype=base.dtype)
         for row, expert in zip(tau, self._experts, strict=True):
@@ -76,11 +60,13 @@ class StoredStack:
             self._raise_unless_finite()
         return tau
 
-    def where(self, kept: Iterable[bool]) -> StoredStack:  # noqa: D102 (as the protocol says)
+    def where(self, kept: Iterable[bool]) -> StoredStack:
+        """Return the same task vectors with those of some tasks zero, which are not read."""
         experts = [expert if keep else None for expert, keep in zip(self._experts, kept, strict=True)]
         return StoredStack(self._name, self._checkpoint, experts)
 
-    def only(self, task: int) -> StoredStack:  # noqa: D102 (as the protocol says)
+    def only(self, task: int) -> StoredStack:
+        """Return the task vector of one task, with T = 1."""
         return StoredStack(self._name, self._checkpoint, [self._experts[task]])
 
     def _raise_unless_finite(self) -> None:
@@ -99,18 +85,22 @@ class HeldStack:
         self.base = base.reshape(-1)
         self._rows = tau.reshape(len(tau), math.prod(tau.shape[1:]))
 
-    def sources(self, elements: slice) -> list[Tensor]:  # noqa: D102 (as the protocol says)
+    def sources(self, elements: slice) -> list[Tensor]:  # noqa: D102 (as a StoredStack does)
         return [self.base[elements], self._rows[:, elements]]
 
-    def tau(self, base: Tensor, others: Sequence[Tensor]) -> Tensor:  # noqa: D102 (as the protocol says)
+    def tau(self, base: Tensor, others: Sequence[Tensor]) -> Tensor:  # noqa: D102 (as a StoredStack does)
         return others[0].to(base.device, base.dtype).clone(memory_format=torch.contiguous_format)
 
-    def where(self, kept: Iterable[bool]) -> HeldStack:  # noqa: D102 (as the protocol says)
+    def where(self, kept: Iterable[bool]) -> HeldStack:  # noqa: D102 (as a StoredStack does)
         keep = torch.tensor(list(kept), device=self._rows.device)
         return HeldStack(self._rows.where(keep[:, None], 0).reshape(self.shape), self.base)
 
-    def only(self, task: int) -> HeldStack:  # noqa: D102 (as the protocol says)
+    def only(self, task: int) -> HeldStack:  # noqa: D102 (as a StoredStack does)
         return HeldStack(self._rows[task].reshape(1, *self.shape[1:]), self.base)
+
+
+Stack: TypeAlias = StoredStack | HeldStack
+"""The task vectors of one tensor, wherever they come from; nothing is read before it is asked for."""
 
 
 def part(stack: Stack, elements: slice, like: Tensor) -> Tensor:

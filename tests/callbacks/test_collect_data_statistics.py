@@ -144,3 +144,14 @@ def test_statistics_are_written_to_a_file(make_trainer, experts, sets, kind, tmp
 def test_the_file_is_called_as_it_should_be():
     with pytest.raises(ValueError, match=r"must end in \.safetensors"):
         CollectDataStatistics("gram", file="statistics.pt")
+
+
+def test_what_is_excluded_is_the_bases_while_statistics_are_collected(make_trainer, experts, sets):
+    base, tasks = experts
+    module = MergeModule(Net(), TaskVectors.open(base, tasks, exclude=("fc2.*",)))
+    seen = []
+    module.unpack = lambda batch: seen.append(module.model.fc2.weight.clone()) or batch
+    loaders = {f"id/{task}": DataLoader(data, batch_size=3) for task, data in sets.items()}
+    make_trainer(callbacks=[CollectDataStatistics("gram")]).validate(module, loaders, verbose=False)
+    assert seen
+    assert all(torch.equal(weight, base["fc2.weight"]) for weight in seen)

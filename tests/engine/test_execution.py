@@ -48,7 +48,6 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="this torch has the older setting alone")
 def test_products_are_exact_whatever_a_script_has_set_and_its_setting_stays(setting):
     program = f"""
 import torch
@@ -76,9 +75,7 @@ assert state() == before, (state(), before)
 
 
 def product_precision():
-    if hasattr(torch.backends, "fp32_precision"):
-        return torch.backends.mkldnn.matmul.fp32_precision
-    return torch.get_float32_matmul_precision()
+    return torch.backends.mkldnn.matmul.fp32_precision
 
 
 def test_threads_share_the_guard_and_the_last_one_out_puts_the_setting_back():
@@ -102,7 +99,7 @@ def test_threads_share_the_guard_and_the_last_one_out_puts_the_setting_back():
             pass
         leave.set()
         other.join()
-        assert found[0] in ("ieee", "highest")
+        assert found == ["ieee"]
         assert product_precision() == lowered
         assert torch.get_float32_matmul_precision() == "medium"
     finally:

@@ -382,6 +382,34 @@ def test_plan_is_what_was_pruned(model, vectors):
     assert module.merge_(recipe=RECIPE.replace(ratio=0.0)).plan is None
 
 
+def test_what_is_saved_is_what_was_validated(model, vectors, loaders, make_trainer, tmp_path):
+    other = MergeRecipe("ties", scale=0.7)
+    module = MergeModule(model, vectors, RECIPE)
+    make_trainer(callbacks=[PruneAndMerge(recipe=other)]).validate(module, loaders, verbose=False)
+    written = open_checkpoint(module.save_merged(tmp_path / "m.safetensors"))
+    expected = merge(vectors, other)
+    assert all(torch.equal(written.read(name), tensor) for name, tensor in expected.items())
+    assert MergeRecipe.from_json(written.metadata["lwptv_recipe"]) == other
+    with torch.no_grad():
+        model[0].bias.add_(1.0)  # as a callback may that measures something anew
+    written = open_checkpoint(module.save_merged(tmp_path / "m.safetensors"))
+    assert torch.equal(written.read("0.bias"), expected["0.bias"] + 1)
+
+
+def test_a_file_has_the_dtypes_of_the_base_whatever_the_trainers_precision(
+    model, vectors, loaders, make_trainer, tmp_path
+):
+    module = MergeModule(model, vectors, RECIPE)
+    make_trainer(precision="bf16-true").validate(
+        module,
+        {name: DataLoader(TensorDataset(*loader.dataset.tensors), batch_size=4) for name, loader in loaders.items()},
+        verbose=False,
+    )
+    assert model[0].weight.dtype == torch.bfloat16
+    written = open_checkpoint(module.save_merged(tmp_path / "m.safetensors"))
+    assert torch.equal(written.read("0.weight"), model[0].weight.float())
+
+
 # What a checkpoint of the trainer's gives back
 
 

@@ -87,3 +87,13 @@ def test_wrong_use_is_named(merge_module, make_trainer, given):
     loader = DataLoader(TensorDataset(given["X"].flatten(0, 3)))
     with pytest.raises(TypeError, match="dict of loaders"):
         make_trainer(max_steps=1).fit(AdaMergingModule(merge_module), loader)
+
+
+def test_what_is_excluded_is_the_bases(given):
+    states = [{name: given[f"{model}::{name}"] for name in NAMES} for model in ("base", *TASKS)]
+    vectors = TaskVectors.open(states[0], dict(zip(TASKS, states[1:], strict=True)), exclude=("fc2.*",))
+    module = AdaMergingModule(MergeModule(Net(), vectors))
+    module.load()
+    merged = module.merged()
+    assert merged.keys() == set(NAMES)
+    assert torch.equal(merged["fc2.weight"], states[0]["fc2.weight"])

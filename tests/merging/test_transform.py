@@ -48,3 +48,13 @@ def test_a_node_of_several_layers_lists_them_in_order():
 def test_a_model_of_another_architecture(vit_vectors):
     with pytest.raises(ValueError, match="in no layer"):
         merge_transform(nn.Linear(2, 2), vit_vectors, MergeRecipe())
+
+
+def test_what_is_excluded_is_the_bases_and_not_what_the_model_was_initialised_with(vit, vit_vectors):
+    state = vit.state_dict()
+    partly = TaskVectors.open(
+        state, {task: {name: vit_vectors.expert(task, name) for name in state} for task in "ab"}, exclude=("norm.*",)
+    )
+    nn.init.constant_(vit.norm.weight, 7.0)
+    graph = merge_transform(vit, partly, "task_arithmetic")
+    assert torch.equal(graph.state_dict()["norm.weight"], partly.base("norm.weight"))
