@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -48,18 +48,13 @@ class TensorHeader:
 
 
 class TensorReader(Protocol):
-    """Reads tensors of one checkpoint by the names they have there."""
+    """Reads tensors of one checkpoint by the names they have there.
+
+    One that knows differences from the base, which a sum with the base would round, has ``read_for_difference`` too.
+    """
 
     def read(self, name: str, /) -> Tensor:
         """Return a CPU tensor, mapped from the file where the format allows; not to be written to."""
-
-
-@runtime_checkable
-class DifferenceReader(TensorReader, Protocol):
-    """Reads tensors of which it knows some as differences from the base, which a sum with the base would round."""
-
-    def read_for_difference(self, name: str, /) -> tuple[Tensor, bool]:
-        """Return a tensor, and whether it is a difference from the base already; neither is to be written to."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ class Checkpoint:
     Args:
         source: What it was opened from, for messages alone.
         headers: Name to shape and dtype.
-        reader: Reads a tensor by its name in the file; a `DifferenceReader` where it knows differences.
+        reader: Reads a tensor by its name in the file.
         stored_names: Name to name in the file, where the two differ.
         metadata: What the file says of itself.
         folder: Where the file stands, with the configuration beside it; None in memory.
@@ -114,9 +109,8 @@ class Checkpoint:
 
     def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
         """Return a tensor, and whether it is a difference from the base already; neither is to be written to."""
-        if isinstance(self._reader, DifferenceReader):
-            return self._reader.read_for_difference(self._stored_names.get(name, name))
-        return self.read(name), False
+        read: Any = getattr(self._reader, "read_for_difference", None)
+        return (self.read(name), False) if read is None else read(self._stored_names.get(name, name))
 
     def subtract(self, name: str, base: Tensor, out: Tensor) -> None:
         """Write this checkpoint's tensor minus ``base`` to ``out``, in ``base``'s dtype and on its device."""
