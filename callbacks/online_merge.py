@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
+from lwptv_lightning.checkpoints import Provenance
 from lwptv_lightning.evaluation import MergeModule, averages, batch_limit, require_loaders, shared_loaders
 from lwptv_lightning.merging import gather_state, install_
 from lwptv_lightning.registry import require_known
@@ -67,9 +68,7 @@ class OnlineMerge(Callback):
             if interval is not None and interval < 1:
                 raise ValueError(f"{name} must be at least 1, not {interval}.")
         if task in module.vectors.tasks:
-            raise ValueError(
-                f"task {task!r} is among the experts already; give those without it: vectors.select([...])."
-            )
+            raise ValueError(f"task {task!r} is among the experts already; give the others: vectors.select([...]).")
         if head is not None:
             module.head(task)
         self.module = module
@@ -130,8 +129,8 @@ class OnlineMerge(Callback):
                     with trainer.precision_plugin.val_step_context():
                         self.module.count(loader, batch, batch_idx)
             figures = self.module.metrics.compute()
-            # Between evaluations the device is the training's.
-            self.module.cpu()
+            # Between evaluations the device is the training's, and the module holds no copy of its weights.
+            self.module.cpu().provenance = Provenance
         figures |= averages(figures, self.module.expert_accuracy)
         return {f"merged/{name}": value for name, value in figures.items()}
 

@@ -168,11 +168,8 @@ class SafetensorsWriter:
         for name in sorted(names, key=lambda name: -self._headers[name].dtype.itemsize):
             header = self._headers[name]
             offsets[name], end = end, end + header.nbytes
-            entries[name] = {
-                "dtype": _CODES[header.dtype],
-                "shape": list(header.shape),
-                "data_offsets": [offsets[name], end],
-            }
+            place = [offsets[name], end]
+            entries[name] = {"dtype": _CODES[header.dtype], "shape": list(header.shape), "data_offsets": place}
         text = json.dumps(entries).encode()
         text += b" " * (-len(text) % 8)
         file.write(len(text).to_bytes(8, "little") + text)

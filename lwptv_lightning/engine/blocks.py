@@ -86,19 +86,18 @@ def read_blocks(stacks: Iterable[tuple[str, Stack]], like: Tensor, block_bytes: 
             base, *others = stack.sources(span)
             yield Block(name, span.start, stack.tau(base.to(like), others), base)
         return
-    transfer = PinnedTransfer(like.device)
+    transfer = PinnedTransfer(like)
     sent = ((job, transfer.send(job[1].sources(job[2]))) for job in jobs)
     for (name, stack, span), arrive in _one_ahead(sent):
         base, *others = arrive()
         yield Block(name, span.start, stack.tau(base.to(like), others), base)
 
 
-def _divided(
-    stacks: Iterable[tuple[str, Stack]], itemsize: int, block_bytes: int
-) -> Iterator[tuple[str, Stack, slice]]:
+def _divided(stacks: Iterable[tuple[str, Stack]], size: int, block_bytes: int) -> Iterator[tuple[str, Stack, slice]]:
+    """Divide stacks into blocks; an element of one task vector has some size, in bytes."""
     for name, stack in stacks:
         tasks, *shape = stack.shape
-        for span in spans(math.prod(shape), tasks * itemsize, block_bytes):
+        for span in spans(math.prod(shape), tasks * size, block_bytes):
             yield name, stack, span
 
 

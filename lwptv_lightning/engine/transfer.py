@@ -18,15 +18,13 @@ _ALIGNMENT = 16
 class PinnedTransfer:
     """Sends tensors through two pinned buffers, on a stream of its own.
 
-    While one buffer is on its way, the other is filled, and the current stream computes from what has arrived.
-
-    Args:
-        device: Where to send.
+    While one buffer is on its way, the other is filled, and the current stream computes from what has arrived. They
+    are sent to where ``like`` is.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    def __init__(self, like: Tensor) -> None:
+        self._device = like.device
+        self._stream = torch.cuda.Stream(like.device)  # type: ignore[no-untyped-call]
         self._buffers = [torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)]
         self._sent: list[torch.cuda.Event | None] = [None, None]
         self._turn = 0

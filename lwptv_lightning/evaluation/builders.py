@@ -13,7 +13,7 @@ def timm_module(
     model: str,
     base: str,
     tasks: dict[str, str],
-    recipe: dict[str, Any] | None = None,
+    recipe: str | dict[str, Any] | None = None,
     exclude: list[str] | None = None,
     model_arguments: dict[str, Any] | None = None,
 ) -> MergeModule:
@@ -23,7 +23,7 @@ def timm_module(
         model: A name for ``timm.create_model``.
         base: The base's checkpoint.
         tasks: Task name to fine-tuned checkpoint.
-        recipe: Fields of a `MergeRecipe`.
+        recipe: A rule's name, or fields of a `MergeRecipe`.
         exclude: Globs of tensors that are not merged.
         model_arguments: Further arguments of ``timm.create_model``, such as ``{"num_classes": 0}``.
     """

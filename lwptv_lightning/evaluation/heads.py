@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from torch import Tensor, nn
 
@@ -48,7 +49,15 @@ class Heads(nn.Module):
 
     def keys(self) -> tuple[str, ...]:
         """Return the names."""
-        return tuple(key.replace(_DOT, ".") for key in self._modules)
+        return tuple(map(unquote, self._modules))
+
+    def values(self) -> tuple[nn.Module, ...]:
+        """Return the heads."""
+        return tuple(self[name] for name in self)
+
+    def items(self) -> tuple[tuple[str, nn.Module], ...]:
+        """Return names and heads."""
+        return tuple(zip(self.keys(), self.values(), strict=True))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
@@ -101,12 +110,9 @@ class Heads(nn.Module):
                 self._add(name, _linear(own))
 
 
-_DOT = "%2E"
-
-
 def _key(name: str) -> str:
     """Return a name that may stand in a state dict's, where dots part modules."""
-    return name.replace(".", _DOT)
+    return name.replace("%", "%25").replace(".", "%2E")
 
 
 def _classifier(model: nn.Module, vectors: TaskVectors, task: str) -> nn.Linear:

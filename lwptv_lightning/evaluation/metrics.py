@@ -66,9 +66,8 @@ class LoaderMetrics(nn.Module):
 
     def compute(self) -> dict[str, float]:
         """Return every loader's figures; with several processes, those of all of them together."""
-        return {
-            name: float(metric.compute()) for loader in self.loaders for name, metric in self.logged(loader).items()
-        }
+        metrics = (metric for loader in self.loaders for metric in self.logged(loader).items())
+        return {name: float(metric.compute()) for name, metric in metrics}
 
 
 def _is_iterable(loader: Any) -> bool:

@@ -76,6 +76,8 @@ class MergeModule(LightningModule):
     """The recipe whose result `model` holds."""
     plan: PruningPlan | None
     """What that recipe pruned."""
+    provenance: Callable[[], Provenance]
+    """Tells what a file of the model says of itself."""
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class MergeModule(LightningModule):
     ) -> None:
         super().__init__()
         require_options(MergeModule, options)
-        self.recipe = make_recipe(recipe or {})
+        self.recipe = make_recipe(recipe or {}, options)
         self._build = None if isinstance(model, nn.Module) else model
         if not isinstance(model, nn.Module):
             with torch.device("meta"):
@@ -99,7 +101,7 @@ class MergeModule(LightningModule):
         if vectors is not None:
             require_fit(model, vectors)
         self.model = model
-        self.options: dict[str, Any] = {**options}
+        self.options = {name: value for name, value in options.items() if name not in ("dtype", "task")}
         self.tasks = tuple(tasks) if vectors is None else vectors.tasks
         self.installed = self.plan = None
         self.heads = Heads(heads or {}) if vectors is None else Heads.of(model, vectors, heads or {})
@@ -109,7 +111,7 @@ class MergeModule(LightningModule):
         self._loaders: dict[str, Any] = {}
         self._layers: dict[str, Layers] = {}
         self._vectors = vectors
-        self._provenance: Callable[[], Provenance] = Provenance
+        self.provenance = Provenance
         self.save_hyperparameters({"recipe": self.recipe.to_dict(), "tasks": list(self.tasks)})
 
     @property
@@ -126,8 +128,12 @@ class MergeModule(LightningModule):
     @property
     def statistics(self) -> DataStatistics | None:
         """What was collected on data for rules that need it."""
-        found = self.options.get("data", self.options.get("statistics"))
+        found: Any = self.options.get("data", self.options.get("statistics"))
         return None if isinstance(found, LayerStatistics) else found
+
+    @statistics.setter
+    def statistics(self, statistics: DataStatistics | None) -> None:
+        self.options["data"] = statistics
 
     def setup(self, stage: str) -> None:
         """Find the layers while the model can be traced; `configure_model` may shard it."""
@@ -150,28 +156,34 @@ class MergeModule(LightningModule):
         return self._layers[granularity]
 
     def merge_(
-        self, *, vectors: TaskVectors | None = None, recipe: MergeRecipe | None = None, **options: Any
+        self,
+        device: torch.device | str | None = None,
+        *,
+        vectors: TaskVectors | None = None,
+        recipe: MergeRecipe | str | Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> MergeModule:
         """Merge, install the result into `model` and return the module.
 
         Args:
+            device: Where to merge; by default where the module is.
             vectors: Other task vectors than the module's.
             recipe: Another recipe than the module's.
-            options: As for the module, whose own they go before; ``device`` is by default where the module is.
+            options: As for the module, whose own they go before.
 
         Raises:
             ValueError: There are no task vectors, and something else is asked for than what was loaded.
         """
         self.configure_model()
-        recipe = recipe or self.recipe
-        options = {"device": self.device, **self.options, **options}
+        recipe = make_recipe(recipe or self.recipe, options)
+        options = {**self.options, **options, "device": device or self.device}
         if vectors is self._vectors is None and recipe == self.installed and options.keys() <= {"device", "ranks"}:
             return self  # what was loaded is this merge
         vectors = vectors or self.vectors
         plan = merge_model_(self.model, vectors, recipe, self.layers, options, whole=True)
         self.plan = plan.pruning
-        self.installed = recipe
-        self._provenance = partial(provenance_of, vectors, plan.recipe, plan.mask)
+        self.installed = plan.recipe
+        self.provenance = partial(provenance_of, vectors, plan.recipe, plan.mask)
         return self
 
     def save_merged(self, path: str | Path) -> Path:
@@ -186,7 +198,7 @@ class MergeModule(LightningModule):
         headers = {} if self._vectors is None else self._vectors.headers
         state = whole_state(self.model)
         state = {name: value.to(headers[name].dtype) if name in headers else value for name, value in state.items()}
-        return write_safetensors(state, path, self._provenance().to_metadata())
+        return write_safetensors(state, path, self.provenance().to_metadata())
 
     def forward(self, inputs: Tensor, head: str | None = None) -> Tensor:
         """Return a head's logits ``(B, classes)`` for inputs such as images, or by default what the model returns.
@@ -209,7 +221,7 @@ class MergeModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add which merge the weights are of, and which heads belong to them."""
         recipe = None if self.installed is None else self.installed.to_dict()
-        metadata = self._provenance().to_metadata()
+        metadata = self.provenance().to_metadata()
         checkpoint[_STORED] = {"recipe": recipe, "metadata": metadata, "heads": self.heads.described()}
         if recipe is not None:
             checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["recipe"] = recipe
@@ -225,7 +237,7 @@ class MergeModule(LightningModule):
         if stored := checkpoint.get(_STORED):
             self.heads.restore_(stored["heads"], checkpoint["state_dict"], "heads.")
             self.installed = None if stored["recipe"] is None else MergeRecipe.from_dict(stored["recipe"])
-            self._provenance = partial(Provenance.from_metadata, stored["metadata"])
+            self.provenance = partial(Provenance.from_metadata, stored["metadata"])
 
     def teardown(self, stage: str) -> None:
         """Refuse loaders without a single batch, on which Lightning skips the run and returns nothing."""
@@ -244,9 +256,7 @@ class MergeModule(LightningModule):
         """Return inputs and targets of a batch; override it for batches that do not begin with these."""
         if isinstance(batch, list | tuple) and len(batch) >= 2:
             return batch[0], batch[1]
-        raise TypeError(
-            f"a batch must be (inputs, targets), not {type(batch).__name__}; override MergeModule.unpack for others."
-        )
+        raise TypeError(f"a batch must be (inputs, targets), not {type(batch).__name__}; override unpack for others.")
 
     def head_of(self, loader: str) -> str | None:
         """Return the name of the head for a loader; ``None`` where the model itself gives the logits."""

@@ -92,11 +92,6 @@ class Layers(Sequence[Layer]):
 
         Raises:
             KeyError: No layer holds a tensor of that name; the message gives the nearest one.
-
-        Example:
-            >>> from lwptv_lightning import layers_from_names
-            >>> layers_from_names(["fc1.weight", "fc2.weight"]).index_of("fc2.weight")
-            1
         """
         try:
             return self._positions[tensor_name]
@@ -109,12 +104,6 @@ class Layers(Sequence[Layer]):
 
         Raises:
             KeyError: No layer holds one of the tensors.
-
-        Example:
-            >>> from lwptv_lightning import layers_from_names
-            >>> layers = layers_from_names(["norm.weight", "norm.bias", "head.weight"])
-            >>> layers.restrict(["norm.bias"])
-            Layers(layers=(Layer(name='norm', tensors=('norm.bias',)),), granularity='module')
         """
         kept = set(tensor_names)
         for name in kept:

@@ -129,10 +129,8 @@ def _drop_caches(module: nn.Module) -> None:
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """Return a module's state dict with whole tensors, which every process must ask for where the module is sharded."""
-    return {
-        name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        for name, tensor in module.state_dict().items()
-    }
+    state = module.state_dict()
+    return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in state.items()}
 
 
 def snapshot(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:

@@ -39,9 +39,9 @@ class SharedOptions(TypedDict, total=False):
     scores: LayerTable | None
     statistics: LayerStatistics | DataStatistics | None
     data: DataStatistics | None
-    dtype: torch.dtype | str
+    dtype: torch.dtype | str | None
     execution: Execution | None
-    ranks: Ranks
+    ranks: Ranks | None
     max_memory: int | str | None
 
 
@@ -57,7 +57,7 @@ class MergeOptions(SharedOptions, total=False):
 
 def require_options(taker: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Refuse what is no option of merging, when ``taker`` is given it rather than when merging begins."""
-    known = ("device", *MergeOptions.__annotations__)
+    known = tuple(MergeOptions.__annotations__)
     for name in options:
         if name not in known:
             raise TypeError(
@@ -90,6 +90,9 @@ class Merge:
     statistics: LayerStatistics | None = None
     data: DataStatistics | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "recipe", make_recipe(self.recipe))
+
     @classmethod
     def of(
         cls,
@@ -97,13 +100,14 @@ class Merge:
         recipe: MergeRecipe | str | Mapping[str, Any],
         layers: Layers | None,
         options: Mapping[str, Any],
+        taker: Callable[..., Any] | None = None,
     ) -> tuple[Merge, Execution]:
-        """Return a merge, and where and how to compute it, from what functions that merge are given.
+        """Return a merge, and where and how to compute it, from what ``taker``, by default `merge`, is given.
 
         ``options`` are those of `MergeOptions`, and ``device``; ``None`` stands for one that is not given.
         """
-        require_options(merge, options)
         given = {name: value for name, value in options.items() if value is not None}
+        require_options(taker or merge, {name: value for name, value in options.items() if name != "device"})
         if not isinstance(given.get("statistics"), LayerStatistics | None):
             if "data" in given:
                 raise TypeError("statistics=... and data=... both are what was collected on data; give one of them.")
@@ -113,9 +117,8 @@ class Merge:
             raise TypeError(f"execution must be an Execution, not {execution!r}.")
         computed = {name: given.pop(name) for name in ("device", "ranks", "max_memory") if name in given}
         execution = replace(execution, **computed)
-        decided = {name: given.pop(name) for name in ("dtype", "task") if name in given}
-        recipe = make_recipe(recipe)
-        return cls(vectors, recipe.replace(**decided) if decided else recipe, layers, **given), execution
+        kept = {name: value for name, value in given.items() if name not in ("dtype", "task")}
+        return cls(vectors, make_recipe(recipe, given), layers, **kept), execution
 
     @property
     def needs_layers(self) -> bool:
@@ -194,5 +197,5 @@ def plan_pruning(
         ValueError: ``layers`` has another granularity than the recipe, or misses a merged tensor; or scores or
             statistics are of other tasks or layers.
     """
-    asked, execution = Merge.of(vectors, recipe, layers, {"device": device, **options})
+    asked, execution = Merge.of(vectors, recipe, layers, {"device": device, **options}, plan_pruning)
     return prune_layers(asked, execution)

@@ -150,7 +150,7 @@ def prune_layers(merge: Merge, execution: Execution) -> PruningPlan:
     for what, given, own in (("task", scores.tasks, merge.vectors.tasks), ("layer", scores.layers, layers.names)):
         if given != own:
             raise ValueError(f"scores and statistics must be of the {what}s {list(own)}, not of {list(given)}.")
-    mask = keep_most_salient(
+    mask = merge.mask or keep_most_salient(
         scores, recipe.ratio, ranking=recipe.ranking, count=recipe.count, keep=recipe.keep, prune=recipe.prune
     )
     return PruningPlan(layers, scores, mask)
@@ -181,10 +181,8 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     with ranks.sharing_errors(), execution.exact():
         jobs = _jobs(recipe, whole, pruned)
         own = {name: job for name, job in jobs.items() if job.owner == ranks.rank}
-        scaled_layers = plan_layers(vectors, recipe, merge.layers) if recipe.needs_layers else None
-        factors = tensor_factors(
-            recipe.layer_scaling, pruned.names, scaled_layers, lambda: published_alpha(own, pruned)
-        )
+        named_layers = plan_layers(vectors, recipe, merge.layers) if recipe.needs_layers else None
+        factors = tensor_factors(recipe.layer_scaling, pruned.names, named_layers, lambda: published_alpha(own, pruned))
     for name, job in jobs.items():
         if not isinstance(job.rule, RunningStatistics):  # a mean of those stays one
             jobs[name] = replace(job, scale=recipe.effective_scale * factors[name])
@@ -214,9 +212,7 @@ def _jobs(recipe: MergeRecipe, whole: Stream, pruned: Stream) -> dict[str, Job]:
 def _check(merge: Merge) -> None:
     rule, vectors, data = merge.recipe.rule, merge.vectors, merge.data
     if rule.needs and data is None:
-        raise ValueError(
-            f"rule {rule.name!r} needs statistics=... or data=..., its {rule.needs} collected on each task's data."
-        )
+        raise ValueError(f"rule {rule.name!r} needs statistics=... or data=..., its {rule.needs} on each task's data.")
     if data is not None and (absent := [name for name in vectors.tasks if name not in data]):
         raise ValueError(f"statistics has no entry for task {absent[0]!r}; it has {', '.join(data) or 'none'}.")
     if merge.recipe.task is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +59,21 @@ def save_merged(
     """
     require_safetensors_path(path)
     shard_size = parse_bytes("max_shard_size", max_shard_size)
-    merge, execution = Merge.of(vectors, recipe, layers, {"device": device, **options})
-    plan = merge.plan(execution)
-    writer = SafetensorsWriter(path, vectors.headers, plan.provenance().to_metadata(), shard_size)
+    merge, execution = Merge.of(vectors, recipe, layers, {"device": device, **options}, save_merged)
+    plan, ranks = merge.plan(execution), execution.ranks
     pieces = plan.pieces()
-    if execution.ranks.size > 1:
-        pieces = ((name, slice(None), tensor.reshape(-1)) for name, tensor in plan.tensors())
-    if execution.ranks.rank > 0:
-        deque(pieces, maxlen=0)  # the first process waits for what is made here
-        return writer.final
-    with writer:
-        for name, elements, values in pieces:
-            writer.write(name, values, elements.start or 0)
+    if ranks.size > 1:
+        pieces = ((name, slice(0, None), tensor.reshape(-1)) for name, tensor in plan.tensors())
+    with ranks.sharing_errors():
+        metadata = plan.provenance().to_metadata() if ranks.rank == 0 else {}
+        writer = SafetensorsWriter(path, vectors.headers, metadata, shard_size)
+        try:
+            with writer if ranks.rank == 0 else nullcontext():
+                for name, elements, values in pieces:
+                    if ranks.rank == 0:
+                        writer.write(name, values, elements.start)
+        except Exception:
+            if ranks.size > 1:
+                deque(pieces, maxlen=0)  # the other processes wait for what is made here
+            raise
     return writer.final

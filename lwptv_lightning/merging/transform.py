@@ -53,11 +53,10 @@ def merge_transform(
         >>> [entry["kept"] for node in graph.graph.nodes for entry in node.meta.get("lwptv", [])]
         [{'a': False}, {'a': True}]
     """
-    asked, execution = Merge.of(vectors, recipe, None, {"device": device, **options})
+    asked, execution = Merge.of(vectors, recipe, None, {"device": device, **options}, merge_transform)
     asked = replace(asked, layers=trace_layers(model, asked.recipe.granularity))
     plan = asked.plan(execution)
     pruning = plan.pruning or prune_layers(asked, execution)
-    pruning = replace(pruning, mask=plan.mask or pruning.mask)
     model = copy.deepcopy(model)
     install_plan_(model, plan, installable(model, vectors))
     graph = trace(model)

@@ -63,6 +63,11 @@ def _elements(name: str, value: Any) -> ElementPruning:
     return value
 
 
+def elements_ratio(word: str) -> dict[str, float]:
+    """Read what `_elements` takes from a word of the command line, whose message of a wrong one has this name."""
+    return {"ratio": float(word)}
+
+
 def _dtype(name: str, value: Any) -> str:
     known = str(value).removeprefix("torch.")
     if known not in DTYPES and not isinstance(value, str):
@@ -108,7 +113,7 @@ class MergeRecipe:
         "mean_abs",
         "what `lwptv scores` lists",
         _score,
-        "the saliency score that ranks layers; '-' before the name reverses it",
+        "the saliency score that ranks layers; '-' before the name reverses it, as in `--score=-l2`",
         str,
     )
     ratio: float = fraction(0.0, "the fraction of layers to prune of each task vector")
@@ -123,7 +128,7 @@ class MergeRecipe:
         "[0, 1]",
         _elements,
         "the fraction of elements, the smallest, to prune inside each layer instead of whole layers (ElementPruning)",
-        lambda word: {"ratio": float(word)},
+        elements_ratio,
     )
     prune_on: str = choice(
         "task_vectors",
@@ -222,8 +227,12 @@ class MergeRecipe:
         return f"{self.rule.name}{own} x {self.effective_scale:g}{scaled}{pruned}{inside}"
 
 
-def make_recipe(description: MergeRecipe | str | Mapping[str, Any]) -> MergeRecipe:
+def make_recipe(
+    description: MergeRecipe | str | Mapping[str, Any], options: Mapping[str, Any] | None = None
+) -> MergeRecipe:
     """Return a recipe from a rule's name, from a mapping of a recipe's fields, or as it is.
+
+    A ``dtype`` and a ``task`` among options of merging go before the recipe's own.
 
     Raises:
         UnknownNameError: No such rule or field.
@@ -233,9 +242,10 @@ def make_recipe(description: MergeRecipe | str | Mapping[str, Any]) -> MergeReci
         >>> make_recipe("ties") == make_recipe({"rule": "ties"}) == MergeRecipe("ties")
         True
     """
-    if isinstance(description, MergeRecipe):
-        return description
-    return MergeRecipe.from_dict({"rule": description} if isinstance(description, str) else description)
+    if not isinstance(description, MergeRecipe):
+        description = MergeRecipe.from_dict({"rule": description} if isinstance(description, str) else description)
+    changes = {name: value for name in ("dtype", "task") if (value := (options or {}).get(name)) is not None}
+    return description.replace(**changes) if changes else description
 
 
 def fields_markdown() -> str:

@@ -114,7 +114,7 @@ def patterns(default: tuple[str, ...] | None, help: str = "") -> Any:
     """Declare glob patterns; ``None`` where a rule has a choice of its own."""
 
     def check(name: str, value: Any) -> tuple[str, ...]:
-        if not all(isinstance(item, str) for item in _items(name, value)):
+        if not _is_sequence(value) or not all(isinstance(item, str) for item in value):
             raise TypeError(f"{name} must be a sequence of globs, not {value!r}.")
         return tuple(value)
 
@@ -138,13 +138,13 @@ def per_task_by_tensor() -> Any:
 
 
 def _numbers(name: str, value: Any) -> tuple[float, ...]:
-    return tuple(require_finite(name, item) for item in _items(name, value))
+    if not _is_sequence(value):
+        raise TypeError(f"{name} must be a sequence of numbers, not {value!r}.")
+    return tuple(require_finite(name, item) for item in value)
 
 
-def _items(name: str, value: Any) -> Sequence[Any]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(f"{name} must be a sequence, not {value!r}.")
-    return value
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def check_parameters(holder: Any) -> None:

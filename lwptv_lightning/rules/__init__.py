@@ -13,16 +13,7 @@ from lwptv_lightning.rules._base import RULES, MergeContext, MergeRule, get_rule
 from lwptv_lightning.rules._catalogue import RuleEntry, rule_entries, rules_markdown
 from lwptv_lightning.rules._running_statistics import RunningStatistics, running_statistics
 
-__all__ = [
-    "RULES",
-    "DataStatistics",
-    "MergeContext",
-    "MergeRule",
-    "get_rule",
-    "make_rule",
-    "merge_rule",
-    "rule_entries",
-]
+__all__ = ["RULES", "DataStatistics", "MergeContext", "MergeRule", "get_rule", "make_rule", "merge_rule"]
 
 for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):

@@ -79,7 +79,7 @@ one tensor, `tau_t = theta_t - theta_0`, with pruned rows zero, and returns the 
 the base plus `scale` times that. `scale` in the table is what `MergeRecipe(scale=None)` means: the coefficient of the
 rule's source.
 
-- **needs**: what has to be collected on each task's data first (`CollectStatistics`); most rules need none.
+- **needs**: what has to be collected on each task's data first (`CollectDataStatistics`); most rules need none.
 - **scope**: "model" rules rank or count over the whole model before they merge a tensor; they read the checkpoints more
   than once, and never hold more than a tensor at a time.
 - **parts**: the rule is a sum over tasks, so `MergeRecipe(prune_on="parts")` can prune what it made of each task.

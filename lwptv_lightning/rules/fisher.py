@@ -17,7 +17,7 @@ class Fisher(MergeRule[Tensor]):
     """Average weighted by Fisher information: ``sum_t c_t (F_t + floor) tau_t / sum_t c_t (F_t + floor)``.
 
     ``F_t`` is the diagonal Fisher information of task t's own model on its own data, one number per weight, as
-    `lwptv_lightning.callbacks.CollectStatistics` collects it. Tensors without one are averaged.
+    `lwptv_lightning.callbacks.CollectDataStatistics` collects it. Tensors without one are averaged.
 
     Args:
         normalize: ``c_t = 1 / |F_t|_2`` over the whole model, so that no task outweighs the others by its scale;

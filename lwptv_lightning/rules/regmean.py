@@ -16,7 +16,7 @@ class RegMean(MergeRule):
 
     For a weight ``(out, in)``: ``merged^T = (sum_t G_t)^-1 sum_t G_t tau_t^T``, where ``G_t`` is the Gram matrix of
     the layer's inputs on task t's data, ``X^T X / rows``, ``(in, in)``, with its off-diagonal elements multiplied by
-    ``off_diagonal``. `lwptv_lightning.callbacks.CollectStatistics` collects it. Tensors without one are averaged.
+    ``off_diagonal``. `lwptv_lightning.callbacks.CollectDataStatistics` collects it. Tensors without one are averaged.
 
     Args:
         off_diagonal: In [0, 1]; below 1 it keeps the sum invertible. A sum that is singular is pseudo-inverted.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ def collect_statistics(
         vectors: The task vectors.
         layers: Which tensors form a layer; tensors that are not merged are left out.
         device: Where to compute, such as ``"cuda"``; the CPU by default.
-        execution: Where and how to compute, in place of ``device``; its processes divide the tensors among them.
+        execution: Where and how to compute; its processes divide the tensors among them.
 
     Returns:
         The statistics of the layers that hold merged tensors.
@@ -86,7 +86,8 @@ def collect_statistics(
         >>> collect_statistics(vectors, layers_from_names(vectors.names, "tensor")).squared
         tensor([[25.]], dtype=torch.float64)
     """
-    execution = execution or Execution(device=torch.device(device or "cpu"))
+    execution = execution or Execution()
+    execution = execution if device is None else replace(execution, device=torch.device(device))
     layers = merged_layers(vectors, layers)
     owner = divide([(name,) for name in layers.tensors], vectors.headers, execution.ranks.size)
     stream = Stream.of(vectors, layers.tensors, execution=execution, owner=owner)

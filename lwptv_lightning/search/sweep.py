@@ -15,11 +15,11 @@ from typing_extensions import Unpack
 
 from lwptv_lightning.evaluation import MergeModule, SampleOutcomes, loaders_of, sample_positions
 from lwptv_lightning.merging import Merge, MergeOptions, require_options
-from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.saliency import LayerStatistics, collect_statistics
 from lwptv_lightning.search.compare import SweepResult
 
-Candidate: TypeAlias = "MergeRecipe | Mapping[str, Tensor]"
+Candidate: TypeAlias = "MergeRecipe | str | Mapping[str, Any]"
 """A model to evaluate: a recipe, or weights by the names of the base's tensors."""
 
 
@@ -80,7 +80,10 @@ class _Weights:
 
     def of(self, candidate: Candidate) -> tuple[dict[str, Tensor], float]:
         """Return a candidate's weights on the trainer's device, and how many seconds its merge takes."""
-        weights, seconds = self._merge(candidate) if isinstance(candidate, MergeRecipe) else (candidate, 0.0)
+        if isinstance(candidate, Mapping) and all(isinstance(value, Tensor) for value in candidate.values()):
+            weights, seconds = candidate, 0.0
+        else:
+            weights, seconds = self._merge(make_recipe(candidate))
         own = self.module.model.state_dict(keep_vars=True)
         # Of a tensor with several names, the last one's value stays in a model that they are installed into.
         names = {id(own[name]): name for name in weights if name in own}.values()
@@ -95,7 +98,7 @@ class _Weights:
         if recipe.prunes_layers and merge.layers and not (merge.mask or merge.scores or merge.statistics):
             if recipe.granularity not in self.statistics:
                 began = time.perf_counter()
-                collected = collect_statistics(self.module.vectors, merge.layers, self.device)
+                collected = collect_statistics(self.module.vectors, merge.layers, execution=execution)
                 self.statistics[recipe.granularity] = collected, time.perf_counter() - began
             statistics, seconds = self.statistics[recipe.granularity]
             merge = replace(merge, statistics=statistics)

@@ -28,7 +28,10 @@ __all__ = [
 ]
 
 # What needs Lightning is imported on first use: processes that render images have no need of it.
-_MODULE_OF = {"run_demo": "demo", "zoo_module": "builders", "zoo_suite": "builders"}
+_MODULE_OF = {
+    **dict.fromkeys(["Demo", "quiet_trainer", "run_demo"], "demo"),
+    **dict.fromkeys(["zoo_module", "zoo_suite"], "builders"),
+}
 
 
 def __getattr__(name: str) -> Any:

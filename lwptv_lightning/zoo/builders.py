@@ -5,21 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from lwptv_lightning.evaluation import EvaluationSuite, MergeModule
-from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.task_vectors import TaskVectors
 from lwptv_lightning.zoo.data import loaders
 from lwptv_lightning.zoo.files import base_path, expert_paths, heads
 from lwptv_lightning.zoo.model import create_model
 
 
-def zoo_module(recipe: dict[str, Any] | None = None) -> MergeModule:
+def zoo_module(recipe: str | dict[str, Any] | None = None) -> MergeModule:
     """Return the embedded zoo's base, experts and heads.
 
     Args:
-        recipe: Fields of a `MergeRecipe`.
+        recipe: A rule's name, or fields of a `MergeRecipe`.
     """
     vectors = TaskVectors.open(base_path(), expert_paths())
-    return MergeModule(create_model(), vectors, MergeRecipe.from_dict(recipe or {}), heads=heads())
+    return MergeModule(create_model(), vectors, recipe, heads=heads())
 
 
 def zoo_suite(size: int = 150) -> EvaluationSuite:

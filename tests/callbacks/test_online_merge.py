@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from lwptv_lightning import MergeModule, MergeRecipe, OnlineMerge, TaskVectors
+from lwptv_lightning import MergeModule, MergeRecipe, OnlineMerge, Provenance, TaskVectors
 from lwptv_lightning.registry import UnknownNameError
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
@@ -148,6 +148,7 @@ def test_figures_are_those_of_the_merged_model(online, merge_module, experts, ma
     assert {*figures} == {f"merged/{name}" for name in (*NAMES, "id/avg", "ood/avg")}
     logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("merged/")}
     assert logged == pytest.approx(figures, abs=1e-7)
+    assert callback.module.provenance() == Provenance()  # it holds on to no checkpoint
 
 
 def test_the_models_own_output_can_be_the_logits(experts, make_trainer):

@@ -5,6 +5,7 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ from _helpers.states import watched
 from safetensors.torch import save_file
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
-from lwptv_lightning.checkpoints import TensorHeader
+from lwptv_lightning.checkpoints import SafetensorsWriter, TensorHeader
 from lwptv_lightning.engine import ALONE, Execution, RankFailedError, Ranks, Stream, divide, kth_smallest_magnitude
 from lwptv_lightning.layers import layers_from_names
-from lwptv_lightning.merging import plan_pruning
+from lwptv_lightning.merging import plan_pruning, save_merged
 from lwptv_lightning.recipe import LiNeS
 from lwptv_lightning.rules import RULES
 from lwptv_lightning.saliency import collect_statistics
@@ -120,12 +121,22 @@ def fail_in_turn(folder, ranks):
             setattr(readers["b"], fault, name)
         return lambda: merge(vectors, recipe, ranks=ranks)
 
+    def saving(path, write=SafetensorsWriter.write):
+        with mock.patch.object(SafetensorsWriter, "write", write):
+            save_merged(open_vectors(folder)[0], "ties", path, ranks=ranks)
+
+    def full_disk(*arguments):
+        raise OSError("disk is full")
+
     on_last = {"fail": "blocks.0.attn.qkv.weight"} if ranks.rank == last else {}
     note("NaN while merging", merging(MergeRecipe("simple_average"), spoil="blocks.0.attn.qkv.weight"))
     note("NaN in a survey", merging(MergeRecipe("ties"), spoil="stem.conv.bias"))
     note("NaN in statistics", merging(MergeRecipe("ties", ratio=0.5), spoil="scale"))
     note("a bad file on every process", merging(MergeRecipe("emr"), fail="scale"))
     note("a bad file on one process", merging(MergeRecipe("dare"), **on_last))
+
+    note("no folder to write to", lambda: saving(folder / "base.safetensors" / "merged.safetensors"))
+    note("no room to write to", lambda: saving(folder / "merged.safetensors", full_disk))
 
     def fail_nested():
         with ranks.sharing_errors(), ranks.sharing_errors():
@@ -230,6 +241,8 @@ def test_statistics_are_those_of_one_alone_and_their_reading_is_divided(size, pr
         ("NaN in a survey", "CheckpointError", "3 NaN or infinite values in 'stem.conv.bias'"),
         ("NaN in statistics", "CheckpointError", "1 NaN or infinite values in 'scale'"),
         ("a bad file on every process", "OSError", "disk failed at scale"),
+        ("no folder to write to", "FileExistsError", "base.safetensors"),
+        ("no room to write to", "OSError", "disk is full"),
     ],
 )
 @pytest.mark.parametrize("size", SIZES)

@@ -50,13 +50,13 @@ def on_the_cpu(monkeypatch):
 
 
 def test_tensors_of_any_dtype_and_shape_arrive_as_they_were_sent(on_the_cpu):
-    for sent, arrived in zip(TENSORS, PinnedTransfer("cpu").send(TENSORS)(), strict=True):
+    for sent, arrived in zip(TENSORS, PinnedTransfer(torch.empty(0)).send(TENSORS)(), strict=True):
         assert arrived.dtype == sent.dtype
         assert torch.equal(arrived, sent)
 
 
 def test_two_buffers_are_filled_in_turn_and_only_once_their_content_has_left(on_the_cpu):
-    sender = PinnedTransfer("cpu")
+    sender = PinnedTransfer(torch.empty(0))
     arrivals, events = [], []
     for number in range(5):
         before = list(sender._sent)
@@ -71,7 +71,7 @@ def test_two_buffers_are_filled_in_turn_and_only_once_their_content_has_left(on_
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_what_is_computed_from_arrivals_sees_the_whole_content():
-    sender = PinnedTransfer(torch.device("cuda"))
+    sender = PinnedTransfer(torch.empty(0, device="cuda"))
     blocks = [torch.randn(1 << 22) for _ in range(6)]
     arrivals = [sender.send([blocks[0]])]
     for number in range(6):

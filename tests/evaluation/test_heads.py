@@ -8,7 +8,7 @@ from torch import nn
 from lwptv_lightning.evaluation import Heads
 from lwptv_lightning.registry import UnknownNameError
 
-NAMES = ("a", "b.c", "half", "keys", "a/b")  # among them names of a module's own attributes
+NAMES = ("a", "b.c", "half", "keys", "a/b", "b%2Ec")  # among them names of a module's own attributes
 
 
 @pytest.fixture
@@ -24,7 +24,9 @@ def test_heads_are_a_mapping_from_names(copy_of, heads):
     assert tuple(heads) == heads.keys() == NAMES
     assert len(heads) == len(NAMES)
     assert dict(heads).keys() == set(NAMES)
-    assert [heads[name].out_features for name in NAMES] == [2, 3, 4, 5, 6]
+    assert [heads[name].out_features for name in NAMES] == [2, 3, 4, 5, 6, 7]
+    assert [(name, head.out_features) for name, head in heads.items()] == list(zip(NAMES, range(2, 8), strict=True))
+    assert list(heads.values()) == [heads[name] for name in NAMES]
     assert "b.c" in heads
     assert "c" not in heads
     assert heads

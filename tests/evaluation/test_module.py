@@ -369,6 +369,24 @@ def test_options_of_merging_go_through(model, vectors):
     assert same_weights(twin.model, module.model)
 
 
+def test_dtype_and_task_among_the_options_stand_in_every_recipe(model, vectors, tmp_path):
+    expected = MergeRecipe("emr", dtype="float64", task="a")
+    given = MergeModule(model, vectors, "emr", dtype=torch.float64, task="a").merge_()
+    asked = MergeModule(copy.deepcopy(model), vectors, "emr").merge_(dtype="float64", task="a")
+    assert given.recipe == given.installed == asked.installed == expected
+    assert given.hparams["recipe"] == expected.to_dict()
+    for module in (given, asked):
+        assert same_weights(module.model, installed(model, vectors, expected))
+        written = open_checkpoint(module.save_merged(tmp_path / "merged.safetensors"))
+        assert MergeRecipe.from_json(written.metadata["lwptv_recipe"]) == expected
+
+
+def test_what_was_collected_can_be_given_later_and_a_device_comes_first(model, vectors):
+    module = MergeModule(model, vectors, "fisher")
+    module.statistics = {task: {name: torch.ones_like(vectors.base(name)) for name in vectors.names} for task in "ab"}
+    assert same_weights(module.merge_("cpu").model, installed(model, vectors, MergeRecipe("simple_average")))
+
+
 def test_what_is_no_option_is_refused_at_once(model, vectors):
     with pytest.raises(TypeError, match="MergeModule has no argument 'statistic', .*Did you mean 'statistics'"):
         MergeModule(model, vectors, statistic={})

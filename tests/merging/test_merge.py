@@ -133,6 +133,11 @@ def test_given_mask_is_used_instead_of_the_recipes(pair, base_state, task_states
         torch.testing.assert_close(merged[name], task_states["b"][name])
 
 
+def test_plan_pruning_returns_a_mask_that_is_given(pair):
+    mask = mask_of(pair, torch.tensor([[False], [True]]))
+    assert plan_pruning(pair, MergeRecipe(ratio=0.5), mask=mask).mask is mask
+
+
 def test_mask_beside_elements(pair):
     with pytest.raises(ValueError, match="cannot stand beside the recipe's elements"):
         merge(pair, MergeRecipe(elements=ElementPruning(ratio=0.5)), mask=mask_of(pair, True))
@@ -323,8 +328,10 @@ def test_a_lone_running_mean_is_merged_like_a_weight():
 
 @pytest.mark.parametrize("function", [merge, plan_pruning])
 def test_an_option_that_is_none_is_refused_by_name(function, pair):
-    with pytest.raises(TypeError, match=r"merge has no argument 'maks', .*Did you mean 'mask'\?"):
+    with pytest.raises(TypeError, match=rf"{function.__name__} has no argument 'maks', .*Did you mean 'mask'\?"):
         function(pair, MergeRecipe(), maks=None)
+    with pytest.raises(TypeError, match=rf"{function.__name__} has no argument 'layer', .*Did you mean 'layers'\?"):
+        function(pair, MergeRecipe(), layer=None)
 
 
 def test_dtype_and_task_stand_in_the_recipe_and_are_taken_as_arguments_still(pair):
@@ -364,6 +371,7 @@ def test_what_is_given_beside_an_execution_goes_before_it_and_nothing_is_dropped
         merge(pair, "iso_c", execution=Execution(), max_memory=1)
     with pytest.raises(TypeError, match="execution must be an Execution, not 'cpu'"):
         merge(pair, "ties", execution="cpu")
+    assert Merge(pair, "ties").recipe == MergeRecipe("ties")
     data = {task: {} for task in pair.tasks}
     with pytest.raises(TypeError, match=r"statistics=\.\.\. and data=\.\.\. both are"):
         merge(pair, "fisher", statistics=data, data=data)

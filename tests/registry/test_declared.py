@@ -87,7 +87,7 @@ def test_what_is_given_is_held_in_its_form(name, given, held):
         ("seed", 1.0, TypeError, "seed must be a whole number, not 1.0"),
         ("active", 1, TypeError, "active must be true or false, not 1"),
         ("colour", "bleu", UnknownNameError, "unknown colour 'bleu'. Did you mean 'blue'"),
-        ("globs", "a*", TypeError, "globs must be a sequence, not 'a\\*'"),
+        ("globs", "a*", TypeError, "globs must be a sequence of globs, not 'a\\*'"),
         ("globs", [1], TypeError, r"globs must be a sequence of globs, not \[1\]"),
         ("weights", [True], TypeError, "weights must be a number, not True"),
         ("table", [1], TypeError, "table must map globs of tensor names to numbers, not be a list"),

@@ -57,6 +57,12 @@ def test_weights_can_be_candidates_and_the_module_keeps_its_own(module, loaders,
         assert torch.equal(correct, logits.argmax(1) == targets)
 
 
+def test_a_candidate_is_named_or_described_as_elsewhere(module, loaders, make_trainer):
+    written = {"name": "ties", "fields": {"rule": "ties"}, "recipe": MergeRecipe("ties")}
+    result = sweep(make_trainer(), module, written, loaders)
+    assert result.figures("name") == result.figures("fields") == result.figures("recipe")
+
+
 def test_options_of_merging_are_the_modules_or_given(module, loaders, make_trainer):
     vectors = module.vectors
     statistics = {task: {name: torch.rand_like(vectors.base(name)) for name in vectors.names} for task in vectors.tasks}
