@@ -66,7 +66,9 @@ def score_layers(stats: LayerStatistics, score: str = "mean_abs", *, seed: int =
     values = SCORES[score.removeprefix("-")](stats, seed).to(torch.float64)
     expected = (len(stats.tasks), len(stats.layers))
     if values.shape != expected:
-        raise ValueError(f"saliency score {score!r} returned shape {tuple(values.shape)}, not (T, L) = {expected}.")
+        raise ValueError(
+            f"saliency score {score!r} returned shape {tuple(values.shape)}, expected (T, L) = {expected}."
+        )
     if values.isnan().any():
         raise ValueError(f"saliency score {score!r} is NaN for some layers.")
     return LayerTable(stats.tasks, stats.layers.names, stats.numel, -values if score.startswith("-") else values)
