@@ -8,6 +8,7 @@ from lwptv_lightning.checkpoints.checkpoint import (
     compare_headers,
     holding,
     some_of,
+    write_difference,
 )
 from lwptv_lightning.checkpoints.conversion import convert
 from lwptv_lightning.checkpoints.difference import add_difference, is_task_vector

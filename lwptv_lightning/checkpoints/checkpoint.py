@@ -114,11 +114,7 @@ class Checkpoint:
 
     def subtract(self, name: str, base: Tensor, out: Tensor) -> None:
         """Write this checkpoint's tensor minus ``base`` to ``out``, in ``base``'s dtype and on its device."""
-        values, is_difference = self.read_for_difference(name)
-        if is_difference:
-            out.copy_(values)
-        else:
-            torch.sub(values.to(base.device, base.dtype), base, out=out)
+        write_difference(*self.read_for_difference(name), base, out)
 
     def without_prefix(self, prefix: str) -> Checkpoint:
         """Return the part whose names start with ``prefix``, named without it; a `CheckpointError` if none does."""
@@ -143,6 +139,14 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.source!r}, {len(self.headers)} tensors)"
+
+
+def write_difference(values: Tensor, is_difference: bool, base: Tensor, out: Tensor) -> None:
+    """Write what `Checkpoint.read_for_difference` gave, minus ``base``, in its dtype and on its device, to ``out``."""
+    if is_difference:
+        out.copy_(values)
+    else:
+        torch.sub(values.to(base.device, base.dtype), base, out=out)
 
 
 def holding(checkpoint: Checkpoint, names: Iterable[str], place: Callable[[Tensor], Tensor]) -> Checkpoint:

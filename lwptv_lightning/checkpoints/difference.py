@@ -5,7 +5,7 @@ Such a difference is used as it is. Adding it to the base and subtracting that a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,7 +36,6 @@ def add_difference(
     base: Checkpoint,
     model: nn.Module | None = None,
     replaced: Checkpoint | None = None,
-    fingerprint_of: Callable[[Checkpoint], str] = fingerprint,
 ) -> Checkpoint:
     """Return the fine-tuned model that a difference makes of a base, under the names of ``base``.
 
@@ -46,14 +45,13 @@ def add_difference(
         base: The base under the names that are merged.
         model: The module that ``base`` was converted for.
         replaced: Whole tensors that the fine-tuned model has in place of the base's.
-        fingerprint_of: `fingerprint`, or one that remembers where several differences are of one base.
     """
     bases = tuple(dict.fromkeys((base, raw_base)))
     expected = difference.metadata.get("lwptv_base_fingerprint")
-    if expected is not None and not any(fingerprint_of(home) == expected for home in bases):
+    if expected is not None and not any(fingerprint(home) == expected for home in bases):
         raise CheckpointError(
             f"{difference.source}: this task vector was made from another base: expected the one with fingerprint "
-            f"{expected[:12]}, {base.source} has {fingerprint_of(base)[:12]}."
+            f"{expected[:12]}, {base.source} has {fingerprint(base)[:12]}."
         )
     for home in bases:
         named = match_names(difference, home.headers)

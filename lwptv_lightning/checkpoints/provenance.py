@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -20,6 +21,8 @@ KINDS = ("merged", "task_vector", "base")
 """What the library writes."""
 _HASHED_AT_ONCE = 1 << 24
 """Bytes of a strided tensor that are copied to be hashed."""
+_KNOWN: WeakKeyDictionary[Checkpoint, str] = WeakKeyDictionary()
+"""The fingerprints that have been computed."""
 _Key = TypeVar("_Key")
 
 
@@ -27,13 +30,19 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     """Return the SHA-256 of a checkpoint's floating tensors, read one at a time, as 64 hexadecimal digits.
 
     Name, dtype, shape and bytes of each floating tensor enter, in the order of the sorted names. Format, file, order
-    and integer tensors do not.
+    and integer tensors do not. It is remembered as long as the checkpoint lives, whose tensors do not change.
 
     Example:
         >>> from lwptv_lightning import open_checkpoint
         >>> fingerprint(open_checkpoint({"w": torch.zeros(2), "steps": torch.tensor(7)}))[:8]
         'f03e39f8'
     """
+    if checkpoint not in _KNOWN:
+        _KNOWN[checkpoint] = _hashed(checkpoint)
+    return _KNOWN[checkpoint]
+
+
+def _hashed(checkpoint: Checkpoint) -> str:
     digest = hashlib.sha256()
     for name in sorted(checkpoint.names):
         header = checkpoint.headers[name]

@@ -66,8 +66,8 @@ class LoaderMetrics(nn.Module):
 
     def compute(self) -> dict[str, float]:
         """Return every loader's figures; with several processes, those of all of them together."""
-        metrics = (metric for loader in self.loaders for metric in self.logged(loader).items())
-        return {name: float(metric.compute()) for name, metric in metrics}
+        named = (pair for loader in self.loaders for pair in self.logged(loader).items())
+        return {name: float(metric.compute()) for name, metric in named}
 
 
 def _is_iterable(loader: Any) -> bool:

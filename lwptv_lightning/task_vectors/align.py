@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 from torch import nn
 
@@ -17,7 +16,6 @@ from lwptv_lightning.checkpoints import (
     add_difference,
     compare_headers,
     expand_adapter,
-    fingerprint,
     is_adapter,
     is_task_vector,
     match_names,
@@ -70,14 +68,13 @@ def align(
     raw_base = aligned_base = _open_unprefixed(base, prefix)
     if model is not None:
         aligned_base = match_names(raw_base, TensorHeader.of_all(model.state_dict()), model)
-    fingerprint_of = cache(fingerprint)
     opened: dict[str, Checkpoint] = {}
     experts: dict[str, Checkpoint] = {}
     failures: dict[str, Exception] = {}
     for task, source in tasks.items():
         try:
             opened[task] = _open_unprefixed(source, prefix, ema)
-            experts[task] = _align_expert(opened[task], raw_base, aligned_base, model, fingerprint_of)
+            experts[task] = _align_expert(opened[task], raw_base, aligned_base, model)
         except (ValueError, OSError, TypeError) as error:
             if strict:
                 raise
@@ -129,17 +126,11 @@ def _open_unprefixed(source: CheckpointSource, prefix: str | None = None, ema: b
     return without_wrappers(checkpoint.without_prefix(prefix) if carries_prefix else checkpoint)
 
 
-def _align_expert(
-    expert: Checkpoint,
-    raw_base: Checkpoint,
-    base: Checkpoint,
-    model: nn.Module | None,
-    fingerprint_of: Callable[[Checkpoint], str],
-) -> Checkpoint:
+def _align_expert(expert: Checkpoint, raw_base: Checkpoint, base: Checkpoint, model: nn.Module | None) -> Checkpoint:
     """Bring whole weights, an adapter or a task vector to the names of a base, which its file may name otherwise."""
     if is_adapter(expert):
         differences, replaced = expand_adapter(expert)
         return add_difference(differences, raw_base, base, model, replaced)
     if is_task_vector(expert):
-        return add_difference(expert, raw_base, base, model, fingerprint_of=fingerprint_of)
+        return add_difference(expert, raw_base, base, model)
     return match_names(expert, base.headers, model)

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from lwptv_lightning.checkpoints import Checkpoint, CheckpointError
+from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, write_difference
 
 
 class StoredStack:
@@ -51,10 +51,7 @@ class StoredStack:
                 row.zero_()
                 continue
             values, (_, is_difference) = next(given)
-            if is_difference:
-                row.copy_(values)
-            else:
-                torch.sub(values.to(base.device, base.dtype), base, out=row)
+            write_difference(values, is_difference, base, row)
         # NaN and infinity survive a sum, so that one number tells; overflow of a finite sum is told apart by the rest.
         if not math.isfinite(tau.sum().item()):
             self._raise_unless_finite()

@@ -54,6 +54,13 @@ def test_a_strided_tensor_of_many_parts_counts_as_what_it_holds(counting_checkpo
     assert fingerprint(strided) == of({"w": rows.T.contiguous()})
 
 
+def test_a_fingerprint_is_computed_once_for_each_checkpoint(counting_checkpoint):
+    checkpoint, reads = counting_checkpoint({"w": torch.ones(2), "v": torch.zeros(3)})
+    assert fingerprint(checkpoint) == fingerprint(checkpoint) == of({"w": torch.ones(2), "v": torch.zeros(3)})
+    assert len(reads) == 2
+    assert fingerprint(checkpoint.renamed({"w": "w"})) == of({"w": torch.ones(2)})
+
+
 def test_fingerprints_of_several_are_those_of_each():
     states = {None: STATE, **{task: {**STATE, "a": torch.tensor(float(task))} for task in range(6)}}
     found = fingerprints({task: open_checkpoint(state) for task, state in states.items()})

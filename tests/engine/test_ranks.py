@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from _helpers.every_rule import statistics_for, task_names
+from _helpers.every_rule import SHAPES, statistics_for, task_names
 from _helpers.processes import launch, report
 from _helpers.states import watched
 from safetensors.torch import save_file
@@ -24,17 +24,6 @@ from lwptv_lightning.recipe import LiNeS
 from lwptv_lightning.rules import RULES
 from lwptv_lightning.saliency import collect_statistics
 
-SHAPES = {
-    "stem.conv.weight": (3, 2, 2, 2),
-    "stem.conv.bias": (3,),
-    "blocks.0.attn.qkv.weight": (9, 4),
-    "blocks.0.attn.proj.weight": (4, 4),
-    "blocks.0.mlp.fc1.weight": (6, 4),
-    "blocks.0.mlp.fc2.weight": (4, 6),
-    "blocks.1.attn.proj.weight": (5, 1),
-    "blocks.1.mlp.fc1.bias": (1,),
-    "scale": (),
-}
 SIZES = (3, 2, 1)
 RECIPES = {rule: {"rule": rule} for rule in sorted(RULES)} | {
     "layers pruned": {"rule": "ties", "ratio": 0.5},
