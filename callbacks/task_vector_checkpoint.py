@@ -12,12 +12,13 @@ from lightning import __version__ as lightning_version
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints import CheckpointError, Provenance, fingerprint, open_checkpoint, write_safetensors
 from lwptv_lightning.evaluation import callbacks_of, on_rank_zero
 from lwptv_lightning.merging import gather_state
 from lwptv_lightning.registry import require_known
+from lwptv_lightning.task_vectors import state_among
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BASE_FILE = "base.safetensors"
@@ -40,7 +41,8 @@ class TaskVectorCheckpoint(Callback):
         task: The task's name, for the file.
         backbone: Path of the submodule whose task vector is stored, such as ``"model.encoder"``; by default all of it.
         dtype: Of the stored task vector: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-        density: The fraction in (0, 1] of entries to keep, the largest in magnitude over all tensors; others are zeros.
+        density: The fraction in (0, 1] of entries to keep, the largest in magnitude over all weights; others are zeros.
+            Running statistics are no weights, and stay whole.
         at_end: Whether to store when training ends, too. Without it the folder holds the task vector of the last
             save, which is the best one's where ``ModelCheckpoint(monitor=..., save_top_k=1)`` saves.
 
@@ -146,7 +148,8 @@ class TaskVectorCheckpoint(Callback):
         base = open_checkpoint(self.folder / BASE_FILE)
         floating = [name for name in base.names if base.headers[name].dtype.is_floating_point]
         vector = {name: weights[name].float() - base.read(name).float() for name in floating}
-        _keep_largest_(vector, self.density)
+        state = state_among(floating, cast(nn.Module, trainer.lightning_module).get_submodule(self.backbone))
+        _keep_largest_({name: tensor for name, tensor in vector.items() if name not in state}, self.density)
         provenance = Provenance(
             kind="task_vector",
             base=self._base_fingerprint,
@@ -162,7 +165,7 @@ class TaskVectorCheckpoint(Callback):
 
 def _keep_largest_(vector: dict[str, Tensor], density: float) -> None:
     """Zero all but the largest magnitudes over all tensors, in place; of equal ones all stay."""
-    if density == 1:
+    if density == 1 or not vector:
         return
     magnitudes = torch.cat([tensor.abs().flatten() for tensor in vector.values()])
     kept = max(round(len(magnitudes) * density), 1)

@@ -52,7 +52,7 @@ def merge_model_(
     ``layers`` gives the model's layers of a granularity, where these are needed. A ``whole`` model is the base where
     nothing is merged, but for classifiers of another shape; otherwise it keeps what base and tasks do not share.
     """
-    merge, execution = Merge.of(vectors, recipe, None, options)
+    merge, execution = Merge.of(vectors.knowing(model), recipe, None, options)
     if merge.needs_layers:
         merge = replace(merge, layers=layers(merge.recipe.granularity))
     plan = merge.plan(execution)

@@ -110,7 +110,7 @@ class MergeModule(LightningModule):
         self._metric = metric
         self._loaders: dict[str, Any] = {}
         self._layers: dict[str, Layers] = {}
-        self._vectors = vectors
+        self._vectors = None if vectors is None else vectors.knowing(model)
         self.provenance = Provenance
         self.save_hyperparameters({"recipe": self.recipe.to_dict(), "tasks": list(self.tasks)})
 
@@ -123,7 +123,7 @@ class MergeModule(LightningModule):
 
     @vectors.setter
     def vectors(self, vectors: TaskVectors) -> None:
-        self._vectors = vectors
+        self._vectors = vectors.knowing(self.model)
 
     @property
     def statistics(self) -> DataStatistics | None:

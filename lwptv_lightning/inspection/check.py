@@ -12,7 +12,7 @@ from torch import nn
 
 from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, is_task_vector, some_of
 from lwptv_lightning.registry import matches
-from lwptv_lightning.task_vectors import Aligned, align
+from lwptv_lightning.task_vectors import Aligned, align, state_among
 
 SAME_BASE = "same base"
 _LEAST_COSINE = 0.5
@@ -31,7 +31,7 @@ class TaskCheck:
         extra: Tensors that only the task has.
         reshaped: Tensors of another shape, each with both shapes.
         dtypes: The dtypes of its floating tensors.
-        norm: Norm of the task vector relative to the base's; None where no tensor was read.
+        norm: Norm of the task vector relative to the base's, of the weights as what follows; None where none was read.
         unchanged: Fraction of the tensors that equal the base's, in [0, 1].
         cosines: Cosine of the task vector to each other task's.
         verdict: ``"same base"``, or what is wrong.
@@ -91,7 +91,7 @@ def check(
     aligned = align(base, tasks, exclude=exclude, model=model, prefix=prefix, ema=ema, strict=False)
     findings = {task: _from_headers(task, aligned) for task in tasks}
     if read and aligned.experts:
-        findings |= _with_figures(findings, aligned)
+        findings |= _with_figures(findings, aligned, model)
     return list(findings.values())
 
 
@@ -120,7 +120,15 @@ def _format_of(checkpoint: Checkpoint) -> str:
     return "task vector" if is_task_vector(checkpoint) else checkpoint.format
 
 
-def _with_figures(findings: Mapping[str, TaskCheck], aligned: Aligned) -> dict[str, TaskCheck]:
+def _weights_of(aligned: Aligned, model: nn.Module | None) -> list[str]:
+    """Return the tensors of the base that a merge takes for weights."""
+    headers = aligned.base.headers
+    floating = [n for n in headers if headers[n].dtype.is_floating_point and not matches(n, aligned.ignored)]
+    state = state_among(floating, model, aligned.base.read)
+    return [name for name in floating if name not in state]
+
+
+def _with_figures(findings: Mapping[str, TaskCheck], aligned: Aligned, model: nn.Module | None) -> dict[str, TaskCheck]:
     """Add norms, cosines and what follows from them to the findings of the T tasks that could be aligned."""
     base, experts = aligned.base, aligned.experts
     matched = [set(aligned.compare(task).matched) for task in experts]
@@ -128,9 +136,7 @@ def _with_figures(findings: Mapping[str, TaskCheck], aligned: Aligned) -> dict[s
     along, along_base = torch.zeros(2, len(experts), dtype=torch.float64)
     unchanged, shared = torch.zeros(2, len(experts))
     base_square = 0.0
-    for name, header in base.headers.items():
-        if not header.dtype.is_floating_point or matches(name, aligned.ignored):
-            continue
+    for name in _weights_of(aligned, model):
         weights = base.read(name).float()
         tau = torch.zeros(len(experts), *weights.shape)
         has = torch.tensor([name in fitting for fitting in matched])

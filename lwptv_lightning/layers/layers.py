@@ -111,6 +111,30 @@ class Layers(Sequence[Layer]):
         reduced = (Layer(layer.name, tuple(t for t in layer.tensors if t in kept)) for layer in self.layers)
         return Layers(tuple(layer for layer in reduced if layer.tensors), self.granularity)
 
+    def beside(self, others: Iterable[str], order: Iterable[str]) -> dict[str, int]:
+        """Return the position of the layer that each of some other tensors goes with.
+
+        It is the first layer with a tensor of the same module; where there is none, the layer of the tensor before it.
+
+        Args:
+            others: Names of tensors that no layer holds, such as running statistics.
+            order: All names, in execution order.
+
+        Example:
+            >>> layers = Layers((Layer("conv", ("conv.weight",)), Layer("fc", ("fc.weight",))), "module")
+            >>> layers.beside(["bn.mean", "fc.scale"], ["conv.weight", "bn.mean", "fc.weight", "fc.scale"])
+            {'bn.mean': 0, 'fc.scale': 1}
+        """
+        modules: dict[str, int] = {}
+        for name, position in self._positions.items():
+            modules.setdefault(name.rpartition(".")[0], position)
+        wanted, found, before = set(others), {}, 0
+        for name in order:
+            if name in wanted:
+                found[name] = modules.get(name.rpartition(".")[0], before)
+            before = self._positions.get(name, before)
+        return found
+
     @cached_property
     def _positions(self) -> dict[str, int]:
         return {tensor: position for position, layer in enumerate(self.layers) for tensor in layer.tensors}

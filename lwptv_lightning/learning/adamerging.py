@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from lwptv_lightning.engine import Execution, Stream
 from lwptv_lightning.evaluation import MergeModule
-from lwptv_lightning.merging import installable
+from lwptv_lightning.merging import installable, merge
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.rules import get_rule
@@ -88,7 +88,8 @@ class AdaMergingModule(LightningModule):
         stream = Stream.of(vectors, execution=Execution(device=self.device))
         survey = rule.survey(stream)
         self._task_vectors = {name: rule.split(stream.stack(name), survey) for name in vectors.names}
-        self._rest = {name: vectors.base(name).to(self.device) for name in installable(module.model, vectors)}
+        rest = merge(vectors.without_weights(), "simple_average", device=self.device)
+        self._rest = {name: rest[name] for name in installable(module.model, vectors)}
 
     on_fit_start = load
 

@@ -17,13 +17,14 @@ from lwptv_lightning.merging.combine import Job, merged_pieces, published_alpha
 from lwptv_lightning.merging.memory import require_memory
 from lwptv_lightning.recipe import MergeRecipe, tensor_factors
 from lwptv_lightning.registry import require_known
-from lwptv_lightning.rules import RunningStatistics, running_statistics
+from lwptv_lightning.rules import RunningStatistics
 from lwptv_lightning.saliency import (
     LayerMask,
     LayerTable,
     collect_statistics,
     keep_most_salient,
     masked,
+    masked_beside,
     merged_layers,
     score_layers,
     thinned,
@@ -174,39 +175,58 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     rest = [(name,) for name in vectors.headers if name not in whole.shapes]
     owner = divide([*groups, *rest], vectors.headers, ranks.size)
     whole = pruned = replace(whole, owner=owner)
+    averaged = replace(Stream.of(vectors, vectors.averaged, dtype=recipe.torch_dtype, execution=execution), owner=owner)
     if layers is not None and mask is not None:
         pruned = masked(whole, layers, mask)
+        averaged = masked_beside(averaged, layers, mask, _order(vectors, merge.layers))
     elif layers is not None and recipe.elements is not None:
         pruned = thinned(whole, layers, recipe.elements)
+        if recipe.elements.ratio == 1:
+            averaged = replace(averaged, kept=lambda name: torch.zeros(len(vectors), dtype=torch.bool))
     with ranks.sharing_errors(), execution.exact():
-        jobs = _jobs(recipe, whole, pruned)
+        jobs = _jobs(recipe, whole, pruned) if names else {}
         own = {name: job for name, job in jobs.items() if job.owner == ranks.rank}
         named_layers = plan_layers(vectors, recipe, merge.layers) if recipe.needs_layers else None
         factors = tensor_factors(recipe.layer_scaling, pruned.names, named_layers, lambda: published_alpha(own, pruned))
-    for name, job in jobs.items():
-        if not isinstance(job.rule, RunningStatistics):  # a mean of those stays one
-            jobs[name] = replace(job, scale=recipe.effective_scale * factors[name])
+    jobs = {name: replace(job, scale=recipe.effective_scale * factors[name]) for name, job in jobs.items()}
+    jobs |= _averaging_jobs(averaged)
     return MergePlan(
         vectors=vectors, recipe=recipe, execution=execution, pruning=pruning, mask=mask, jobs=jobs, owner=owner
     )
 
 
+def _order(vectors: TaskVectors, layers: Layers | None) -> tuple[str, ...]:
+    """Return the names of all merged tensors in execution order, as far as it is known."""
+    known = () if layers is None else layers.tensors
+    return known if set(vectors.averaged) <= set(known) else tuple(vectors.headers)
+
+
 def _jobs(recipe: MergeRecipe, whole: Stream, pruned: Stream) -> dict[str, Job]:
-    """Return a job of scale 1 for each tensor, after the rule's survey of the model."""
+    """Return a job of scale 1 for each weight, after the rule's survey of the model."""
     on_parts = recipe.prune_on == "parts"
     # The rule makes its parts of the whole task vectors; the mask acts on the parts.
     seen = whole if on_parts else pruned
-    averaged, survey = running_statistics(pruned.shapes), recipe.rule.survey(seen)
+    common: dict[str, Any] = {"survey": recipe.rule.survey(seen), "on_parts": on_parts, "task": recipe.task}
+    return {
+        name: Job(rule=recipe.rule, stream=seen, kept=pruned.kept(name), owner=(pruned.owner or {})[name], **common)
+        for name in pruned.names
+    }
 
-    def job_of(name: str) -> Job:
-        common: dict[str, Any] = {"kept": pruned.kept(name), "owner": (pruned.owner or {})[name]}
-        if name in averaged:
-            # No scale or rule may make a variance negative.
-            least = 0.0 if name.endswith("running_var") else None
-            return Job(rule=RunningStatistics(), stream=pruned, least=least, **common)
-        return Job(rule=recipe.rule, stream=seen, survey=survey, on_parts=on_parts, task=recipe.task, **common)
 
-    return {name: job_of(name) for name in pruned.names}
+def _averaging_jobs(averaged: Stream) -> dict[str, Job]:
+    """Return a job for each tensor that is no weight: a mean over the tasks, whatever the recipe."""
+    owner, rule = averaged.owner or {}, RunningStatistics()
+    return {
+        # Rounding must not make a variance negative.
+        name: Job(
+            rule=rule,
+            stream=averaged,
+            kept=averaged.kept(name),
+            owner=owner[name],
+            least=0.0 if name.endswith("running_var") else None,
+        )
+        for name in averaged.names
+    }
 
 
 def _check(merge: Merge) -> None:

@@ -53,6 +53,7 @@ def merge_transform(
         >>> [entry["kept"] for node in graph.graph.nodes for entry in node.meta.get("lwptv", [])]
         [{'a': False}, {'a': True}]
     """
+    vectors = vectors.knowing(model)
     asked, execution = Merge.of(vectors, recipe, None, {"device": device, **options}, merge_transform)
     asked = replace(asked, layers=trace_layers(model, asked.recipe.granularity))
     plan = asked.plan(execution)

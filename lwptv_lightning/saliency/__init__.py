@@ -5,7 +5,7 @@ from lwptv_lightning.saliency.mask import LayerMask, keep_most_salient
 from lwptv_lightning.saliency.scores import SCORES, describe_scores, require_score, saliency_score, score_layers
 from lwptv_lightning.saliency.statistics import LayerStatistics, collect_statistics, merged_layers
 from lwptv_lightning.saliency.table import LayerTable
-from lwptv_lightning.saliency.views import masked, thinned
+from lwptv_lightning.saliency.views import masked, masked_beside, thinned
 
 __all__ = [
     "ElementPruning",

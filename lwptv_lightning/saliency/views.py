@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
@@ -32,8 +33,23 @@ def masked(stream: Stream, layers: Layers, mask: LayerMask) -> Stream:
         raise ValueError(f"the mask is for tasks {list(mask.tasks)}, the task vectors hold {list(stream.tasks)}.")
     if mask.layers != layers.names:
         raise ValueError("the mask was made for other layers than these: names or their order differ.")
-    kept = {name: mask.kept[:, index] for index, layer in enumerate(layers) for name in layer.tensors}
+    return _zeroed(stream, {name: mask.kept[:, index] for index, layer in enumerate(layers) for name in layer.tensors})
 
+
+def masked_beside(stream: Stream, layers: Layers, mask: LayerMask, order: Iterable[str]) -> Stream:
+    """Return a stream of what is no weight, zero for the tasks that prune the layer that it goes with.
+
+    Args:
+        stream: Of tensors that no layer holds, such as running statistics.
+        layers: Of the weights.
+        mask: Of these layers.
+        order: The names of all tensors, in execution order; see `lwptv_lightning.Layers.beside`.
+    """
+    positions = layers.beside(stream.names, order)
+    return _zeroed(stream, {name: mask.kept[:, position] for name, position in positions.items()})
+
+
+def _zeroed(stream: Stream, kept: Mapping[str, Tensor]) -> Stream:
     def open_stack(name: str) -> Stack:
         return stream.open_stack(name).where(kept[name].tolist())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from lwptv_lightning.checkpoints import (
 from lwptv_lightning.registry import UnknownNameError, matches, require_matches
 from lwptv_lightning.task_vectors.align import align, require_fit
 from lwptv_lightning.task_vectors.stacks import StoredStack, whole
+from lwptv_lightning.task_vectors.state import state_among
 
 
 class TaskVectors:
@@ -33,8 +35,10 @@ class TaskVectors:
         base: The pre-trained weights ``theta_0``.
         experts: Task name to fine-tuned weights, with the tensors of the base.
         names: The tensors to merge.
-        copied: The tensors that all checkpoints share but that cannot be merged, such as integer counters.
+        copied: The tensors that all checkpoints share but that stay the base's, such as integer counters and masks.
         classifiers: Module paths of task-specific classifiers, which are not merged; see `classifier_state`.
+        averaged: The tensors that are no weights but take part in a merge as means over the tasks, whatever the rule,
+            its scale and the saliency: running statistics of batch normalisation.
     """
 
     def __init__(
@@ -44,12 +48,14 @@ class TaskVectors:
         names: Sequence[str],
         copied: Sequence[str] = (),
         classifiers: Sequence[str] = (),
+        averaged: Sequence[str] = (),
     ) -> None:
         self._base = base
         self._experts = dict(experts)
         self.names = tuple(names)
         self.copied = tuple(copied)
         self.classifiers = tuple(classifiers)
+        self.averaged = tuple(averaged)
 
     @classmethod
     def open(
@@ -64,8 +70,8 @@ class TaskVectors:
     ) -> TaskVectors:
         """Open the checkpoints, check that they belong together, and read no more than headers.
 
-        Every floating tensor that no ``exclude`` pattern matches is merged. All others, integer counters among
-        them, stay what they are in the base.
+        Every floating tensor that no ``exclude`` pattern matches is merged; those that are no weights, such as running
+        statistics, as `averaged` tells. All others, integer counters among them, stay what they are in the base.
 
         Args:
             base: The pre-trained weights; see `lwptv_lightning.checkpoints.open_checkpoint` for the formats.
@@ -73,7 +79,8 @@ class TaskVectors:
             exclude: Glob patterns of tensor names that are not merged and may differ, such as ``("head.*",)``.
             model: The module that the weights belong to. Its timm classifier is excluded where its shape differs
                 between the checkpoints, and kept as each task's head (`classifier_state`). Its names are also what
-                checkpoints of other libraries are converted to; the base's names without it.
+                checkpoints of other libraries are converted to; the base's names without it. Its buffers are no
+                weights; without a model, a base that is a module tells its own.
             prefix: What the wanted names start with in Lightning checkpoints, such as ``"model."``; found by
                 comparing names when not given.
             ema: Whether to take the averaged weights of the tasks' training checkpoints; see `open_checkpoint`.
@@ -108,6 +115,7 @@ class TaskVectors:
             raise CheckpointError(f"{found.base.source}: no floating tensor is left to merge.")
         copied = [name for name in shared if not found.base.headers[name].dtype.is_floating_point]
         vectors = cls(found.base, found.experts, names, copied, found.classifiers)
+        vectors = vectors.knowing(base if model is None and isinstance(base, nn.Module) else model)
         for task in filter(vectors._equals_base, vectors.tasks):
             warnings.warn(f"task {task!r} equals the base: its task vector is zero.", stacklevel=2)
         return vectors
@@ -120,7 +128,7 @@ class TaskVectors:
     @property
     def shared_names(self) -> tuple[str, ...]:
         """The tensors that base and tasks have in common: all but the excluded ones."""
-        return self.names + self.copied
+        return self.names + self.averaged + self.copied
 
     @property
     def headers(self) -> Mapping[str, TensorHeader]:
@@ -139,7 +147,7 @@ class TaskVectors:
         """Return the T task vectors of one tensor, where its base is held: on the CPU, but for `load`.
 
         Args:
-            name: One of `names`.
+            name: One of `names` or `averaged`.
             dtype: The dtype to subtract in.
 
         Returns:
@@ -152,7 +160,7 @@ class TaskVectors:
         return whole(stack, stack.base.new_empty(0, dtype=dtype))
 
     def open_stack(self, name: str) -> StoredStack:
-        """Return the T task vectors of one of `names`, to be read in blocks.
+        """Return the T task vectors of one of `names` or `averaged`, to be read in blocks.
 
         Raises:
             UnknownNameError: The base has no such tensor.
@@ -164,7 +172,22 @@ class TaskVectors:
     def select(self, tasks: Iterable[str]) -> TaskVectors:
         """Return the task vectors of some tasks, in the order given."""
         experts = {task: self._expert(task) for task in tasks}
-        return TaskVectors(self._base, experts, self.names, self.copied, self.classifiers)
+        return self._with(experts=experts)
+
+    def knowing(self, model: nn.Module | None) -> TaskVectors:
+        """Return the same task vectors with all set apart that is no weight, by names and by a model's buffers."""
+        state = state_among(self.names, model, self.base)
+        if not state:
+            return self
+        return self._with(
+            names=tuple(name for name in self.names if name not in state),
+            averaged=self.averaged + tuple(name for name in self.names if name in state.averaged),
+            copied=self.copied + tuple(name for name in self.names if name in state.computed),
+        )
+
+    def without_weights(self) -> TaskVectors:
+        """Return the task vectors of `averaged` alone; what they merge into is the base with these means in it."""
+        return self._with(names=())
 
     def load(self, device: torch.device | str = "cpu") -> TaskVectors:
         """Return the same task vectors with the tensors that are merged held in a device's memory, in their own dtype.
@@ -178,10 +201,9 @@ class TaskVectors:
         """
 
         def held(checkpoint: Checkpoint) -> Checkpoint:
-            return holding(checkpoint, self.names, lambda tensor: tensor.to(device, copy=True))
+            return holding(checkpoint, self.names + self.averaged, lambda tensor: tensor.to(device, copy=True))
 
-        experts = {task: held(expert) for task, expert in self._experts.items()}
-        return TaskVectors(held(self._base), experts, self.names, self.copied, self.classifiers)
+        return self._with(base=held(self._base), experts={task: held(own) for task, own in self._experts.items()})
 
     def with_task(self, task: str, source: CheckpointSource) -> TaskVectors:
         """Return the task vectors with one task more, the last.
@@ -199,7 +221,7 @@ class TaskVectors:
         expert = align(self._base, {task: source}).experts[task]
         shared = {name: self.headers[name] for name in self.shared_names}
         require_fit(task, expert.renamed({name: name for name in expert.names if name in shared}), shared)
-        return TaskVectors(self._base, {**self._experts, task: expert}, self.names, self.copied, self.classifiers)
+        return self._with(experts={**self._experts, task: expert})
 
     def fingerprints(self) -> tuple[str, dict[str, str]]:
         """Return the fingerprint of the base and of each task's fine-tuned weights, for which all are read."""
@@ -212,13 +234,18 @@ class TaskVectors:
         paths = tuple(f"{path}." for path in self.classifiers)
         return {name: expert.read(name) for name in expert.names if name.startswith(paths)}
 
+    def _with(self, **changes: Any) -> TaskVectors:
+        own = {"base": self._base, "experts": self._experts, "names": self.names, "copied": self.copied}
+        return TaskVectors(**{**own, "classifiers": self.classifiers, "averaged": self.averaged, **changes})
+
     def _expert(self, task: str) -> Checkpoint:
         if task not in self._experts:
             raise UnknownNameError("task", task, self._experts)
         return self._experts[task]
 
     def _equals_base(self, task: str) -> bool:
-        for name in sorted(self.names, key=lambda name: self.headers[name].numel):  # the smallest tell soonest
+        # The smallest tell soonest.
+        for name in sorted(self.names or self.averaged, key=lambda name: self.headers[name].numel):
             base = self._base.read(name).float()
             difference = torch.empty_like(base)
             self._experts[task].subtract(name, base, difference)

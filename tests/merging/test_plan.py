@@ -76,7 +76,7 @@ def test_means_of_running_statistics_take_no_scale():
     vectors = vectors_of_model(make_model("ResNet"))
     jobs = Merge(vectors, MergeRecipe("ties", scale=0.3)).plan().jobs
     averaged = {name for name, job in jobs.items() if job.rule.name == "running_statistics"}
-    assert averaged == {name for name in vectors.names if "running" in name}
+    assert averaged == set(vectors.averaged) == {name for name in vectors.headers if "running" in name}
     assert {jobs[name].scale for name in averaged} == {1.0}
     assert {job.scale for name, job in jobs.items() if name not in averaged} == {0.3}
     assert {name for name in averaged if jobs[name].least == 0} == {n for n in averaged if n.endswith("running_var")}

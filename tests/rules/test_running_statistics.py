@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lwptv_lightning import LayerMask, MergeRecipe, TaskVectors, layers_from_names, merge
-from lwptv_lightning.rules import RULES, running_statistics
+from lwptv_lightning.rules import RULES
 
 SHAPES = {"fc.weight": (4, 3), "bn.weight": (3,), "bn.bias": (3,), "bn.running_mean": (3,), "bn.running_var": (3,)}
 
@@ -47,8 +47,3 @@ def test_a_variance_stays_at_least_zero():
     tiny = {"bn.running_mean": torch.zeros(1), "bn.running_var": torch.tensor([1e-7])}
     merged = merge(TaskVectors.open(base, {"a": zero, "b": tiny, "c": tiny}), MergeRecipe(scale=5.0))
     assert merged["bn.running_var"] >= 0
-
-
-def test_both_must_stand_side_by_side():
-    names = ["bn.running_mean", "bn.running_var", "ema.running_mean", "running_mean", "running_var", "x_running_var"]
-    assert running_statistics(names) == {"bn.running_mean", "bn.running_var", "running_mean", "running_var"}
