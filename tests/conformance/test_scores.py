@@ -30,7 +30,7 @@ def test_every_layer_of_every_task_has_a_number(score, granularity, inputs):
     _, vectors, layers, statistics = inputs
     table = score_layers(statistics[granularity], score)
     assert table.tasks == vectors.tasks
-    assert table.layers == layers[granularity].names
+    assert table.layers == layers[granularity].restrict(vectors.names).names
     assert table.values.shape == (len(TASKS), len(table.layers))
     assert table.values.dtype == torch.float64
     assert not table.values.isnan().any()
