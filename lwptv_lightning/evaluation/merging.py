@@ -13,7 +13,7 @@ from lwptv_lightning.layers import Layers
 from lwptv_lightning.merging import Merge, MergePlan, install_plan_, installable
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import nearest
-from lwptv_lightning.task_vectors import TaskVectors
+from lwptv_lightning.task_vectors import TaskVectors, tied_in
 
 
 def require_fit(model: nn.Module, vectors: TaskVectors) -> None:
@@ -30,7 +30,9 @@ def require_fit(model: nn.Module, vectors: TaskVectors) -> None:
         if own[name] != vectors.headers[name].shape:
             raise ValueError(f"{label}: {name!r} has shape {own[name]}, the base {vectors.headers[name].shape}.")
     classifiers = tuple(f"{path}." for path in vectors.classifiers)
-    unset = [name for name in own if name not in vectors.headers and not name.startswith(classifiers)]
+    set_by_ties = {name for group in tied_in(model, own) if vectors.headers.keys() & group for name in group}
+    known = vectors.headers.keys() | set_by_ties
+    unset = [name for name in own if name not in known and not name.startswith(classifiers)]
     if unset:
         raise ValueError(
             f"{label} has tensors that the base has not and that would stay random: {some_of(unset)} Build it without "

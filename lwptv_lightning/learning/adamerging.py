@@ -96,10 +96,12 @@ class AdaMergingModule(LightningModule):
     def merged(self) -> dict[str, Tensor]:
         """Return the merged tensors, through which gradients reach the coefficients."""
         coefficients = self.coefficients.clamp(0, 1) if self.clamp else self.coefficients
-        return self._rest | {
+        merged = {
             name: self._rest[name] + torch.tensordot(coefficients[self._row[name]], tau, dims=1)
             for name, tau in self._task_vectors.items()
         }
+        tied = {name: merged[first] for name, first in self.merge_module.vectors.tied.items()}
+        return self._rest | merged | tied
 
     def entropy(self, batches: Mapping[str, Tensor]) -> Tensor:
         """Return the sum over loaders, by name to inputs ``(B, ...)``, of the predictions' mean entropy in nats."""

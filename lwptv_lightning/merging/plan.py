@@ -15,6 +15,7 @@ from lwptv_lightning.engine import Execution, Stream, divide
 from lwptv_lightning.layers import Layers, layers_from_names
 from lwptv_lightning.merging.combine import Job, merged_pieces, published_alpha
 from lwptv_lightning.merging.memory import require_memory
+from lwptv_lightning.merging.ties import data_by_first_name, further_names, patterns_of_layers, rule_by_first_names
 from lwptv_lightning.recipe import MergeRecipe, tensor_factors
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.rules import RunningStatistics
@@ -83,8 +84,12 @@ class MergePlan:
         own = [name for name, rank in self.owner.items() if rank == self.execution.ranks.rank]
         for piece in merged_pieces({name: self.jobs[name] for name in own if name in self.jobs}):
             yield piece.name, piece.elements, piece.added(self.jobs[piece.name])
+        for name, first in self.vectors.tied.items():
+            if self.owner[name] == self.execution.ranks.rank:  # made once more, so that no piece has to be held
+                job = self.jobs[first]
+                yield from ((name, piece.elements, piece.added(job)) for piece in merged_pieces({first: job}))
         for name in own:
-            if name not in self.jobs:
+            if name not in self.jobs and name not in self.vectors.tied:
                 values = self.vectors.base(name).reshape(-1)
                 yield name, slice(0, len(values)), values
 
@@ -151,8 +156,10 @@ def prune_layers(merge: Merge, execution: Execution) -> PruningPlan:
     for what, given, own in (("task", scores.tasks, merge.vectors.tasks), ("layer", scores.layers, layers.names)):
         if given != own:
             raise ValueError(f"scores and statistics must be of the {what}s {list(own)}, not of {list(given)}.")
+    further = further_names(merge.vectors, layers)
+    keep, prune = (patterns_of_layers(patterns, layers, further) for patterns in (recipe.keep, recipe.prune))
     mask = merge.mask or keep_most_salient(
-        scores, recipe.ratio, ranking=recipe.ranking, count=recipe.count, keep=recipe.keep, prune=recipe.prune
+        scores, recipe.ratio, ranking=recipe.ranking, count=recipe.count, keep=keep, prune=prune
     )
     return PruningPlan(layers, scores, mask)
 
@@ -164,15 +171,18 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     prunes = merge.mask is not None or recipe.prunes_layers or recipe.elements is not None
     layers = plan_layers(vectors, recipe, merge.layers) if prunes else merge.layers
     names = vectors.names if layers is None else merged_layers(vectors, layers).tensors
-    whole = Stream.of(vectors, names, dtype=recipe.torch_dtype, data=merge.data, execution=execution)
+    data = None if merge.data is None else data_by_first_name(merge.data, vectors)
+    whole = Stream.of(vectors, names, dtype=recipe.torch_dtype, data=data, execution=execution)
     thins = layers if recipe.elements is not None else None
     if execution.max_memory is not None:  # what layers are pruned is not known yet, and pruning only lessens the need
         require_memory(execution.max_memory, recipe.rule, whole, thins)
     pruning = prune_layers(merge, execution) if merge.mask is None and recipe.prunes_layers else None
     mask = merge.mask if pruning is None else pruning.mask
     # Making one tensor of a layer whose elements are ranked together reads them all, so one process has them all.
-    groups = [(name,) for name in names] if thins is None else [layer.tensors for layer in thins]
-    rest = [(name,) for name in vectors.headers if name not in whole.shapes]
+    together = [(name,) for name in names] if thins is None else [layer.tensors for layer in thins]
+    groups = [tuple(each for name in group for each in vectors.names_of(name)) for group in together]
+    grouped = {name for group in groups for name in group}
+    rest = [(name,) for name in vectors.headers if name not in grouped]
     owner = divide([*groups, *rest], vectors.headers, ranks.size)
     whole = pruned = replace(whole, owner=owner)
     averaged = replace(Stream.of(vectors, vectors.averaged, dtype=recipe.torch_dtype, execution=execution), owner=owner)
@@ -184,10 +194,15 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
         if recipe.elements.ratio == 1:
             averaged = replace(averaged, kept=lambda name: torch.zeros(len(vectors), dtype=torch.bool))
     with ranks.sharing_errors(), execution.exact():
-        jobs = _jobs(recipe, whole, pruned) if names else {}
+        rule = rule_by_first_names(recipe.rule, vectors.tied)
+        jobs = _jobs(recipe.replace(rule=rule), whole, pruned) if names else {}
         own = {name: job for name, job in jobs.items() if job.owner == ranks.rank}
         named_layers = plan_layers(vectors, recipe, merge.layers) if recipe.needs_layers else None
-        factors = tensor_factors(recipe.layer_scaling, pruned.names, named_layers, lambda: published_alpha(own, pruned))
+        scaling = recipe.layer_scaling
+        if isinstance(scaling, Mapping) and named_layers is not None:
+            further = further_names(vectors, named_layers)
+            scaling = {further.get(name, name): factor for name, factor in scaling.items()}
+        factors = tensor_factors(scaling, pruned.names, named_layers, lambda: published_alpha(own, pruned))
     jobs = {name: replace(job, scale=recipe.effective_scale * factors[name]) for name, job in jobs.items()}
     jobs |= _averaging_jobs(averaged)
     return MergePlan(

@@ -4,5 +4,6 @@ from lwptv_lightning.task_vectors.align import Aligned, align, classifier_paths
 from lwptv_lightning.task_vectors.stacks import HeldStack, Stack, StoredStack, part, whole
 from lwptv_lightning.task_vectors.state import running_statistics, state_among
 from lwptv_lightning.task_vectors.task_vectors import TaskVectors
+from lwptv_lightning.task_vectors.ties import tied_in
 
 __all__ = ["TaskVectors"]

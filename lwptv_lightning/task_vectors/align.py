@@ -24,6 +24,7 @@ from lwptv_lightning.checkpoints import (
     without_wrappers,
 )
 from lwptv_lightning.registry import nearest
+from lwptv_lightning.task_vectors.ties import complete
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def align(
     for task, source in tasks.items():
         try:
             opened[task] = _open_unprefixed(source, prefix, ema)
-            experts[task] = _align_expert(opened[task], raw_base, aligned_base, model)
+            experts[task] = complete(aligned_base, _align_expert(opened[task], raw_base, aligned_base, model))
         except (ValueError, OSError, TypeError) as error:
             if strict:
                 raise

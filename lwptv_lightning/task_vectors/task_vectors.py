@@ -21,6 +21,7 @@ from lwptv_lightning.registry import UnknownNameError, matches, require_matches
 from lwptv_lightning.task_vectors.align import align, require_fit
 from lwptv_lightning.task_vectors.stacks import StoredStack, whole
 from lwptv_lightning.task_vectors.state import state_among
+from lwptv_lightning.task_vectors.ties import find_ties, untied
 
 
 class TaskVectors:
@@ -39,6 +40,7 @@ class TaskVectors:
         classifiers: Module paths of task-specific classifiers, which are not merged; see `classifier_state`.
         averaged: The tensors that are no weights but take part in a merge as means over the tasks, whatever the rule,
             its scale and the saliency: running statistics of batch normalisation.
+        tied: Further names of tied weights, each mapped to the one among ``names`` under which it is merged.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class TaskVectors:
         copied: Sequence[str] = (),
         classifiers: Sequence[str] = (),
         averaged: Sequence[str] = (),
+        tied: Mapping[str, str] | None = None,
     ) -> None:
         self._base = base
         self._experts = dict(experts)
@@ -56,6 +59,7 @@ class TaskVectors:
         self.copied = tuple(copied)
         self.classifiers = tuple(classifiers)
         self.averaged = tuple(averaged)
+        self.tied = dict(tied or {})
 
     @classmethod
     def open(
@@ -115,7 +119,9 @@ class TaskVectors:
             raise CheckpointError(f"{found.base.source}: no floating tensor is left to merge.")
         copied = [name for name in shared if not found.base.headers[name].dtype.is_floating_point]
         vectors = cls(found.base, found.experts, names, copied, found.classifiers)
-        vectors = vectors.knowing(base if model is None and isinstance(base, nn.Module) else model)
+        # A base that is a module may have been tuned to experts whose weights are not tied any more.
+        own = base if isinstance(base, nn.Module) else None
+        vectors = vectors.knowing(own, strict=False) if model is None else vectors.knowing(model)
         for task in filter(vectors._equals_base, vectors.tasks):
             warnings.warn(f"task {task!r} equals the base: its task vector is zero.", stacklevel=2)
         return vectors
@@ -128,7 +134,7 @@ class TaskVectors:
     @property
     def shared_names(self) -> tuple[str, ...]:
         """The tensors that base and tasks have in common: all but the excluded ones."""
-        return self.names + self.averaged + self.copied
+        return self.names + tuple(self.tied) + self.averaged + self.copied
 
     @property
     def headers(self) -> Mapping[str, TensorHeader]:
@@ -174,20 +180,34 @@ class TaskVectors:
         experts = {task: self._expert(task) for task in tasks}
         return self._with(experts=experts)
 
-    def knowing(self, model: nn.Module | None) -> TaskVectors:
-        """Return the same task vectors with all set apart that is no weight, by names and by a model's buffers."""
+    def knowing(self, model: nn.Module | None, *, strict: bool = True) -> TaskVectors:
+        """Return the same task vectors with all set apart that is no weight, or a tied weight's further name.
+
+        A model tells by its buffers and its own ties; without one names and values tell, as far as they can. Where
+        ``strict``, the model's ties must hold in all checkpoints.
+
+        Raises:
+            CheckpointError: A checkpoint holds different values of what is one tensor in the model.
+        """
         state = state_among(self.names, model, self.base)
-        if not state:
+        weights = tuple(name for name in self.names if name not in state)
+        tied = find_ties(self._base, self._experts, weights, model, strict=strict)
+        if not state and not tied:
             return self
         return self._with(
-            names=tuple(name for name in self.names if name not in state),
+            names=tuple(name for name in weights if name not in tied),
             averaged=self.averaged + tuple(name for name in self.names if name in state.averaged),
             copied=self.copied + tuple(name for name in self.names if name in state.computed),
+            tied={name: tied.get(first, first) for name, first in self.tied.items()} | tied,
         )
+
+    def names_of(self, name: str) -> tuple[str, ...]:
+        """Return all names of a tensor, the one under which it is merged first."""
+        return (name, *(other for other, first in self.tied.items() if first == name))
 
     def without_weights(self) -> TaskVectors:
         """Return the task vectors of `averaged` alone; what they merge into is the base with these means in it."""
-        return self._with(names=())
+        return self._with(names=(), tied={})
 
     def load(self, device: torch.device | str = "cpu") -> TaskVectors:
         """Return the same task vectors with the tensors that are merged held in a device's memory, in their own dtype.
@@ -221,7 +241,12 @@ class TaskVectors:
         expert = align(self._base, {task: source}).experts[task]
         shared = {name: self.headers[name] for name in self.shared_names}
         require_fit(task, expert.renamed({name: name for name in expert.names if name in shared}), shared)
-        return self._with(experts={**self._experts, task: expert})
+        apart = untied(expert, self.tied)
+        return self._with(
+            experts={**self._experts, task: expert},
+            names=self.names + tuple(apart),
+            tied={name: first for name, first in self.tied.items() if name not in apart},
+        )
 
     def fingerprints(self) -> tuple[str, dict[str, str]]:
         """Return the fingerprint of the base and of each task's fine-tuned weights, for which all are read."""
@@ -235,8 +260,9 @@ class TaskVectors:
         return {name: expert.read(name) for name in expert.names if name.startswith(paths)}
 
     def _with(self, **changes: Any) -> TaskVectors:
-        own = {"base": self._base, "experts": self._experts, "names": self.names, "copied": self.copied}
-        return TaskVectors(**{**own, "classifiers": self.classifiers, "averaged": self.averaged, **changes})
+        own: dict[str, Any] = {"base": self._base, "experts": self._experts, "names": self.names, "copied": self.copied}
+        own |= {"classifiers": self.classifiers, "averaged": self.averaged, "tied": self.tied}
+        return TaskVectors(**{**own, **changes})
 
     def _expert(self, task: str) -> Checkpoint:
         if task not in self._experts:

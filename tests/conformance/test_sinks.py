@@ -203,19 +203,15 @@ SINKS = {
 }
 
 
-# Tied weights are merged under each of their names, and a module keeps one result of the two. These recipes make the
-# same of both; a rule that draws by name, or takes what was collected by layer, need not.
-FOR_TIED_WEIGHTS = ("task arithmetic", "TIES, half the layers pruned", "Fisher", "EMR for one task")
 SOME = ("task arithmetic", "TIES, half the layers pruned", "Fisher", "RegMean")
 CASES = [
-    *(("ViT", recipe) for recipe in RECIPES),
+    *((kind, recipe) for kind in ("ViT", "tied weights") for recipe in RECIPES),
     *((kind, recipe) for kind in ("ResNet", "1x1 convolutions") for recipe in SOME),
-    *(("tied weights", recipe) for recipe in FOR_TIED_WEIGHTS),
 ]
 
 
 def sees_less(kind, recipe, sink):
-    """Tell whether a sink knows no model, only names, and so takes tied weights for layers of their own."""
+    """Tell whether a sink knows no model, only names, and so puts a tied weight into the layer of another name."""
     return sink == "command line" and kind == "tied weights" and "pruned" in recipe
 
 
@@ -229,11 +225,7 @@ def inputs_of(kind):
 
 
 def data_for(recipe, vectors):
-    data = statistics_for(recipe.rule.name, vectors)
-    for tensors in (data or {}).values():
-        if "decoder.weight" in tensors:
-            tensors["decoder.weight"] = tensors["encoder.weight"]
-    return data
+    return statistics_for(recipe.rule.name, vectors)
 
 
 @cache

@@ -1,0 +1,147 @@
+"""Tied weights: one tensor under several names, which is merged once, whatever its names say."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, TensorHeader, compare_headers
+
+_LEAST = 16
+"""Elements of the smallest matrix in which equal values are taken for a tie, and how many are compared first."""
+_SAMPLE = 4096
+
+
+def find_ties(
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    names: Collection[str],
+    model: nn.Module | None = None,
+    *,
+    strict: bool = True,
+) -> dict[str, str]:
+    """Return which names are further names of another's tensor, mapped to the first of them in the alphabet.
+
+    A model tells by its own tensors. Without one, matrices are tied that were trained, have many different values, and
+    are equal in the base and in each expert; files hold such copies, since safetensors knows no ties.
+
+    Args:
+        base: The base.
+        experts: Task name to fine-tuned weights.
+        names: The tensors to look among.
+        model: The module that they belong to.
+        strict: Whether the model's ties must hold in all checkpoints; else those that do not are none.
+
+    Raises:
+        CheckpointError: A checkpoint holds different values under names that are one tensor in the model.
+    """
+    groups = _alike(base, names) if model is None else tied_in(model, names)
+    for checkpoint in (base, *experts.values()):
+        for group in groups if model is not None and strict else ():
+            _require_equal(checkpoint, group)
+        groups = [part for group in groups for part in _split(checkpoint, group)]
+    if model is None:
+        groups = [group for group in groups if _is_trained(base, experts, group[0])]
+    return {name: min(group) for group in groups for name in group if name != min(group)}
+
+
+def untied(expert: Checkpoint, ties: Mapping[str, str]) -> set[str]:
+    """Return the names among some ties under which an expert holds other values than under the first name."""
+    return {name for name, first in ties.items() if not _split(expert, [first, name])}
+
+
+def tied_in(model: nn.Module, names: Collection[str]) -> list[list[str]]:
+    """Return the groups of names under which a model holds one tensor.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> model[1].weight = model[0].weight
+        >>> tied_in(model, ["0.weight", "0.bias", "1.weight", "1.bias"])
+        [['0.weight', '1.weight']]
+    """
+    groups: defaultdict[int, list[str]] = defaultdict(list)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        groups[id(tensor)] += [each for each in dict.fromkeys((name, name.replace("_orig_mod.", ""))) if each in names]
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def complete(base: Checkpoint, expert: Checkpoint) -> Checkpoint:
+    """Return an expert with the names of a base, where one of them holds a tied tensor under fewer names.
+
+    A name that only one of the two has is a tie where the one that has it holds the same values under a name of both.
+    """
+    found = compare_headers(base.headers, expert.headers)
+    added = {name: twin for name in found.missing if (twin := _twin(base, name, found.matched))}
+    needless = {name for name in found.extra if _twin(expert, name, found.matched)}
+    if not added and not needless:
+        return expert
+    return expert.renamed({**{name: name for name in expert.names if name not in needless}, **added})
+
+
+def _twin(checkpoint: Checkpoint, name: str, others: Iterable[str]) -> str | None:
+    header = checkpoint.headers[name]
+    if not _is_large(header) or not _is_varied(checkpoint.read(name)):
+        return None
+    fitting = (other for other in others if checkpoint.headers[other] == header)
+    return next((other for other in fitting if _split(checkpoint, [name, other])), None)
+
+
+def _require_equal(checkpoint: Checkpoint, group: Sequence[str]) -> None:
+    first, *others = group
+    for other in others:
+        if not _split(checkpoint, [first, other]):
+            raise CheckpointError(
+                f"{checkpoint.source}: {first!r} and {other!r} hold different values, expected one tensor, as in the "
+                "model, which ties them. Leave one out with exclude=(...), or untie the model."
+            )
+
+
+def _alike(checkpoint: Checkpoint, names: Iterable[str]) -> list[list[str]]:
+    """Return the groups of matrices with equal values, but for those that initialisation leaves alike."""
+    groups: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
+    for name in names:
+        header = checkpoint.headers[name]
+        if _is_large(header):
+            groups[header.shape, header.dtype].append(name)
+    equal = (part for group in groups.values() if len(group) > 1 for part in _split(checkpoint, group))
+    return [group for group in equal if _is_varied(checkpoint.read(group[0]))]
+
+
+def _split(checkpoint: Checkpoint, names: Sequence[str]) -> list[list[str]]:
+    """Return the groups of names with equal values, of tensors of one shape; those of one name only are left out.
+
+    Two names of different values thus give no group, and two of equal ones give one.
+    """
+    by_start: defaultdict[bytes, list[str]] = defaultdict(list)
+    for name in names:
+        by_start[_start(checkpoint.read(name))].append(name)
+    found: list[list[str]] = []
+    for candidates in by_start.values():
+        while len(candidates) > 1:
+            first = checkpoint.read(candidates[0])
+            equal = [name for name in candidates if torch.equal(checkpoint.read(name), first)]
+            candidates = [name for name in candidates if name not in equal and name != candidates[0]]
+            found += [equal] if len(equal) > 1 else []
+    return found
+
+
+def _start(tensor: Tensor) -> bytes:
+    return tensor.reshape(-1)[:_LEAST].contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _is_large(header: TensorHeader) -> bool:
+    return len(header.shape) > 1 and header.numel >= _LEAST
+
+
+def _is_varied(values: Tensor) -> bool:
+    """Whether a matrix has many different values, unlike zeros or an identity."""
+    sample = values.reshape(-1)[:: -(-values.numel() // _SAMPLE)].float()
+    return 2 * len(torch.unique(sample)) >= len(sample)
+
+
+def _is_trained(base: Checkpoint, experts: Mapping[str, Checkpoint], name: str) -> bool:
+    values = base.read(name)
+    return any(not torch.equal(expert.read(name), values) for expert in experts.values())
