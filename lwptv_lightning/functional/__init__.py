@@ -1,6 +1,6 @@
 """Pure functions of tensors; nothing of the library is imported here."""
 
-from lwptv_lightning.functional.draws import random_keep
+from lwptv_lightning.functional.draws import random_keep, random_uniform
 from lwptv_lightning.functional.masks import compare, count_true, magnitude_probabilities, positions, select, tall_masks
 from lwptv_lightning.functional.matrices import NEGLIGIBLE, directions, leading_triplets, polar_factor
 from lwptv_lightning.functional.ranked import kth_smallest, ranked_values, sample_margins

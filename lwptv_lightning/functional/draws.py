@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _ALL_BITS = (1 << 64) - 1
+_MANTISSA = (1 << 53) - 1
 
 
 def random_keep(
@@ -55,6 +56,16 @@ def random_keep(
     return torch.from_numpy(kept.view(np.uint8).astype(np.float32))
 
 
+def random_uniform(seed: int, *names: str) -> float:
+    """Draw a number in [0, 1) that depends on a seed and on names alone.
+
+    Example:
+        >>> random_uniform(0, "a", "fc") == random_uniform(0, "a", "fc") != random_uniform(0, "a", "head")
+        True
+    """
+    return (_digest((seed, *names, "uniform")) & _MANTISSA) * 2.0**-53
+
+
 def _scrambled(numbers: Any) -> Any:
     """Return the finaliser of SplitMix64: numbers of 64 bits that look independent for neighbouring arguments."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -74,5 +85,8 @@ def _draws_of(generator: Any, bits: int, count: int, start: int, key: tuple[int 
 
 @lru_cache(maxsize=1 << 14)
 def _first_state(key: tuple[int | str, ...]) -> Any:
-    digest = hashlib.sha256("\0".join(map(str, key)).encode()).digest()
-    return np.random.PCG64DXSM(int.from_bytes(digest, "little")).state
+    return np.random.PCG64DXSM(_digest(key)).state
+
+
+def _digest(key: tuple[int | str, ...]) -> int:
+    return int.from_bytes(hashlib.sha256("\0".join(map(str, key)).encode()).digest(), "little")

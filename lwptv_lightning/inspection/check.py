@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from torch import nn
 
 from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, is_task_vector, some_of
-from lwptv_lightning.registry import matches
+from lwptv_lightning.registry import matches, natural_order
 from lwptv_lightning.task_vectors import Aligned, align, state_among
 
 SAME_BASE = "same base"
@@ -123,7 +123,10 @@ def _format_of(checkpoint: Checkpoint) -> str:
 def _weights_of(aligned: Aligned, model: nn.Module | None) -> list[str]:
     """Return the tensors of the base that a merge takes for weights."""
     headers = aligned.base.headers
-    floating = [n for n in headers if headers[n].dtype.is_floating_point and not matches(n, aligned.ignored)]
+    # In natural order, so that sums round alike whatever the order of a file.
+    floating = [
+        n for n in natural_order(headers) if headers[n].dtype.is_floating_point and not matches(n, aligned.ignored)
+    ]
     state = state_among(floating, model, aligned.base.read)
     return [name for name in floating if name not in state]
 

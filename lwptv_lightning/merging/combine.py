@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lwptv_lightning.engine import Stream, keep_freed_memory, sum_by_tensor
 from lwptv_lightning.functional import per_row, sum_tasks
+from lwptv_lightning.registry import natural_order
 from lwptv_lightning.rules import MergeContext, MergeRule
 from lwptv_lightning.task_vectors import part, whole
 
@@ -100,7 +101,8 @@ def published_alpha(jobs: Mapping[str, Job], pruned: Stream) -> float:
 
     own = sum_by_tensor((piece.name, magnitudes(piece)) for piece in merged_pieces(jobs))
     found = {name: sums for each in pruned.exchange(own) for name, sums in each.items()}
-    totals = sum((found[name] for name in pruned.names), torch.zeros(2, dtype=torch.float64))
+    # In an order that does not depend on whether layers were given.
+    totals = sum((found[name] for name in natural_order(found)), torch.zeros(2, dtype=torch.float64))
     summed, combined = totals.tolist()
     return summed / combined / len(pruned.tasks) if combined else 1.0
 

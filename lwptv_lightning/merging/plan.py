@@ -17,7 +17,7 @@ from lwptv_lightning.merging.combine import Job, merged_pieces, published_alpha
 from lwptv_lightning.merging.memory import require_memory
 from lwptv_lightning.merging.ties import data_by_first_name, further_names, patterns_of_layers, rule_by_first_names
 from lwptv_lightning.recipe import MergeRecipe, tensor_factors
-from lwptv_lightning.registry import require_known
+from lwptv_lightning.registry import natural_order, require_known
 from lwptv_lightning.rules import RunningStatistics
 from lwptv_lightning.saliency import (
     LayerMask,
@@ -134,13 +134,13 @@ def provenance_of(vectors: TaskVectors, recipe: MergeRecipe, mask: LayerMask | N
 
 
 def plan_layers(vectors: TaskVectors, recipe: MergeRecipe, layers: Layers | None) -> Layers:
-    """Return the layers of the merged tensors, from their names where no layers are given.
+    """Return the layers of the merged tensors, from their names in natural order where no layers are given.
 
     Raises:
         ValueError: The layers have another granularity than the recipe, or miss a merged tensor.
     """
     if layers is None:
-        return layers_from_names(vectors.names, granularity=recipe.granularity)
+        return layers_from_names(natural_order(vectors.names), granularity=recipe.granularity)
     if layers.granularity != recipe.granularity:
         raise ValueError(f"layers are of granularity {layers.granularity!r}, the recipe's is {recipe.granularity!r}.")
     return merged_layers(vectors, layers)
@@ -153,6 +153,7 @@ def prune_layers(merge: Merge, execution: Execution) -> PruningPlan:
     if scores is None:
         statistics = merge.statistics or collect_statistics(merge.vectors, layers, execution=execution)
         scores = score_layers(statistics, recipe.score, seed=recipe.seed)
+    scores = scores.in_order_of(layers.names)
     for what, given, own in (("task", scores.tasks, merge.vectors.tasks), ("layer", scores.layers, layers.names)):
         if given != own:
             raise ValueError(f"scores and statistics must be of the {what}s {list(own)}, not of {list(given)}.")
@@ -187,8 +188,9 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     whole = pruned = replace(whole, owner=owner)
     averaged = replace(Stream.of(vectors, vectors.averaged, dtype=recipe.torch_dtype, execution=execution), owner=owner)
     if layers is not None and mask is not None:
-        pruned = masked(whole, layers, mask)
-        averaged = masked_beside(averaged, layers, mask, _order(vectors, merge.layers))
+        ordered = mask.in_order_of(layers.names)
+        pruned = masked(whole, layers, ordered)
+        averaged = masked_beside(averaged, layers, ordered, _order(vectors, merge.layers))
     elif layers is not None and recipe.elements is not None:
         pruned = thinned(whole, layers, recipe.elements)
         if recipe.elements.ratio == 1:
@@ -197,12 +199,13 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
         rule = rule_by_first_names(recipe.rule, vectors.tied)
         jobs = _jobs(recipe.replace(rule=rule), whole, pruned) if names else {}
         own = {name: job for name, job in jobs.items() if job.owner == ranks.rank}
-        named_layers = plan_layers(vectors, recipe, merge.layers) if recipe.needs_layers else None
-        scaling = recipe.layer_scaling
-        if isinstance(scaling, Mapping) and named_layers is not None:
+        scaling, named_layers = recipe.layer_scaling, None
+        if isinstance(scaling, Mapping):
+            named_layers = plan_layers(vectors, recipe, merge.layers)
             further = further_names(vectors, named_layers)
             scaling = {further.get(name, name): factor for name, factor in scaling.items()}
-        factors = tensor_factors(scaling, pruned.names, named_layers, lambda: published_alpha(own, pruned))
+        in_order = natural_order(names) if layers is None else names
+        factors = tensor_factors(scaling, in_order, named_layers, lambda: published_alpha(own, pruned))
     jobs = {name: replace(job, scale=recipe.effective_scale * factors[name]) for name, job in jobs.items()}
     jobs |= _averaging_jobs(averaged)
     return MergePlan(
@@ -211,9 +214,9 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
 
 
 def _order(vectors: TaskVectors, layers: Layers | None) -> tuple[str, ...]:
-    """Return the names of all merged tensors in execution order, as far as it is known."""
+    """Return the names of all merged tensors in execution order, or in natural order where it is not known."""
     known = () if layers is None else layers.tensors
-    return known if set(vectors.averaged) <= set(known) else tuple(vectors.headers)
+    return known if set(vectors.averaged) <= set(known) else natural_order(vectors.headers)
 
 
 def _jobs(recipe: MergeRecipe, whole: Stream, pruned: Stream) -> dict[str, Job]:

@@ -167,8 +167,9 @@ class MergeRecipe:
 
     @property
     def needs_layers(self) -> bool:
-        """Whether it matters which tensors form a layer."""
-        return self.prunes_layers or self.elements is not None or isinstance(self.layer_scaling, dict)
+        """Whether it matters which tensors form a layer, or in which order layers stand."""
+        finds_blocks = self.layer_scaling is not None and getattr(self.layer_scaling, "blocks", None) is None
+        return self.prunes_layers or self.elements is not None or finds_blocks
 
     @property
     def torch_dtype(self) -> torch.dtype:

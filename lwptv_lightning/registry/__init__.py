@@ -19,6 +19,7 @@ from lwptv_lightning.registry.declared import (
 )
 from lwptv_lightning.registry.lookup import Registry, UnknownNameError, matches, nearest, require_known, require_matches
 from lwptv_lightning.registry.names import COUNTS, DOMAINS, GRANULARITIES, RANKINGS, LoaderName
+from lwptv_lightning.registry.order import natural_order
 from lwptv_lightning.registry.values import FrozenDict, parse_bytes, require_finite, require_per_task, require_ratio
 
 __all__ = ["LoaderName", "UnknownNameError"]

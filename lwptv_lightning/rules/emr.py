@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lwptv_lightning.engine import Block, Stream
 from lwptv_lightning.functional import combine_agreeing, elect_signs
+from lwptv_lightning.registry import natural_order
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
 
@@ -42,7 +43,7 @@ class EMR(MergeRule[Tensor]):
             sums = torch.stack([block.tau.abs().sum(1), mask.mul_(unified).abs_().sum(1)])
             return sums.double() / stream.numel(block.name)
 
-        filled = [name for name in stream.names if stream.numel(name)]
+        filled = [name for name in natural_order(stream.names) if stream.numel(name)]
         found = stream.sum(magnitudes, filled).values()
         own, masked = sum(found, torch.zeros(2, 1, dtype=torch.float64))
         return torch.where(masked > 0, own / masked, 1.0)

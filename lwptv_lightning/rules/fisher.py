@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lwptv_lightning.engine import Stream
 from lwptv_lightning.functional import per_row, sum_tasks
-from lwptv_lightning.registry import flag, number
+from lwptv_lightning.registry import flag, natural_order, number
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
 
@@ -46,9 +46,10 @@ class Fisher(MergeRule[Tensor]):
         """Return ``c_t``, ``(T,)``."""
         if not self.normalize or stream.data is None:
             return torch.ones(len(stream.tasks))
+        names = natural_order(stream.names)
         squares = (
-            sum(float(own.double().square().sum()) for name, own in stream.data[task].items() if name in stream.shapes)
-            for task in stream.tasks
+            sum(float(own[name].double().square().sum()) for name in names if name in own)
+            for own in (stream.data[task] for task in stream.tasks)
         )
         return torch.tensor([square**-0.5 if square > 0 else 1.0 for square in squares])
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.registry import COUNTS, RANKINGS, matches, require_known, require_matches, require_ratio
-from lwptv_lightning.saliency.table import LayerTable
+from lwptv_lightning.saliency.table import LayerTable, columns_in_order
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class LayerMask:
     tasks: tuple[str, ...]
     layers: tuple[str, ...]
     kept: Tensor
+
+    def in_order_of(self, layers: Sequence[str]) -> LayerMask:
+        """Return the same mask with the same layers in another order; where these are not the same, the mask."""
+        columns = columns_in_order(self.layers, layers)
+        return self if columns is None else LayerMask(self.tasks, tuple(layers), self.kept[:, columns])
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, bool]]]:
         for task, row in zip(self.tasks, self.kept.tolist(), strict=True):

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from lwptv_lightning.functional import random_uniform
 from lwptv_lightning.registry import Registry, require_known
 from lwptv_lightning.saliency.statistics import LayerStatistics
 from lwptv_lightning.saliency.table import LayerTable
@@ -126,9 +127,12 @@ def conflict(stats: LayerStatistics, seed: int) -> Tensor:
 
 @saliency_score
 def random(stats: LayerStatistics, seed: int) -> Tensor:
-    """Uniform random numbers in [0, 1) from the seed: the control that any other score has to beat."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(len(stats.tasks), len(stats.layers), generator=generator, dtype=torch.float64)
+    """Uniform random numbers in [0, 1) from the seed: the control that any other score has to beat.
+
+    Each is drawn by the names of its task and layer, whatever others there are and in whichever order.
+    """
+    rows = [[random_uniform(seed, task, layer) for layer in stats.layers.names] for task in stats.tasks]
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def describe_scores(names: Sequence[str] | None = None) -> dict[str, str]:

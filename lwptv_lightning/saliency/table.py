@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,13 @@ class LayerTable:
         for task, row in zip(self.tasks, self.values.tolist(), strict=True):
             yield task, dict(zip(self.layers, row, strict=True))
 
+    def in_order_of(self, layers: Sequence[str]) -> LayerTable:
+        """Return the same numbers with the same layers in another order; where these are not the same, the table."""
+        columns = columns_in_order(self.layers, layers)
+        if columns is None:
+            return self
+        return LayerTable(self.tasks, tuple(layers), self.numel[columns], self.values[:, columns])
+
     def to_json(self) -> str:
         """Return the table as JSON text, which keeps every bit."""
         numel, values = self.numel.tolist(), self.values.tolist()
@@ -57,3 +64,16 @@ class LayerTable:
         if (tuple(values.shape), len(numel)) != (expected, len(table.layers)):
             raise ValueError(f"a table's values must have the shape (T, L) = {expected}, not {tuple(values.shape)}.")
         return table
+
+
+def columns_in_order(own: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
+    """Return where each of the wanted layers stands among some; None where all stand so or they are not the same.
+
+    Example:
+        >>> columns_in_order(["stem", "head"], ["head", "stem"]), columns_in_order(["stem"], ["head"])
+        ([1, 0], None)
+    """
+    positions = {name: position for position, name in enumerate(own)}
+    if list(own) == list(wanted) or positions.keys() != set(wanted):
+        return None
+    return [positions[name] for name in wanted]

@@ -145,7 +145,7 @@ def test_mask_beside_elements(pair):
 
 def test_plan_holds_the_layers_scores_and_mask(vectors):
     plan = plan_pruning(vectors, MergeRecipe(ratio=0.5, ranking="all"))
-    assert plan.layers.names == plan.scores.layers == plan.mask.layers == ("stem", "fc", "head", "gain")
+    assert plan.layers.names == plan.scores.layers == plan.mask.layers == ("fc", "gain", "head", "stem")
     assert (~plan.mask.kept).sum() == 6
     assert plan.scores.values[~plan.mask.kept].max() <= plan.scores.values[plan.mask.kept].min()
 
@@ -262,7 +262,7 @@ def test_fully_pruned_layers_are_not_read(counting_checkpoint, base_state, task_
 
 def test_order_of_the_stream_depends_on_nothing_but_the_names(pair):
     recipe = MergeRecipe(ratio=0.5)
-    assert [name for name, _ in Merge(pair, recipe).plan().tensors()] == list(layers_from_names(pair.names).tensors)
+    assert [name for name, _ in Merge(pair, recipe).plan().tensors()] == sorted(pair.names)
     program = """
 import torch
 from lwptv_lightning import MergeRecipe, TaskVectors
