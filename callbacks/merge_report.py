@@ -20,9 +20,10 @@ class MergeReport(Callback):
     """Print a table after each validation, with the loaders' names, and write it to files.
 
     Every validation (or test) by the trainer adds a row, in a fit with `OnlineMerge` one with the figures that it logs.
-    The folder holds ``report.md``, ``results.csv``, ``recipe.json`` (of the last merge), ``saliency.png`` where layers
-    were pruned, and ``id_ood.png`` where there are ID and OOD loaders. Pictures also go to the trainer's loggers that
-    can hold them: TensorBoard, Weights & Biases and MLflow. Figures get there by themselves, as all that is logged.
+    A rule that works on matrices says how many tensors it treated so, in print and in the report. The folder holds
+    ``report.md``, ``results.csv``, ``recipe.json`` (of the last merge), ``saliency.png`` where layers were pruned, and
+    ``id_ood.png`` where there are ID and OOD loaders. Pictures also go to the trainer's loggers that can hold them:
+    TensorBoard, Weights & Biases and MLflow. Figures get there by themselves, as all that is logged.
 
     Args:
         folder: Where to write; made where it does not exist.
@@ -46,8 +47,9 @@ class MergeReport(Callback):
         figures = {name: value for name, value in logged.items() if LoaderName.of_figure(name).domain in DOMAINS}
         if not figures:
             return
-        recipe, plan = None, None
+        recipe, plan, treatment = None, None, None
         if isinstance(pl_module, MergeModule):
+            treatment = pl_module.treatment
             recipe, plan = pl_module.installed or pl_module.recipe, pl_module.plan
         name = type(pl_module).__name__ if recipe is None else recipe.describe()
         if trainer.state.fn == TrainerFn.FITTING:
@@ -56,7 +58,11 @@ class MergeReport(Callback):
         console = self._console or Console()
         print_table(self.table.rich(), console)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "report.md").write_text(f"# Merged models over ID and OOD loaders\n\n{self.table.markdown()}\n")
+        report = f"# Merged models over ID and OOD loaders\n\n{self.table.markdown()}\n"
+        if treatment is not None:
+            console.print(f"The {treatment}.")
+            report += f"\nThe last {treatment}.\n"
+        (self.folder / "report.md").write_text(report)
         (self.folder / "results.csv").write_text(self.table.csv())
         if recipe is not None:
             (self.folder / "recipe.json").write_text(recipe.to_json() + "\n")

@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Merge checkpoints into one file."""
     from lwptv_lightning.checkpoints import index_of, require_safetensors_path
-    from lwptv_lightning.merging import save_merged
+    from lwptv_lightning.engine import Stream
+    from lwptv_lightning.merging import save_merged, treatment_of
     from lwptv_lightning.task_vectors import TaskVectors
 
     require_safetensors_path(options.out)
@@ -43,6 +44,8 @@ def run(options: argparse.Namespace) -> None:
     vectors = TaskVectors.open(options.base, **arguments.checkpoint_options(options))
     written = save_merged(vectors, recipe, options.out, **costs)
     print(f"Merged {', '.join(vectors.tasks)} by {recipe.describe()} into {written}")
+    if treatment := treatment_of(recipe.rule, Stream.of(vectors, data=costs.get("data"))):
+        print(f"The {treatment}.")
 
 
 def _costs(options: argparse.Namespace) -> dict[str, Any]:

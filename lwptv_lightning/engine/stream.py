@@ -105,6 +105,17 @@ class Stream:
             base, *others = stack.sources(slice(None, None, stride))
             yield Block(name, 0, stack.tau(base.to(self.like), others), base)
 
+    def collected(self, name: str) -> list[Tensor] | None:
+        """Return what was collected on data for a tensor, of each task; None where a task has nothing.
+
+        Statistics of a layer's inputs may stand under the name of its module or of its weight.
+        """
+        given = [] if self.data is None else [self.data[task] for task in self.tasks]
+        for key in (name, name.removesuffix(".weight")):
+            if given and all(key in tensors for tensors in given):
+                return [tensors[key] for tensors in given]
+        return None
+
     def sum(self, function: Callable[[Block], Tensor], names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Add up, for each tensor, what a function finds in its blocks, and return it on every process.
 

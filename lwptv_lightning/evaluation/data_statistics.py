@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,8 @@ def fisher_diagonal(
 def input_grams(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Sum up ``X^T X`` over the rows of the inputs of every linear layer that runs inside the ``with`` block.
 
+    A 1x1 convolution is a linear layer whose rows are the positions that it looks at.
+
     Yields the name of a linear layer's weight to ``(in, in)``, filled as the layers run, and ``"<weight>.rows"`` to the
     number of rows, both float64.
     """
@@ -57,12 +60,31 @@ def input_grams(module: nn.Module) -> Iterator[dict[str, Tensor]]:
 
     def hook(name: str, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         inputs = arguments[0].detach()
+        inputs = inputs if isinstance(layer, nn.Linear) else _positions_of(inputs, layer)
         rows = inputs.reshape(-1, inputs.shape[-1]).double()
         for key, value in ((name, rows.T @ rows), (f"{name}.rows", rows.new_tensor(float(len(rows))))):
             grams[key] = grams[key] + value if key in grams else value
 
     with ExitStack() as hooks:
         for path, layer in module.named_modules():
-            if isinstance(layer, nn.Linear):
+            if isinstance(layer, nn.Linear) or _is_pointwise(layer):
                 hooks.enter_context(layer.register_forward_pre_hook(partial(hook, f"{path}.weight".lstrip("."))))
         yield grams
+
+
+def _is_pointwise(layer: nn.Module) -> bool:
+    """Tell whether a module is a 1x1 convolution of all channels."""
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return isinstance(layer, kinds) and set(layer.kernel_size) == {1} and layer.groups == 1
+
+
+def _positions_of(inputs: Tensor, layer: Any) -> Tensor:
+    """Return what a 1x1 convolution looks at, channels last, ``([B, ]in, *size) -> ([B, ]*positions, in)``."""
+    dims = len(layer.kernel_size)
+    if not isinstance(layer.padding, str) and any(layer.padding):
+        sides = [side for width in reversed(layer.padding) for side in (width, width)]
+        inputs = nn.functional.pad(
+            inputs, sides, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        )
+    strided: Any = (..., *(slice(None, None, step) for step in layer.stride))
+    return inputs[strided].movedim(-1 - dims, -1)

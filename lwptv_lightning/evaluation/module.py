@@ -76,6 +76,8 @@ class MergeModule(LightningModule):
     """The recipe whose result `model` holds."""
     plan: PruningPlan | None
     """What that recipe pruned."""
+    treatment: str | None
+    """How many tensors its rule treated as matrices, in words; None where it treats all tensors alike."""
     provenance: Callable[[], Provenance]
     """Tells what a file of the model says of itself."""
 
@@ -103,7 +105,7 @@ class MergeModule(LightningModule):
         self.model = model
         self.options = {name: value for name, value in options.items() if name not in ("dtype", "task")}
         self.tasks = tuple(tasks) if vectors is None else vectors.tasks
-        self.installed = self.plan = None
+        self.installed = self.plan = self.treatment = None
         self.heads = Heads(heads or {}) if vectors is None else Heads.of(model, vectors, heads or {})
         self.metrics = LoaderMetrics((), metric)
         self.expert_accuracy = dict(expert_accuracy or {})
@@ -181,7 +183,7 @@ class MergeModule(LightningModule):
             return self  # what was loaded is this merge
         vectors = vectors or self.vectors
         plan = merge_model_(self.model, vectors, recipe, self.layers, options, whole=True)
-        self.plan = plan.pruning
+        self.plan, self.treatment = plan.pruning, plan.treatment
         self.installed = plan.recipe
         self.provenance = partial(provenance_of, vectors, plan.recipe, plan.mask)
         return self

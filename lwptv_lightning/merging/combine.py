@@ -145,13 +145,8 @@ def _sum_of_tasks(name: str, job: Job) -> Tensor:
 
 
 def _statistics_of(name: str, stream: Stream, elements: slice | None) -> Tensor | None:
-    """Return a tensor's statistics of all tasks, ``(T, ...)``, or None where a task has none.
-
-    Statistics of a layer's inputs may stand under the name of its module or of its weight.
-    """
-    collected = [] if stream.data is None else [stream.data[task] for task in stream.tasks]
-    for key in (name, name.removesuffix(".weight")):
-        if collected and all(key in tensors for tensors in collected):
-            found = [tensors[key] for tensors in collected]
-            return torch.stack(found if elements is None else [values.reshape(-1)[elements] for values in found])
-    return None
+    """Return a tensor's statistics of all tasks, ``(T, ...)``, or None where a task has none."""
+    found = stream.collected(name)
+    if found is None:
+        return None
+    return torch.stack(found if elements is None else [values.reshape(-1)[elements] for values in found])

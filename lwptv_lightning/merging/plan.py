@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -18,7 +19,7 @@ from lwptv_lightning.merging.memory import require_memory
 from lwptv_lightning.merging.ties import data_by_first_name, further_names, patterns_of_layers, rule_by_first_names
 from lwptv_lightning.recipe import MergeRecipe, tensor_factors
 from lwptv_lightning.registry import natural_order, require_known
-from lwptv_lightning.rules import RunningStatistics
+from lwptv_lightning.rules import MergeRule, RunningStatistics
 from lwptv_lightning.saliency import (
     LayerMask,
     LayerTable,
@@ -64,6 +65,7 @@ class MergePlan:
         mask: What is pruned; ``None`` for nothing.
         jobs: Name to job of each tensor that is merged, in the order in which they are made.
         owner: Name to the number of its process, of every tensor; those without a job are the base's and come last.
+        treatment: How many tensors the rule treats as matrices, in words; ``None`` where it treats all tensors alike.
     """
 
     vectors: TaskVectors
@@ -73,6 +75,7 @@ class MergePlan:
     mask: LayerMask | None
     jobs: Mapping[str, Job]
     owner: Mapping[str, int]
+    treatment: str | None = None
 
     def pieces(self) -> Iterator[tuple[str, slice, Tensor]]:
         """Make this process's tensors piece by piece.
@@ -208,9 +211,18 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
         factors = tensor_factors(scaling, in_order, named_layers, lambda: published_alpha(own, pruned))
     jobs = {name: replace(job, scale=recipe.effective_scale * factors[name]) for name, job in jobs.items()}
     jobs |= _averaging_jobs(averaged)
-    return MergePlan(
-        vectors=vectors, recipe=recipe, execution=execution, pruning=pruning, mask=mask, jobs=jobs, owner=owner
-    )
+    treatment = treatment_of(recipe.rule, whole)
+    if treatment is not None and names and ranks.rank == 0 and not recipe.rule.matrices(whole):
+        warnings.warn(f"{treatment}; it takes {recipe.rule.tensors}.", stacklevel=2)
+    decided: dict[str, Any] = {"pruning": pruning, "mask": mask, "jobs": jobs, "owner": owner, "treatment": treatment}
+    return MergePlan(vectors=vectors, recipe=recipe, execution=execution, **decided)
+
+
+def treatment_of(rule: MergeRule[Any], stream: Stream) -> str | None:
+    """Return how many tensors a rule treats as matrices, in words, read off headers; see `MergePlan`."""
+    if not rule.works_on_matrices():
+        return None
+    return f"rule {rule.name!r} treated {len(rule.matrices(stream))} of {len(stream.names)} tensors as matrices"
 
 
 def _order(vectors: TaskVectors, layers: Layers | None) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ class MergeRule(ABC, Generic[Survey]):
         published_scale: The scaling coefficient that its source uses.
         needs: The kind of data statistics without which it cannot merge, such as ``"fisher"``; empty for none.
         per_task: Whether it can make a model for each task besides the merged one.
+        tensors: Which tensors it treats how, in a few words.
     """
 
     name: ClassVar[str]
@@ -66,6 +67,7 @@ class MergeRule(ABC, Generic[Survey]):
     published_scale: ClassVar[float]
     needs: ClassVar[str] = ""
     per_task: ClassVar[bool] = False
+    tensors: ClassVar[str] = "all alike"
 
     @property
     def unit(self) -> Unit:
@@ -96,6 +98,24 @@ class MergeRule(ABC, Generic[Survey]):
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return the merged task vector, ``(T, *shape) -> (*shape)``; it may write to ``tau``."""
         return sum_tasks(self.parts(tau, context))
+
+    def treats_as_matrix(self, name: str, shape: Sequence[int], tasks: int) -> bool:
+        """Tell whether a tensor ``(*shape)`` of a number of tasks is merged as a matrix; most rules know none."""
+        return False
+
+    def as_matrices(self, tau: Tensor, context: MergeContext) -> Tensor | None:
+        """Return a stack as matrices, ``(T, *shape) -> (T, shape[0], rest)``; None where this is none to the rule."""
+        return tau.flatten(2) if self.treats_as_matrix(context.name, tau.shape[1:], len(tau)) else None
+
+    def matrices(self, stream: Stream) -> tuple[str, ...]:
+        """Return the names of the tensors that are merged as matrices."""
+        shapes, tasks = stream.shapes, len(stream.tasks)
+        return tuple(name for name in stream.names if self.treats_as_matrix(name, shapes[name], tasks))
+
+    @classmethod
+    def works_on_matrices(cls) -> bool:
+        """Tell whether the rule does something of its own with matrices alone."""
+        return cls.treats_as_matrix is not MergeRule.treats_as_matrix
 
     @classmethod
     def surveys_model(cls) -> bool:
@@ -165,5 +185,20 @@ def make_rule(description: str | Mapping[str, Any] | MergeRule[Any]) -> MergeRul
 
 
 def is_matrix(shape: Sequence[int], name: str, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> bool:
-    """Tell whether a tensor is 2-D and its name is among ``include`` and not among ``exclude``, which are globs."""
-    return len(shape) == 2 and matches(name, include) and not matches(name, exclude)
+    """Tell whether a tensor is a matrix, and its name among ``include`` and not among ``exclude``, which are globs.
+
+    2-D tensors are, and weights of 1x1 convolutions, ``(out, in, 1, 1)``: linear layers at each position. No paper or
+    reference of the rules here makes matrices of larger kernels, nor is a depthwise ``(out, 1, 1, 1)`` one.
+
+    Example:
+        >>> [is_matrix(shape, "conv.weight") for shape in ((4, 2), (4, 2, 1, 1), (4, 2, 3, 3), (4, 1, 1, 1))]
+        [True, True, False, False]
+    """
+    return (len(shape) == 2 or is_pointwise(name, shape)) and matches(name, include) and not matches(name, exclude)
+
+
+def is_pointwise(name: str, shape: Sequence[int]) -> bool:
+    """Tell whether a tensor is the weight of a 1x1 convolution."""
+    # By name too: (heads, 1, 1) may be a temperature.
+    is_weight = name.rpartition(".")[2] == "weight"
+    return is_weight and len(shape) > 2 and shape[1] > 1 and all(size == 1 for size in shape[2:])

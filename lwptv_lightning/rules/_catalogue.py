@@ -18,6 +18,7 @@ class RuleEntry:
         needs: What has to be collected on data; empty for nothing.
         scope: ``"model"`` where it looks at all tensors before it merges one, else ``"tensor"``.
         parts: Whether it is a sum over tasks, so that masks can act on its parts.
+        tensors: Which tensors it treats how.
     """
 
     name: str
@@ -28,6 +29,7 @@ class RuleEntry:
     needs: str
     scope: str
     parts: bool
+    tensors: str
 
 
 def rule_entries() -> list[RuleEntry]:
@@ -47,6 +49,7 @@ def rule_entries() -> list[RuleEntry]:
             needs=rule.needs,
             scope="model" if rule.surveys_model() else "tensor",
             parts=rule.has_parts(),
+            tensors=rule.tensors,
         )
         for name, rule in sorted(RULES.items())
     ]
@@ -55,8 +58,8 @@ def rule_entries() -> list[RuleEntry]:
 def rules_markdown() -> str:
     """Return the page ``docs/rules.md``."""
     lines = [
-        "| rule | what it does | hyper-parameters = default in range | scale | needs | scope | parts |",
-        "|---|---|---|---|---|---|---|",
+        "| rule | what it does | hyper-parameters = default in range | scale | needs | scope | parts | tensors |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for entry in rule_entries():
         cells = (
@@ -67,6 +70,7 @@ def rules_markdown() -> str:
             entry.needs or "no data",
             entry.scope,
             "yes" if entry.parts else "no",
+            entry.tensors,
         )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return _PAGE.format(count=len(RULES), table="\n".join(lines))
@@ -83,6 +87,10 @@ rule's source.
 - **scope**: "model" rules rank or count over the whole model before they merge a tensor; they read the checkpoints more
   than once, and never hold more than a tensor at a time.
 - **parts**: the rule is a sum over tasks, so `MergeRecipe(prune_on="parts")` can prune what it made of each task.
+- **tensors**: which tensors the rule treats how. A 1x1 convolution, a `weight` of shape `(out, in, 1, 1)` (or of one or
+  three such dimensions) with more than one input channel, is the matrix `(out, in)`. A larger kernel is none, as in the
+  papers and their code. A merge says how many tensors it treated as matrices (`MergePlan.treatment`, `MergeReport`),
+  and warns where there are none.
 
 {table}
 

@@ -1,5 +1,6 @@
 """Iso-C: isotropic merging in the common subspace."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,10 +15,11 @@ from lwptv_lightning.rules._base import MergeContext, MergeRule, is_matrix, merg
 class IsoC(MergeRule):
     """Add the task vectors of a matrix and make all singular values of the sum equal.
 
-    With ``sum_t tau_t = U diag(s) V``, the result is ``mean(s) U V``. Tensors other than 2-D are averaged.
+    With ``sum_t tau_t = U diag(s) V``, the result is ``mean(s) U V``. Matrices are 2-D tensors and the weights
+    ``(out, in, 1, 1)`` of 1x1 convolutions; other tensors are averaged.
 
     Args:
-        exclude: Globs of tensor names that are averaged although they are 2-D.
+        exclude: Globs of tensor names that are averaged although they are matrices.
 
     Example:
         >>> import torch
@@ -32,11 +34,17 @@ class IsoC(MergeRule):
         that no task has stay zero, though the mean counts them; there the authors' code fills in arbitrary ones.
     """
 
+    tensors = "2-D tensors and 1x1 convolutions as matrices; others averaged"
+
     exclude: tuple[str, ...] = patterns(())
+
+    def treats_as_matrix(self, name: str, shape: Sequence[int], tasks: int) -> bool:
+        """Tell whether a tensor is a matrix that is not excluded."""
+        return is_matrix(shape, name, exclude=self.exclude)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Merge one stack, ``(T, *shape) -> (*shape)``."""
-        if not is_matrix(tau.shape[1:], context.name, exclude=self.exclude):
+        if (matrices := self.as_matrices(tau, context)) is None:
             return tau.mean(0)
-        left, values, right = leading_triplets(tau.sum(0))
-        return (values.mean() * left @ right).to(tau.dtype)
+        left, values, right = leading_triplets(matrices.sum(0))
+        return (values.mean() * left @ right).to(tau.dtype).reshape(tau.shape[1:])

@@ -1,5 +1,6 @@
 """Iso-CTS: isotropic merging in common and task-specific subspaces."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +18,12 @@ class IsoCTS(MergeRule):
 
     Of a matrix's ``m = min(shape)`` singular triplets, the sum of the task vectors gives the c strongest,
     ``U_c diag(s_c) V_c``, and each task the ``(m - c) / T`` strongest of ``tau_t - U_c U_c^T tau_t``. With all side by
-    side as ``U diag(s) V``, the result is ``mean(s)`` times the polar factors of U and V. Other tensors are averaged.
+    side as ``U diag(s) V``, the result is ``mean(s)`` times the polar factors of U and V. Matrices are 2-D
+    tensors and the weights ``(out, in, 1, 1)`` of 1x1 convolutions; other tensors are averaged.
 
     Args:
         common_fraction: The fraction c / m, in [0, 1]; c is rounded so that T divides ``m - c``. 1 is Iso-C.
-        exclude: Globs of tensor names that are averaged although they are 2-D.
+        exclude: Globs of tensor names that are averaged although they are matrices.
 
     Example:
         >>> tau = torch.tensor([[[4.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]]])
@@ -36,21 +38,27 @@ class IsoCTS(MergeRule):
         for more than m; directions without weight stay zero instead of arbitrary.
     """
 
+    tensors = "2-D tensors and 1x1 convolutions as matrices; others averaged"
+
     common_fraction: float = number(0.8, "[0, 1]")
     exclude: tuple[str, ...] = patterns(())
 
+    def treats_as_matrix(self, name: str, shape: Sequence[int], tasks: int) -> bool:
+        """Tell whether a tensor is a matrix that is not excluded."""
+        return is_matrix(shape, name, exclude=self.exclude)
+
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Merge one stack, ``(T, *shape) -> (*shape)``."""
-        if not is_matrix(tau.shape[1:], context.name, exclude=self.exclude):
+        if (matrices := self.as_matrices(tau, context)) is None:
             return tau.mean(0)
-        exact = tau.double()
-        common, own = self._sizes(min(tau.shape[1:]), len(tau))
+        exact = matrices.double()
+        common, own = self._sizes(min(exact.shape[1:]), len(tau))
         left, values, right = leading_triplets(exact.sum(0), common)
         beyond = exact - left @ (left.T @ exact)
         lefts, spectra, rights = leading_triplets(beyond, own, largest=exact.flatten(1).norm(dim=1))
         mean = torch.cat([spectra.flatten(), values]).mean()
         merged = polar_factor(torch.cat([*lefts, left], dim=1)) @ polar_factor(torch.cat([*rights, right], dim=0))
-        return (mean * merged).to(tau.dtype)
+        return (mean * merged).to(tau.dtype).reshape(tau.shape[1:])
 
     def _sizes(self, total: int, tasks: int) -> tuple[int, int]:
         """Return how many triplets the sum gives and how many each task does."""

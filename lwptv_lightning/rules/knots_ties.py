@@ -1,5 +1,6 @@
 """KnOTS-TIES."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,14 +22,15 @@ class KnOTSTIES(MergeRule[TrimSurvey]):
 
     With the T task vectors side by side, ``[tau_1 ... tau_T] = U diag(s) [V_1 ... V_T]``, of which singular values
     above 1e-5 stay, task t becomes ``diag(s) V_t = U^T tau_t``. TIES merges these, trimming over all matrices of the
-    model together, and U maps the result back. Every other tensor stays as it is in the base.
+    model together, and U maps the result back. The weight ``(out, in, 1, 1)`` of a 1x1 convolution is a matrix too.
+    Every other tensor stays as it is in the base.
 
     So that no basis is kept, each pass over the model, of which there are five in float32, decomposes anew.
 
     Args:
         density: The fraction to keep, in (0, 1]; 1 trims nothing.
         reduce: ``"mean"`` over the entries that agree, their ``"sum"``, or the ``"max"``.
-        include: Globs of tensor names; the 2-D ones among them are merged.
+        include: Globs of tensor names; the 2-D ones and the 1x1 convolutions among them are merged.
 
     Example:
         >>> from lwptv_lightning import MergeRecipe, TaskVectors, merge
@@ -43,31 +45,37 @@ class KnOTSTIES(MergeRule[TrimSurvey]):
         same but for rounding, so that zeros of a task vector stay zeros.
     """
 
+    tensors = "2-D tensors and 1x1 convolutions of include as matrices; others stay the base's"
+
     density: float = number(0.2, "(0, 1]")
     reduce: str = choice("mean", ("mean", "sum", "max"))
     include: tuple[str, ...] = patterns(("*.weight",))
 
+    def treats_as_matrix(self, name: str, shape: Sequence[int], tasks: int) -> bool:
+        """Tell whether a tensor is one of the wanted matrices."""
+        return is_matrix(shape, name, self.include)
+
     def survey(self, stream: Stream) -> TrimSurvey | None:
         """Survey the aligned task vectors as TIES does; None where there are none."""
-        matrices = aligned(stream, self.include)
+        matrices = aligned(stream, self.matrices(stream))
         return survey_trim(matrices, self.density) if matrices.names else None
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Align, merge and map back one stack, ``(T, *shape) -> (*shape)``."""
-        if context.survey is None or not is_matrix(tau.shape[1:], context.name, self.include):
+        matrices = self.as_matrices(tau, context)
+        if context.survey is None or matrices is None:
             return torch.zeros_like(tau[0])
-        basis, coordinates = align(tau)
-        return basis @ trim_elect_merge_(coordinates, context.survey, self.reduce)
+        basis, coordinates = align(matrices)
+        return (basis @ trim_elect_merge_(coordinates, context.survey, self.reduce)).reshape(tau.shape[1:])
 
 
-def aligned(stream: Stream, include: tuple[str, ...]) -> Stream:
-    """Return the matrices among the task vectors, each in the basis that its tasks share."""
-    matrices = [name for name, shape in stream.shapes.items() if is_matrix(shape, name, include)]
-    shapes = stream.each(lambda name: tuple(align(stream.stack(name))[1].shape[1:]), matrices)
+def aligned(stream: Stream, names: Iterable[str]) -> Stream:
+    """Return the matrices of some names among the task vectors, each in the basis that its tasks share."""
+    shapes = stream.each(lambda name: tuple(align(stream.stack(name).flatten(2))[1].shape[1:]), names)
     left = {name: shape for name, shape in shapes.items() if shape[0]}
 
     def open_stack(name: str) -> Stack:
-        return HeldStack(align(stream.stack(name))[1], torch.zeros(()).expand(left[name]))
+        return HeldStack(align(stream.stack(name).flatten(2))[1], torch.zeros(()).expand(left[name]))
 
     return replace(stream, shapes=left, open_stack=open_stack)
 

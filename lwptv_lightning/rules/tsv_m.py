@@ -1,5 +1,6 @@
 """TSV-M: task singular vectors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +18,11 @@ class TSVM(MergeRule):
 
     Of each task the ``int(min(shape) / T)`` strongest triplets stay. With those of all tasks side by side as
     ``U diag(s) V``, the result is ``polar(U) diag(s) polar(V)``, where ``polar`` is the nearest matrix with
-    orthonormal columns or rows. Tensors other than 2-D, and matrices too small for one triplet each, are averaged.
+    orthonormal columns or rows. Matrices are 2-D tensors and the weights ``(out, in, 1, 1)`` of 1x1 convolutions. Other
+    tensors, and matrices too small for one triplet each, are averaged.
 
     Args:
-        exclude: Globs of tensor names that are averaged although they are 2-D.
+        exclude: Globs of tensor names that are averaged although they are matrices.
 
     Example:
         >>> tau = torch.tensor([[[4.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 2.0]]])
@@ -35,14 +37,21 @@ class TSVM(MergeRule):
         the authors' code leaves the base.
     """
 
+    tensors = "2-D tensors and 1x1 convolutions as matrices, where min(shape) >= T; others averaged"
+
     exclude: tuple[str, ...] = patterns(())
+
+    def treats_as_matrix(self, name: str, shape: Sequence[int], tasks: int) -> bool:
+        """Tell whether a tensor is a matrix from which each task can have a triplet."""
+        return is_matrix(shape, name, exclude=self.exclude) and min(shape[:2]) >= tasks
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return each task's own term of ``polar(U) diag(s) polar(V)``, ``(T, *shape)``."""
-        shape, tasks = tau.shape[1:], len(tau)
-        if not is_matrix(shape, context.name, exclude=self.exclude) or min(shape) < tasks:
+        matrices, tasks = self.as_matrices(tau, context), len(tau)
+        if matrices is None:
             return tau / tasks
-        lefts, values, rights = leading_triplets(tau, min(shape) // tasks)
+        lefts, values, rights = leading_triplets(matrices, min(matrices.shape[1:]) // tasks)
         left, right = polar_factor(torch.cat([*lefts], dim=1)), polar_factor(torch.cat([*rights], dim=0))
         terms = zip(left.chunk(tasks, dim=1), values, right.chunk(tasks, dim=0), strict=True)
-        return torch.stack([own_left * own @ own_right for own_left, own, own_right in terms]).to(tau.dtype)
+        made = torch.stack([own_left * own @ own_right for own_left, own, own_right in terms])
+        return made.to(tau.dtype).reshape(tau.shape)

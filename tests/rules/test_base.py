@@ -104,12 +104,12 @@ def vectors():
 @pytest.mark.parametrize(
     ("patterns", "matrices"),
     [
-        ({}, {"fc.weight", "head.weight"}),
-        ({"exclude": ["head.*"]}, {"fc.weight"}),
+        ({}, {"fc.weight", "head.weight", "conv.weight"}),
+        ({"exclude": ["head.*"]}, {"fc.weight", "conv.weight"}),
         ({"exclude": ["*"]}, set()),
     ],
 )
-def test_only_tensors_of_two_dimensions_that_are_not_excluded_are_matrices(patterns, matrices, vectors):
+def test_only_matrices_and_1x1_convolutions_that_are_not_excluded_are_matrices(patterns, matrices, vectors):
     # TSV-M decomposes matrices, and averages everything else.
     merged = merge(vectors, MergeRecipe({"name": "tsv_m", **patterns}, scale=1.0))
     averaged = {name for name in SHAPES if torch.allclose(merged[name], vectors.stack(name).mean(0), atol=1e-6)}
