@@ -198,8 +198,8 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
         pruned = thinned(whole, layers, recipe.elements)
         if recipe.elements.ratio == 1:
             averaged = replace(averaged, kept=lambda name: torch.zeros(len(vectors), dtype=torch.bool))
+    rule = rule_by_first_names(recipe.rule, vectors.tied)
     with ranks.sharing_errors(), execution.exact():
-        rule = rule_by_first_names(recipe.rule, vectors.tied)
         jobs = _jobs(recipe.replace(rule=rule), whole, pruned) if names else {}
         own = {name: job for name, job in jobs.items() if job.owner == ranks.rank}
         scaling, named_layers = recipe.layer_scaling, None
@@ -211,9 +211,9 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
         factors = tensor_factors(scaling, in_order, named_layers, lambda: published_alpha(own, pruned))
     jobs = {name: replace(job, scale=recipe.effective_scale * factors[name]) for name, job in jobs.items()}
     jobs |= _averaging_jobs(averaged)
-    treatment = treatment_of(recipe.rule, whole)
-    if treatment is not None and names and ranks.rank == 0 and not recipe.rule.matrices(whole):
-        warnings.warn(f"{treatment}; it takes {recipe.rule.tensors}.", stacklevel=2)
+    treatment = treatment_of(rule, whole)
+    if treatment is not None and names and ranks.rank == 0 and not rule.matrices(whole):
+        warnings.warn(f"{treatment}; it takes {rule.tensors}.", stacklevel=2)
     decided: dict[str, Any] = {"pruning": pruning, "mask": mask, "jobs": jobs, "owner": owner, "treatment": treatment}
     return MergePlan(vectors=vectors, recipe=recipe, execution=execution, **decided)
 

@@ -50,10 +50,24 @@ class ResNet(nn.Module):
         self.conv2, self.bn2 = nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
         self.fc = nn.Linear(6, 4)
 
-    def forward(self, images):
+    def forward_features(self, images):
         features = self.bn1(self.conv1(images)).relu()
-        features = (features + self.bn2(self.conv2(features))).relu()
-        return self.fc(features.mean((2, 3)))
+        return (features + self.bn2(self.conv2(features))).relu()
+
+    def forward_head(self, features, pre_logits=False):
+        pooled = features.mean((2, 3))
+        return pooled if pre_logits else self.fc(pooled)
+
+    def forward(self, images):
+        return self.forward_head(self.forward_features(images))
+
+
+class OwnClassifiers(ResNet):
+    """A model of timm's kind, whose experts have classifiers of different sizes; see `states_of`."""
+
+    def __init__(self):
+        super().__init__()
+        self.pretrained_cfg = {"classifier": "fc"}
 
 
 class Pointwise(nn.Module):
@@ -83,7 +97,13 @@ class Tied(nn.Module):
         return self.decoder(self.encoder(self.stem(images.flatten(1))).relu())
 
 
-MODELS = {"ViT": ViT, "ResNet": ResNet, "1x1 convolutions": Pointwise, "tied weights": Tied}
+MODELS = {
+    "ViT": ViT,
+    "ResNet": ResNet,
+    "own classifiers": OwnClassifiers,
+    "1x1 convolutions": Pointwise,
+    "tied weights": Tied,
+}
 
 
 def make_model(kind):
@@ -104,11 +124,15 @@ def fine_tuned_model(model, seed):
 
 
 def states_of(model, tasks=("a", "b")):
-    """Return state dicts of a base and of its fine-tuned models."""
+    """Return state dicts of a base and of its fine-tuned models, which have classifiers of their own where they may."""
     tuned = {task: fine_tuned_model(model, seed).state_dict() for seed, task in enumerate(tasks, start=1)}
+    if isinstance(model, OwnClassifiers):
+        for classes, state in enumerate(tuned.values(), start=5):
+            own = nn.Linear(model.fc.in_features, classes)
+            state |= {"fc.weight": own.weight.detach(), "fc.bias": own.bias.detach()}
     return copy.deepcopy(model).state_dict(), tuned
 
 
 def vectors_of_model(model, tasks=("a", "b")):
     """Return the task vectors of a model that is made up to be fine-tuned."""
-    return TaskVectors.open(*states_of(model, tasks))
+    return TaskVectors.open(*states_of(model, tasks), model=model)

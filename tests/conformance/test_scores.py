@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from _helpers.models import MODELS, make_model, states_of
+from _helpers.models import MODELS, make_model, vectors_of_model
 
-from lwptv_lightning import MergeRecipe, TaskVectors, merge
+from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.engine import Execution
 from lwptv_lightning.layers import trace_layers
 from lwptv_lightning.registry import GRANULARITIES
@@ -18,7 +18,7 @@ TASKS = ("a", "b", "c")
 def inputs(request):
     """A model, its task vectors and their statistics by granularity."""
     model = make_model(request.param)
-    vectors = TaskVectors.open(*states_of(model, TASKS))
+    vectors = vectors_of_model(model, TASKS)
     layers = {granularity: trace_layers(model, granularity) for granularity in GRANULARITIES}
     statistics = {granularity: collect_statistics(vectors, each) for granularity, each in layers.items()}
     return model, vectors, layers, statistics
