@@ -14,7 +14,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lwptv_lightning.checkpoints import CheckpointError, Provenance, fingerprint, open_checkpoint, write_safetensors
+from lwptv_lightning.checkpoints import (
+    CheckpointError,
+    Provenance,
+    fingerprint,
+    open_checkpoint,
+    tensor_fingerprints,
+    write_safetensors,
+)
 from lwptv_lightning.evaluation import callbacks_of, on_rank_zero
 from lwptv_lightning.merging import gather_state
 from lwptv_lightning.registry import require_known
@@ -30,8 +37,9 @@ class TaskVectorCheckpoint(Callback):
 
     ``tau = theta - theta_0``, of the floating tensors. The folder holds ``base.safetensors``, the starting weights,
     written once, and ``task_vector.safetensors``, written anew whenever a `ModelCheckpoint` saves and when training
-    ends. Both appear under their names only when complete. The task vector's metadata name the task, the fingerprint
-    of its base, the epoch and step, the trainer's metrics and the versions of the libraries.
+    ends. Both appear under their names only when complete. The task vector's metadata name the task, the fingerprints
+    of its base and of each tensor of it, the epoch and step, the trainer's metrics and the versions of the libraries.
+    By the tensors' fingerprints, runs from one backbone with heads of their own go together.
 
     A run resumed with ``ckpt_path`` goes on from its original base: the checkpoint remembers the fingerprint and the
     folder the weights. On several processes the first one writes, and a failure there is raised on all of them.
@@ -130,7 +138,9 @@ class TaskVectorCheckpoint(Callback):
         return on_rank_zero(trainer, partial(action, weights))
 
     def _write_base(self, weights: Mapping[str, Tensor]) -> str:
-        path = write_safetensors(weights, self.folder / BASE_FILE, Provenance(kind="base").to_metadata())
+        # With each tensor's fingerprint, so that no save computes them anew.
+        made = Provenance(kind="base", base_tensors=tensor_fingerprints(open_checkpoint(weights)))
+        path = write_safetensors(weights, self.folder / BASE_FILE, made.to_metadata())
         return fingerprint(open_checkpoint(path))
 
     def _check_base(self) -> None:
@@ -153,6 +163,7 @@ class TaskVectorCheckpoint(Callback):
         provenance = Provenance(
             kind="task_vector",
             base=self._base_fingerprint,
+            base_tensors=Provenance.of(base).base_tensors or tensor_fingerprints(base),
             tasks={self.task: None},
             versions=Provenance.current_versions(lightning=lightning_version),
             density=self.density,

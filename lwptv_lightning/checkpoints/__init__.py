@@ -16,7 +16,7 @@ from lwptv_lightning.checkpoints.hub import fetch
 from lwptv_lightning.checkpoints.lora import expand_adapter, is_adapter
 from lwptv_lightning.checkpoints.names import align_prefix, match_names, without_wrappers
 from lwptv_lightning.checkpoints.open import CheckpointSource, open_checkpoint
-from lwptv_lightning.checkpoints.provenance import Provenance, fingerprint, fingerprints
+from lwptv_lightning.checkpoints.provenance import Provenance, fingerprint, fingerprints, tensor_fingerprints
 from lwptv_lightning.checkpoints.safetensors import (
     SAFETENSORS_DTYPES,
     SafetensorsWriter,

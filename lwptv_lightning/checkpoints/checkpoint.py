@@ -95,6 +95,8 @@ class Checkpoint:
         self.metadata = dict(metadata or {})
         self.folder = folder
         self.format = format
+        self.foreign: tuple[str, ...] = ()
+        """Tensors that are differences from other weights than those of the base that they were added to."""
         self._reader = reader
         self._stored_names = dict(stored_names or {})
 
@@ -102,6 +104,10 @@ class Checkpoint:
     def names(self) -> tuple[str, ...]:
         """The tensors' names, in the order of the file."""
         return tuple(self.headers)
+
+    def stored_name(self, name: str) -> str:
+        """Return the name that a tensor has in the file."""
+        return self._stored_names.get(name, name)
 
     def read(self, name: str) -> Tensor:
         """Return one tensor on the CPU, in the dtype of the file; it must not be written to."""

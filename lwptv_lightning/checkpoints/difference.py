@@ -5,7 +5,7 @@ Such a difference is used as it is. Adding it to the base and subtracting that a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,8 +21,12 @@ from lwptv_lightning.checkpoints.checkpoint import (
     some_of,
 )
 from lwptv_lightning.checkpoints.names import match_names
-from lwptv_lightning.checkpoints.provenance import fingerprint
-from lwptv_lightning.registry import nearest
+from lwptv_lightning.checkpoints.open import open_checkpoint
+from lwptv_lightning.checkpoints.provenance import Provenance, fingerprint, tensor_fingerprint, tensor_fingerprints
+from lwptv_lightning.registry import matches, nearest
+
+BASE_FILE = "base.safetensors"
+"""What lies beside a stored task vector: the weights that it was made from."""
 
 
 def is_task_vector(checkpoint: Checkpoint) -> bool:
@@ -36,6 +40,7 @@ def add_difference(
     base: Checkpoint,
     model: nn.Module | None = None,
     replaced: Checkpoint | None = None,
+    ignored: Collection[str] = (),
 ) -> Checkpoint:
     """Return the fine-tuned model that a difference makes of a base, under the names of ``base``.
 
@@ -45,46 +50,99 @@ def add_difference(
         base: The base under the names that are merged.
         model: The module that ``base`` was converted for.
         replaced: Whole tensors that the fine-tuned model has in place of the base's.
+        ignored: Globs of tensors that may be of another model than the base, such as a task's own classifier. Those
+            that are stand in the result's ``foreign``, and are read as a sum with the base they were made from.
     """
     bases = tuple(dict.fromkeys((base, raw_base)))
-    expected = difference.metadata.get("lwptv_base_fingerprint")
-    if expected is not None and not any(fingerprint(home) == expected for home in bases):
-        raise CheckpointError(
-            f"{difference.source}: this task vector was made from another base: expected the one with fingerprint "
-            f"{expected[:12]}, {base.source} has {fingerprint(base)[:12]}."
-        )
+    origin = _origin_of(difference, bases)
     for home in bases:
         named = match_names(difference, home.headers)
-        compared = compare_headers(home.headers, named.headers)
+        compared = compare_headers(home.headers, named.headers, ignored)
         if not compared.extra:
             for name in compared.reshaped:
                 raise CheckpointError(
                     f"{difference.source}: the difference of {name!r} has shape {named.headers[name].shape}, expected "
                     f"{home.headers[name].shape} as in the base."
                 )
+            own = named.renamed({name: name for name in _foreign(named, home, origin)})
+            if strangers := [name for name in own.names if not matches(name, ignored)]:
+                raise CheckpointError(
+                    f"{difference.source}: this task vector was made from another base: {len(strangers)} of its "
+                    f"{len(named.names)} tensors are differences from other weights than {home.source} has: "
+                    f"{some_of(sorted(strangers))} Tensors that are not to be merged go into exclude=(...)."
+                )
+            named = named.renamed({name: name for name in named.names if name not in own.headers})
             if home is not base:
                 headers = {**home.headers, **named.headers}
                 filled = named.with_tensors(headers, FunctionReader(partial(_read_or_zeros, named, headers)))
                 named = match_names(filled, base.headers, model)
             whole = match_names(base.renamed({}) if replaced is None else replaced, base.headers)
-            added = {name: TensorHeader(head.shape, torch.float32) for name, head in named.headers.items()}
-            made = named.with_tensors({**base.headers, **added, **whole.headers}, _AddedReader(base, named, whole))
+            added = {
+                name: TensorHeader(head.shape, torch.float32) for name, head in (named.headers | own.headers).items()
+            }
+            made = named.with_tensors({**base.headers, **added, **whole.headers}, _AddedReader(base, named, whole, own))
             made.metadata = {}  # those of the difference would have it added to a base once more
+            made.foreign = own.names
             return made
-    unknown = [name for name in difference.names if name not in raw_base.headers]
+    unknown = [name for name in difference.names if name not in raw_base.headers and not matches(name, ignored)]
     raise CheckpointError(
         f"{difference.source}: the base has no tensor {some_of(unknown)}{nearest(unknown[0], raw_base.names)} "
         f"Expected {raw_base.source} to be the model that was fine-tuned."
     )
 
 
+def _origin_of(difference: Checkpoint, bases: Sequence[Checkpoint]) -> Mapping[str, str] | None:
+    """Return name in the file to fingerprint of what a difference was made from; None where that needs no comparison.
+
+    Raises:
+        CheckpointError: It was made from none of the bases, and its file says no more.
+    """
+    about = Provenance.of(difference)
+    if about.base_tensors is not None or about.base is None:
+        return about.base_tensors
+    # Of earlier versions: the fingerprint of the whole base, which may lie beside the difference.
+    if any(fingerprint(home) == about.base for home in bases):
+        return None
+    if (own := _base_beside(difference)) is None:
+        raise CheckpointError(
+            f"{difference.source}: this task vector was made from another base: expected the one with fingerprint "
+            f"{about.base[:12]}, {bases[0].source} has {fingerprint(bases[0])[:12]}."
+        )
+    return tensor_fingerprints(own)
+
+
+def _foreign(named: Checkpoint, home: Checkpoint, origin: Mapping[str, str] | None) -> list[str]:
+    """Return the tensors of a difference that were made from other weights than ``home`` has."""
+
+    def is_foreign(name: str) -> bool:
+        if name not in home.headers or home.headers[name].shape != named.headers[name].shape:
+            return True
+        expected = None if origin is None else origin.get(named.stored_name(name))
+        return expected is not None and tensor_fingerprint(home, name) != expected
+
+    return [name for name, header in named.headers.items() if header.dtype.is_floating_point and is_foreign(name)]
+
+
+def _base_beside(difference: Checkpoint) -> Checkpoint | None:
+    """Return the base that lies beside a task vector, where it is the one that this was made from."""
+    path = None if difference.folder is None else difference.folder / BASE_FILE
+    if path is None or not path.exists():
+        return None
+    beside = open_checkpoint(path, prefix="")
+    return beside if fingerprint(beside) == Provenance.of(difference).base else None
+
+
 @dataclass(frozen=True)
 class _AddedReader:
-    """Reads a base plus a difference, and the difference unrounded; a tensor that this has not is zero."""
+    """Reads a base plus a difference, and the difference unrounded; a tensor that this has not is zero.
+
+    What ``foreign`` holds are differences from another base, which lies beside them.
+    """
 
     base: Checkpoint
     difference: Checkpoint
     replaced: Checkpoint
+    foreign: Checkpoint
 
     def read(self, name: str) -> Tensor:
         values, is_difference = self.read_for_difference(name)
@@ -96,7 +154,18 @@ class _AddedReader:
     def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
         if name in self.replaced.headers:
             return self.replaced.read(name), False
+        if name in self.foreign.headers:
+            return self._read_foreign(name), False
         return _read_or_zeros(self.difference, self.base.headers, name), True
+
+    def _read_foreign(self, name: str) -> Tensor:
+        own, stored = _base_beside(self.foreign), self.foreign.stored_name(name)
+        if own is None or stored not in own.headers:
+            raise CheckpointError(
+                f"{self.foreign.source}: {name!r} is a difference from weights that are not at hand; put the "
+                f"{BASE_FILE} that it was made from beside it."
+            )
+        return own.read(stored).float() + self.foreign.read(name).float()
 
 
 def _read_or_zeros(difference: Checkpoint, headers: Mapping[str, TensorHeader], name: str) -> Tensor:

@@ -23,6 +23,10 @@ _HASHED_AT_ONCE = 1 << 24
 """Bytes of a strided tensor that are copied to be hashed."""
 _KNOWN: WeakKeyDictionary[Checkpoint, str] = WeakKeyDictionary()
 """The fingerprints that have been computed."""
+_KNOWN_TENSORS: WeakKeyDictionary[Checkpoint, dict[str, str]] = WeakKeyDictionary()
+"""The fingerprints of single tensors that have been computed."""
+_DIGITS = 32
+"""Hexadecimal digits of a single tensor's fingerprint."""
 _Key = TypeVar("_Key")
 
 
@@ -42,20 +46,45 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return _KNOWN[checkpoint]
 
 
+def tensor_fingerprint(checkpoint: Checkpoint, name: str) -> str:
+    """Return a fingerprint of one tensor's dtype, shape and bytes, as 32 hexadecimal digits; remembered likewise.
+
+    By these, parts of two models are known to be the same where the rest, such as a classifier, is not.
+    """
+    known = _KNOWN_TENSORS.setdefault(checkpoint, {})
+    if name not in known:
+        header, digest = checkpoint.headers[name], hashlib.sha256()
+        digest.update(f"{header.dtype} {list(header.shape)}\n".encode())
+        _add_bytes(digest, checkpoint, name)
+        known[name] = digest.hexdigest()[:_DIGITS]
+    return known[name]
+
+
+def tensor_fingerprints(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the fingerprint of each floating tensor."""
+    floating = (name for name, header in checkpoint.headers.items() if header.dtype.is_floating_point)
+    return {name: tensor_fingerprint(checkpoint, name) for name in floating}
+
+
 def _hashed(checkpoint: Checkpoint) -> str:
     digest = hashlib.sha256()
     for name in sorted(checkpoint.names):
         header = checkpoint.headers[name]
         if header.dtype.is_floating_point:
             digest.update(f"{name} {header.dtype} {list(header.shape)}\n".encode())
-            tensor = checkpoint.read(name).reshape(header.shape or 1)
-            in_place = tensor.is_contiguous() and tensor.device.type == "cpu"
-            rows = max(len(tensor) if in_place else len(tensor) * _HASHED_AT_ONCE // max(header.nbytes, 1), 1)
-            for start in range(0, len(tensor), rows):
-                # NumPy has no bfloat16, and only a contiguous tensor can be viewed as bytes.
-                part = tensor[start : start + rows].cpu().contiguous()
-                digest.update(part.reshape(-1).view(torch.uint8).numpy().data)
+            _add_bytes(digest, checkpoint, name)
     return digest.hexdigest()
+
+
+def _add_bytes(digest: hashlib._Hash, checkpoint: Checkpoint, name: str) -> None:
+    header = checkpoint.headers[name]
+    tensor = checkpoint.read(name).reshape(header.shape or 1)
+    in_place = tensor.is_contiguous() and tensor.device.type == "cpu"
+    rows = max(len(tensor) if in_place else len(tensor) * _HASHED_AT_ONCE // max(header.nbytes, 1), 1)
+    for start in range(0, len(tensor), rows):
+        # NumPy has no bfloat16, and only a contiguous tensor can be viewed as bytes.
+        part = tensor[start : start + rows].cpu().contiguous()
+        digest.update(part.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def fingerprints(checkpoints: Mapping[_Key, Checkpoint]) -> dict[_Key, str]:
@@ -71,6 +100,8 @@ class Provenance:
     Attributes:
         kind: ``"merged"``, ``"task_vector"`` or ``"base"``; None where the file does not say.
         base: Fingerprint of the base.
+        base_tensors: Tensor name to fingerprint of each floating tensor of a task vector's base, so that it is known
+            where another model has some of them; None in files of earlier versions.
         tasks: Task name to the fingerprint of its fine-tuned weights, or None where that is not known.
         recipe: The merge's recipe, as it was asked for.
         scale: The scaling coefficient in force, which the recipe may have left to the rule.
@@ -88,6 +119,7 @@ class Provenance:
 
     kind: str | None = None
     base: str | None = None
+    base_tensors: Mapping[str, str] | None = None
     tasks: Mapping[str, str | None] = field(default_factory=dict)
     recipe: Mapping[str, Any] | None = None
     scale: float | None = None
@@ -153,6 +185,7 @@ def _is_mask(value: Any) -> bool:
 
 _AS_JSON: dict[str, tuple[str, str, Callable[[Any], bool]]] = {
     "tasks": ("lwptv_task_fingerprints", "task names to fingerprints", _mapping_of(str, type(None))),
+    "base_tensors": ("lwptv_base_tensors", "tensor names to fingerprints", _mapping_of(str)),
     "recipe": ("lwptv_recipe", "a recipe", lambda value: isinstance(value, dict)),
     "scale": ("lwptv_scale", "a number", lambda value: type(value) in (int, float)),
     "mask": ("lwptv_mask", "task names to lists of layers", _is_mask),

@@ -1,6 +1,6 @@
 """How stacks are read: in blocks, on a device, by one process or several."""
 
-from lwptv_lightning.engine.blocks import Block, keep_freed_memory, sum_by_tensor
+from lwptv_lightning.engine.blocks import Block, keep_freed_memory, spans, sum_by_tensor
 from lwptv_lightning.engine.execution import CPU, Execution
 from lwptv_lightning.engine.order_statistics import Transform, kth_smallest_magnitude, order_statistics
 from lwptv_lightning.engine.ranks import ALONE, RankFailedError, Ranks, divide

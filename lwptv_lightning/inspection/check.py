@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from rich.table import Column, Table
 from torch import nn
 
 from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, is_task_vector, some_of
-from lwptv_lightning.registry import matches, natural_order
-from lwptv_lightning.task_vectors import Aligned, align, state_among
+from lwptv_lightning.engine import spans
+from lwptv_lightning.inspection.permuted import is_permuted
+from lwptv_lightning.registry import natural_order
+from lwptv_lightning.task_vectors import UNLIKE, Aligned, Judgement, align, judge, measure, same_weights, state_among
 
 SAME_BASE = "same base"
-_LEAST_COSINE = 0.5
-"""Fine-tuned weights point where their base's do; independent initialisations are nearly orthogonal."""
+_BLOCK_BYTES = 1 << 24
+"""What is read at a time of all tasks together, in float64."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class TaskCheck:
         norm: Norm of the task vector relative to the base's, of the weights as what follows; None where none was read.
         unchanged: Fraction of the tensors that equal the base's, in [0, 1].
         cosines: Cosine of the task vector to each other task's.
+        outliers: Tensor name to what sets it apart from the task's others: zeroed, another constant, many times as
+            large, permuted, or unlike the base's, such as one that was initialised anew.
         verdict: ``"same base"``, or what is wrong.
     """
 
@@ -47,6 +51,7 @@ class TaskCheck:
     norm: float | None = None
     unchanged: float | None = None
     cosines: Mapping[str, float] | None = None
+    outliers: Mapping[str, str] = field(default_factory=dict)
     verdict: str = SAME_BASE
 
     @property
@@ -80,7 +85,8 @@ def check(
         One finding for each task; a checkpoint that cannot be opened is one too.
 
     Raises:
-        CheckpointError: The base cannot be opened.
+        CheckpointError: The base cannot be opened, does not fit the model, or has no floating tensor to merge.
+        ValueError: There is no task, or an ``exclude`` pattern matches no tensor.
 
     Example:
         >>> base = {"w": torch.eye(2)}
@@ -89,7 +95,8 @@ def check(
         [('a', 1.0, 'same base'), ('b', None, 'misses w. has beyond the base v.')]
     """
     aligned = align(base, tasks, exclude=exclude, model=model, prefix=prefix, ema=ema, strict=False)
-    findings = {task: _from_headers(task, aligned) for task in tasks}
+    aligned.shared()  # as a merge, refuses where nothing is left
+    findings = {task: _from_headers(task, aligned) for task in map(str, tasks)}
     if read and aligned.experts:
         findings |= _with_figures(findings, aligned, model)
     return list(findings.values())
@@ -120,69 +127,68 @@ def _format_of(checkpoint: Checkpoint) -> str:
     return "task vector" if is_task_vector(checkpoint) else checkpoint.format
 
 
-def _weights_of(aligned: Aligned, model: nn.Module | None) -> list[str]:
-    """Return the tensors of the base that a merge takes for weights."""
-    headers = aligned.base.headers
-    # In natural order, so that sums round alike whatever the order of a file.
-    floating = [
-        n for n in natural_order(headers) if headers[n].dtype.is_floating_point and not matches(n, aligned.ignored)
-    ]
-    state = state_among(floating, model, aligned.base.read)
-    return [name for name in floating if name not in state]
-
-
 def _with_figures(findings: Mapping[str, TaskCheck], aligned: Aligned, model: nn.Module | None) -> dict[str, TaskCheck]:
     """Add norms, cosines and what follows from them to the findings of the T tasks that could be aligned."""
     base, experts = aligned.base, aligned.experts
-    matched = [set(aligned.compare(task).matched) for task in experts]
-    gram = torch.zeros(len(experts), len(experts), dtype=torch.float64)  # (T, T), of the task vectors
-    along, along_base = torch.zeros(2, len(experts), dtype=torch.float64)
-    unchanged, shared = torch.zeros(2, len(experts))
-    base_square = 0.0
-    for name in _weights_of(aligned, model):
-        weights = base.read(name).float()
-        tau = torch.zeros(len(experts), *weights.shape)
-        has = torch.tensor([name in fitting for fitting in matched])
-        for row, expert, fits in zip(tau, experts.values(), has.tolist(), strict=True):
-            if fits:
-                expert.subtract(name, weights, row)
-        rows, flat = tau.reshape(len(experts), -1), weights.reshape(-1)
-        square = float(flat.square().sum(dtype=torch.float64))
-        gram += (rows @ rows.T).double()
-        base_square += square
-        along += (rows @ flat).double()
-        along_base += square * has
-        unchanged += has * (rows == 0).all(1)
-        shared += has
-    own = along_base + 2 * along + gram.diagonal()
-    to_base = (along_base + along) / (along_base * own).clamp_min(1e-300).sqrt()  # (T,), of the fine-tuned weights
-    norms, unchanged = gram.diagonal().sqrt(), unchanged / shared.clamp_min(1)
+    names, _ = aligned.shared()
+    state = state_among(names, model, base.read)
+    fitting = [set(aligned.compare(task).matched) for task in experts]
+    figures = {}
+    for name in natural_order(names):  # so that sums round alike whatever the order of a file
+        if name not in state.computed:
+            having = [each if name in fits else None for each, fits in zip(experts.values(), fitting, strict=True)]
+            parts = spans(base.headers[name].numel, 8 * (1 + len(having)), _BLOCK_BYTES)
+            figures[name] = measure(name, base, having, parts)
+    averaged = {name: figures.pop(name) for name in state.averaged if name in figures}
+    gram = sum((each.gram for each in figures.values()), torch.zeros(1 + len(experts), 1 + len(experts)).double())
+    norms = gram.diagonal().sqrt()
     cosines = gram / (norms[:, None] * norms).clamp_min(1e-300)
-    return {
-        task: replace(
+    found = {}
+    for row, task in enumerate(experts, start=1):
+        own = {name: each for name, each in figures.items() if name in fitting[row - 1]}
+        if not findings[task].matched:
+            continue
+        unchanged = sum(not each.gram[row, row] for each in own.values()) / max(len(own), 1)
+        judged = judge(own, row - 1)
+        broken = [
+            name
+            for name, each in (own | averaged).items()
+            if not torch.isfinite(each.gram[0, row] + each.gram[row, row])
+        ]
+        twins = [other for i, other in enumerate(experts) if i < row - 1 and same_weights(own, row - 1, i)]
+        outliers = {name: _kind(what, name, base, experts[task]) for name, what in judged.outliers.items()}
+        found[task] = replace(
             findings[task],
-            norm=float(norms[row]) / math.sqrt(base_square) if base_square else math.inf,
-            unchanged=float(unchanged[row]),
-            cosines={other: float(cosines[row, i]) for i, other in enumerate(experts) if i != row},
-            verdict=_verdict(findings[task], float(norms[row]), float(unchanged[row]), float(to_base[row])),
+            norm=float(norms[row] / norms[0]) if norms[0] else math.inf,
+            unchanged=unchanged,
+            cosines={other: float(cosines[row, i]) for i, other in enumerate(experts, start=1) if i != row},
+            outliers=outliers | dict.fromkeys(broken, "NaN or infinite"),
+            verdict=_verdict(findings[task], replace(judged, finite=not broken, outliers=outliers), unchanged, twins),
         )
-        for row, task in enumerate(experts)
-        if findings[task].matched
-    }
+    return found
 
 
-def _verdict(found: TaskCheck, norm: float, unchanged: float, cosine_to_base: float) -> str:
-    if not math.isfinite(norm):
+def _kind(what: str, name: str, base: Checkpoint, expert: Checkpoint) -> str:
+    """Tell permuted tensors from those that were initialised anew."""
+    if what != UNLIKE:
+        return what
+    return "permuted" if is_permuted(base.read(name), expert.read(name)) else "re-initialised"
+
+
+def _verdict(found: TaskCheck, judged: Judgement, unchanged: float, twins: Sequence[str]) -> str:
+    if not judged.finite:
         return "NaN or infinite weights."
-    if found.passed and unchanged == 1:
+    if not found.passed:
+        return found.verdict
+    if unchanged == 1:
         return "equals the base."
-    if found.passed and cosine_to_base < _LEAST_COSINE:
-        return f"another base: cosine {cosine_to_base:.2f} to its weights."
-    return found.verdict
+    if twins:
+        return f"has the same weights as {twins[0]}."
+    return judged.told or found.verdict
 
 
 def check_tables(findings: Sequence[TaskCheck]) -> list[Table]:
-    """Return the findings as tables for a terminal: one of the tasks, one of their cosines where there are several."""
+    """Return the findings as tables for a terminal: one of the tasks, then of their cosines and of outliers, if any."""
     table = Table(header_style="bold", pad_edge=False)
     for heading in ("task", "format", "matched", "missing", "extra", "shapes", "dtype", "norm", "unchanged", "verdict"):
         text = heading in ("task", "format", "dtype", "verdict")
@@ -193,11 +199,24 @@ def check_tables(findings: Sequence[TaskCheck]) -> list[Table]:
         unchanged = "" if found.unchanged is None else f"{100 * found.unchanged:.0f} %"
         dtypes = ", ".join(found.dtypes)
         table.add_row(found.task, found.format, str(found.matched), *counts, dtypes, norm, unchanged, found.verdict)
+    return [table, *_cosine_table(findings), *_outlier_table(findings)]
+
+
+def _cosine_table(findings: Sequence[TaskCheck]) -> Iterator[Table]:
     cosines_of = {found.task: found.cosines for found in findings if found.cosines is not None}
     if len(cosines_of) < 2:
-        return [table]
+        return
     columns = [Column(task, justify="right") for task in cosines_of]
     cosines = Table("", *columns, title="Cosines of the task vectors", header_style="bold", pad_edge=False)
     for task, row in cosines_of.items():
         cosines.add_row(task, *(f"{row[other]:.2f}" if other in row else "" for other in cosines_of))
-    return [table, cosines]
+    yield cosines
+
+
+def _outlier_table(findings: Sequence[TaskCheck]) -> Iterator[Table]:
+    table = Table("task", "tensor", "outlier", title="Tensors that stand out", header_style="bold", pad_edge=False)
+    for found in findings:
+        for name, what in found.outliers.items():
+            table.add_row(found.task, name, what)
+    if table.row_count:
+        yield table

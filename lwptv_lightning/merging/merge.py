@@ -164,6 +164,9 @@ def merge(
     Raises:
         ValueError, CheckpointError, MemoryLimitError: As in `Merge.plan`.
 
+    Warns:
+        UserWarning: A task's weights hardly belong to the base, by `TaskVectors.doubts`.
+
     Example:
         >>> vectors = TaskVectors.open({"w": torch.zeros(2)}, {"a": {"w": torch.tensor([1.0, 2.0])}})
         >>> merge(vectors, MergeRecipe(scale=0.5))

@@ -83,7 +83,12 @@ class MergePlan:
         Yields:
             A tensor's name, which of its flattened elements, and their values, ``(n,)`` in the base's dtype and not to
             be written to. Pieces of a tensor come one after the other, from the first to the last.
+
+        Warns:
+            UserWarning: A task's weights hardly belong to the base; see `TaskVectors.doubts`.
         """
+        for doubt in self.vectors.doubts if self.execution.ranks.rank == 0 else ():
+            warnings.warn(f"{doubt} `lwptv check` says more.", stacklevel=2)
         own = [name for name, rank in self.owner.items() if rank == self.execution.ranks.rank]
         for piece in merged_pieces({name: self.jobs[name] for name in own if name in self.jobs}):
             yield piece.name, piece.elements, piece.added(self.jobs[piece.name])

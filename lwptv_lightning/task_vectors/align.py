@@ -23,7 +23,7 @@ from lwptv_lightning.checkpoints import (
     some_of,
     without_wrappers,
 )
-from lwptv_lightning.registry import nearest
+from lwptv_lightning.registry import matches, nearest, require_matches
 from lwptv_lightning.task_vectors.ties import complete
 
 
@@ -51,6 +51,20 @@ class Aligned:
         """Compare the headers of one of ``experts`` with the base's."""
         return compare_headers(self.base.headers, self.experts[task].headers, self.ignored)
 
+    def shared(self) -> tuple[list[str], list[str]]:
+        """Return the tensors of the base that are to be merged: the floating ones, and the others.
+
+        Raises:
+            CheckpointError: None is floating.
+        """
+        kinds: dict[bool, list[str]] = {True: [], False: []}
+        for name, header in self.base.headers.items():
+            if not matches(name, self.ignored):
+                kinds[header.dtype.is_floating_point].append(name)
+        if not kinds[True]:
+            raise CheckpointError(f"{self.base.source}: no floating tensor is left to merge.")
+        return kinds[True], kinds[False]
+
 
 def align(
     base: CheckpointSource,
@@ -66,20 +80,34 @@ def align(
 
     The arguments are those of `lwptv_lightning.TaskVectors.open`; only where ``strict``, an error of a task is raised.
     """
+    if not isinstance(tasks, Mapping):
+        raise TypeError(f"tasks must map task names to checkpoints, not be a {type(tasks).__name__}.")
+    if not tasks:
+        raise ValueError("tasks is empty: expected at least one fine-tuned checkpoint.")
     raw_base = aligned_base = _open_unprefixed(base, prefix)
+    _require_whole(raw_base)
     if model is not None:
-        aligned_base = match_names(raw_base, TensorHeader.of_all(model.state_dict()), model)
+        wanted = TensorHeader.of_all(model.state_dict())
+        aligned_base = match_names(raw_base, wanted, model)
+        _require_model(aligned_base, wanted, model, exclude)
+    # A task vector may be of another classifier than the base's.
+    apart = (*exclude, *(f"{path}.*" for path in classifier_paths(model)))
     opened: dict[str, Checkpoint] = {}
     experts: dict[str, Checkpoint] = {}
     failures: dict[str, Exception] = {}
-    for task, source in tasks.items():
+    for task, source in {str(task): source for task, source in tasks.items()}.items():
         try:
             opened[task] = _open_unprefixed(source, prefix, ema)
-            experts[task] = complete(aligned_base, _align_expert(opened[task], raw_base, aligned_base, model))
+            aligned = _align_expert(opened[task], raw_base, aligned_base, model, apart)
+            experts[task] = complete(aligned_base, aligned)
         except (ValueError, OSError, TypeError) as error:
             if strict:
                 raise
             failures[task] = error
+    every_name = dict.fromkeys(
+        name for each in (aligned_base, *opened.values(), *experts.values()) for name in each.names
+    )
+    require_matches("exclude pattern", exclude, every_name)
     classifiers = _differing_classifiers(model, aligned_base, experts, exclude)
     ignored = (*exclude, *(f"{path}.*" for path in classifiers))
     return Aligned(aligned_base, experts, opened, failures, classifiers, ignored)
@@ -111,10 +139,13 @@ def classifier_paths(model: nn.Module | None) -> tuple[str, ...]:
 def _differing_classifiers(
     model: nn.Module | None, base: Checkpoint, experts: Mapping[str, Checkpoint], exclude: Sequence[str]
 ) -> tuple[str, ...]:
-    """Return the paths of classifiers whose shape differs; one that ``exclude`` leaves out is the base's alone."""
+    """Return the paths of classifiers of another shape or, in a task vector, of another base; not of excluded ones."""
     paths = classifier_paths(model)
-    compared = [compare_headers(base.headers, expert.headers, exclude) for expert in experts.values() if paths]
-    differing = [name for found in compared for name in found.missing + found.extra + found.reshaped]
+    differing: list[str] = []
+    for expert in experts.values() if paths else ():
+        found = compare_headers(base.headers, expert.headers, exclude)
+        differing += found.missing + found.extra + found.reshaped
+        differing += [name for name in expert.foreign if not matches(name, exclude)]
     return tuple(path for path in paths if any(name.startswith(f"{path}.") for name in differing))
 
 
@@ -127,11 +158,34 @@ def _open_unprefixed(source: CheckpointSource, prefix: str | None = None, ema: b
     return without_wrappers(checkpoint.without_prefix(prefix) if carries_prefix else checkpoint)
 
 
-def _align_expert(expert: Checkpoint, raw_base: Checkpoint, base: Checkpoint, model: nn.Module | None) -> Checkpoint:
+def _align_expert(
+    expert: Checkpoint, raw_base: Checkpoint, base: Checkpoint, model: nn.Module | None, ignored: Sequence[str]
+) -> Checkpoint:
     """Bring whole weights, an adapter or a task vector to the names of a base, which its file may name otherwise."""
     if is_adapter(expert):
         differences, replaced = expand_adapter(expert)
-        return add_difference(differences, raw_base, base, model, replaced)
+        return add_difference(differences, raw_base, base, model, replaced, ignored)
     if is_task_vector(expert):
-        return add_difference(expert, raw_base, base, model)
+        return add_difference(expert, raw_base, base, model, ignored=ignored)
     return match_names(expert, base.headers, model)
+
+
+def _require_whole(base: Checkpoint) -> None:
+    """Raise a `CheckpointError` where a difference is given in the place of the base."""
+    for is_difference, what in ((is_task_vector, "a task vector"), (is_adapter, "a LoRA adapter")):
+        if is_difference(base):
+            raise CheckpointError(
+                f"{base.source}: this is {what}, and the base must be whole weights; give those that it was made from."
+            )
+
+
+def _require_model(
+    base: Checkpoint, wanted: Mapping[str, TensorHeader], model: nn.Module, exclude: Sequence[str]
+) -> None:
+    """Raise a `CheckpointError` where a base is of another architecture than the model, but for its classifier."""
+    label = f"{base.source} does not fit the model, {type(model).__name__}"
+    if wanted and base.headers and not wanted.keys() & base.headers.keys():
+        raise CheckpointError(f"{label}: none of its tensors is the model's, which has {some_of(wanted)}")
+    apart = (*exclude, *(f"{path}.*" for path in classifier_paths(model)))
+    for name in compare_headers(wanted, base.headers, apart).reshaped:
+        raise CheckpointError(f"{label}: {name!r} has shape {base.headers[name].shape}, expected {wanted[name].shape}.")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,14 +13,14 @@ from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints import (
     Checkpoint,
-    CheckpointError,
     CheckpointSource,
     TensorHeader,
     fingerprints,
     holding,
 )
-from lwptv_lightning.registry import UnknownNameError, matches, require_matches
+from lwptv_lightning.registry import UnknownNameError
 from lwptv_lightning.task_vectors.align import align, require_fit
+from lwptv_lightning.task_vectors.judgement import doubts
 from lwptv_lightning.task_vectors.stacks import StoredStack, whole
 from lwptv_lightning.task_vectors.state import state_among
 from lwptv_lightning.task_vectors.ties import find_ties, untied
@@ -103,21 +105,10 @@ class TaskVectors:
             >>> vectors.tasks, vectors.names, vectors.stack("w")
             (('a',), ('w',), tensor([[1., 1.]]))
         """
-        if not isinstance(tasks, Mapping):
-            raise TypeError(f"tasks must map task names to checkpoints, not be a {type(tasks).__name__}.")
-        if not tasks:
-            raise ValueError("tasks is empty: expected at least one fine-tuned checkpoint.")
-        named = {str(task): source for task, source in tasks.items()}
-        found = align(base, named, exclude=exclude, model=model, prefix=prefix, ema=ema)
-        every_name = dict.fromkeys(name for opened in (found.base, *found.experts.values()) for name in opened.names)
-        require_matches("exclude pattern", exclude, every_name)
+        found = align(base, tasks, exclude=exclude, model=model, prefix=prefix, ema=ema)
         for task, expert in found.experts.items():
             require_fit(task, expert, found.base.headers, found.ignored)
-        shared = [name for name in found.base.names if not matches(name, found.ignored)]
-        names = [name for name in shared if found.base.headers[name].dtype.is_floating_point]
-        if not names:
-            raise CheckpointError(f"{found.base.source}: no floating tensor is left to merge.")
-        copied = [name for name in shared if not found.base.headers[name].dtype.is_floating_point]
+        names, copied = found.shared()
         vectors = cls(found.base, found.experts, names, copied, found.classifiers)
         # A base that is a module may have been tuned to experts whose weights are not tied any more.
         own = base if isinstance(base, nn.Module) else None
@@ -238,8 +229,9 @@ class TaskVectors:
         """
         if task in self._experts:
             raise ValueError(f"task {task!r} is there already; leave it out with select(...).")
-        expert = align(self._base, {task: source}).experts[task]
         shared = {name: self.headers[name] for name in self.shared_names}
+        others = [glob.escape(name) for name in self.headers if name not in shared]
+        expert = align(self._base, {task: source}, exclude=others).experts[task]
         require_fit(task, expert.renamed({name: name for name in expert.names if name in shared}), shared)
         apart = untied(expert, self.tied)
         return self._with(
@@ -263,6 +255,16 @@ class TaskVectors:
         own: dict[str, Any] = {"base": self._base, "experts": self._experts, "names": self.names, "copied": self.copied}
         own |= {"classifiers": self.classifiers, "averaged": self.averaged, "tied": self.tied}
         return TaskVectors(**{**own, **changes})
+
+    @cached_property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against a task's weights: that they are of another base, or hold outliers such as zeroed tensors.
+
+        A sample is judged as `lwptv_lightning.inspection.check` judges all; a merge warns of what is found.
+        """
+        found = doubts(self.names, self._base, tuple(self._experts.values()))
+        said = zip(self._experts.items(), found, strict=True)
+        return tuple(f"task {task!r} ({expert.source}): {doubt}" for (task, expert), doubt in said if doubt)
 
     def _expert(self, task: str) -> Checkpoint:
         if task not in self._experts:

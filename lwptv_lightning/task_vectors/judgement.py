@@ -1,0 +1,220 @@
+"""Whether fine-tuned weights are of their base: figures of each tensor, and one judgement of them for all who ask.
+
+Of tensors that say something, the elements of fine-tuned weights go with the base's, and those of another training do
+not. A constant tensor, such as the ones of a fresh normalisation, says nothing: any model's agrees with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.checkpoints import Checkpoint, some_of, write_difference
+
+UNLIKE = "re-initialised or permuted"
+"""What is said of a tensor whose elements don't go with the base's."""
+_UNRELATED = 0.2
+"""Least mean cosine of weights to their base's: independent trainings have nearly 0, fine-tuning nearly 1."""
+_UNLIKE = 0.25
+"""Least cosine of one tensor to the base's, unless the others moved so far that less is expected."""
+_CERTAIN = 3.0
+"""Standard deviations of chance beyond which a cosine is believed."""
+_WEIGHT_CAP = 4096
+"""Elements from which on a tensor counts no more than others."""
+_TIMES = 10.0
+"""Change of a tensor's norm that no fine-tuning makes."""
+_FAR = 5.0
+"""Times the usual change of an element, above which a grown tensor stands out."""
+_NOTHING = 1e-12
+"""Ratio of squares below which float64 sums are rounding."""
+_LEAST_ELEMENTS = 64
+_LEAST_SAMPLE = 1024
+"""Fewer elements of a tensor, and of a model, tell nothing beyond chance to one who did not ask for a check."""
+_SAMPLED_TENSORS = 512
+_SAMPLED_PARTS = 4
+_SAMPLED_ELEMENTS = 1024
+"""What a sample takes: some thousand elements of each of some hundred tensors, in few pages of a mapped file."""
+
+
+@dataclass(frozen=True)
+class TensorFigures:
+    """Sums over elements of one tensor of the base and of T task vectors, in float64.
+
+    Attributes:
+        elements: How many.
+        sums: ``(1 + T,)``, the base first.
+        gram: Inner products, ``(1 + T, 1 + T)``.
+    """
+
+    elements: int
+    sums: Tensor
+    gram: Tensor
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the figures say of one task.
+
+    Attributes:
+        finite: Whether all weights are.
+        cosine: Mean over the tensors that say something of the cosine of the task's elements to the base's, less their
+            means; None where no tensor does.
+        tensors: How many these are.
+        another_base: Whether the weights go with the base's no more than by chance.
+        outliers: Tensor name to what is wrong with it, beside the others of the task.
+    """
+
+    finite: bool = True
+    cosine: float | None = None
+    tensors: int = 0
+    another_base: bool = False
+    outliers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def told(self) -> str:
+        """What is wrong, in words; empty where nothing is. What is not finite is told when it is read."""
+        if self.another_base:
+            return (
+                f"another base: cosine {self.cosine:.2f} to its weights, the mean over {self.tensors} tensors; that of "
+                "fine-tuned weights is nearly 1."
+            )
+        kinds: dict[str, list[str]] = {}
+        for name, kind in self.outliers.items():
+            kinds.setdefault(kind, []).append(name)
+        return " ".join(f"{kind}: {some_of(names, 3)}" for kind, names in kinds.items())
+
+
+def measure(name: str, base: Checkpoint, experts: Sequence[Checkpoint | None], parts: Iterable[slice]) -> TensorFigures:
+    """Sum up one tensor over parts of its flattened elements; the task vector of an expert that is None is zero."""
+    weights = base.read(name).reshape(-1)
+    stored = [None if expert is None else expert.read_for_difference(name) for expert in experts]
+    elements, sums = 0, torch.zeros(1 + len(experts), dtype=torch.float64)
+    gram = torch.zeros(len(sums), len(sums), dtype=torch.float64)
+    for part in parts:
+        rows = torch.zeros(len(sums), len(weights[part]), dtype=torch.float64)
+        rows[0] = weights[part]
+        for row, found in zip(rows[1:], stored, strict=True):
+            if found is not None:
+                write_difference(found[0].reshape(-1)[part], found[1], rows[0], row)
+        elements += rows.shape[1]
+        sums += rows.sum(1)
+        gram += rows @ rows.T
+    return TensorFigures(elements, sums, gram)
+
+
+def doubts(names: Sequence[str], base: Checkpoint, experts: Sequence[Checkpoint]) -> list[str]:
+    """Judge each of T experts by a sample, which takes a time that hardly depends on the size of the model.
+
+    Small tensors, and models of few elements, agree or not by chance, and are left out.
+    """
+    telling = [name for name in names if base.headers[name].numel >= _LEAST_ELEMENTS]
+    chosen = telling[:: -(-len(telling) // _SAMPLED_TENSORS) or 1]
+    if sum(base.headers[name].numel for name in chosen) < _LEAST_SAMPLE:
+        return [""] * len(experts)
+    sampled = {name: measure(name, base, experts, _spread(base.headers[name].numel)) for name in chosen}
+    return [judge(sampled, task).told for task in range(len(experts))]
+
+
+def judge(figures: Mapping[str, TensorFigures], task: int) -> Judgement:
+    """Judge the task vector of a position among the T that were measured.
+
+    ``y = theta_t`` against ``x = theta_0``, tensor by tensor: norms, and the cosine of both less their means.
+    """
+    if not figures:
+        return Judgement()
+    if not all(bool(torch.isfinite(each.gram[[0, 1 + task], 1 + task]).all()) for each in figures.values()):
+        return Judgement(finite=False)
+    pairs = _Pairs.of(figures, task)
+    weight = (pairs.elements.clamp_max(_WEIGHT_CAP) - 1) * pairs.telling
+    total, tensors = float(weight.sum()), int(pairs.telling.sum())
+    if not tensors:
+        return Judgement(outliers=pairs.outliers())
+    mean = float((pairs.cosine * weight).sum()) / total
+    least = min(max(_UNRELATED, _CERTAIN / math.sqrt(total)), 0.5)
+    return Judgement(cosine=mean, tensors=tensors, another_base=mean < least, outliers=pairs.outliers())
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The L tensors of a base, ``x``, and of a task, ``y``; each attribute is ``(L,)``, norms without their root."""
+
+    names: tuple[str, ...]
+    elements: Tensor
+    x: Tensor
+    y: Tensor
+    tau: Tensor
+    x_spread: Tensor
+    y_spread: Tensor
+    product: Tensor
+
+    @classmethod
+    def of(cls, figures: Mapping[str, TensorFigures], task: int) -> _Pairs:
+        found, row = list(figures.values()), 1 + task
+        elements = torch.tensor([each.elements for each in found], dtype=torch.float64).clamp_min(1)
+        sums, gram = (torch.stack([getattr(each, what) for each in found]) for what in ("sums", "gram"))
+        x, tau, along = gram[:, 0, 0], gram[:, row, row], gram[:, 0, row]
+        x_sum, y_sum = sums[:, 0], sums[:, 0] + sums[:, row]
+        y = (x + 2 * along + tau).clamp_min(0)
+        spreads = x - x_sum.square() / elements, y - y_sum.square() / elements
+        return cls(tuple(figures), elements, x, y, tau, *spreads, x + along - x_sum * y_sum / elements)
+
+    @property
+    def x_varies(self) -> Tensor:
+        return (self.x_spread > _NOTHING * self.x) & (self.elements > 2)
+
+    @property
+    def y_varies(self) -> Tensor:
+        return self.y_spread > _NOTHING * (self.x + self.y)
+
+    @property
+    def telling(self) -> Tensor:
+        """Which tensors are constant in neither model."""
+        return self.x_varies & self.y_varies
+
+    @property
+    def cosine(self) -> Tensor:
+        """Of the elements less their means; 0 for tensors that say nothing."""
+        norms = (self.x_spread * self.y_spread).clamp_min(1e-300).sqrt()
+        return torch.where(self.telling, self.product / norms, 0)
+
+    def outliers(self) -> dict[str, str]:
+        """Return what is wrong with single tensors."""
+        step = (self.tau / self.elements).sqrt()
+        usual = float(step[step > 0].median()) if int((step > 0).sum()) > 1 else 0.0
+        # Where a tensor is small beside the usual change, as biases soon after their beginning are, little is expected.
+        deviation = (self.x_spread.clamp_min(0) / self.elements).sqrt()
+        expected = deviation / (deviation.square() + usual**2).sqrt().clamp_min(1e-300)
+        certain = _CERTAIN / self.elements.sqrt() < expected / 2
+        changed, size = (self.x > 0) & (self.tau > 0), (self.y / self.x.clamp_min(1e-300)).sqrt()
+        hits = {
+            "zeroed": changed & (self.y <= _NOTHING * self.x),
+            "constant": changed & self.x_varies & ~self.y_varies,
+            "{:g} times as large": changed & ((size <= 1 / _TIMES) | (size >= _TIMES) & (step >= _FAR * usual)),
+            UNLIKE: self.telling & certain & (self.cosine < (expected / 2).clamp_max(_UNLIKE)),
+        }
+        found: dict[str, str] = {}
+        for kind, hit in hits.items():
+            for position in hit.nonzero().flatten().tolist():
+                found.setdefault(self.names[position], kind.format(float(f"{float(size[position]):.2g}")))
+        return found
+
+
+def same_weights(figures: Mapping[str, TensorFigures], first: int, second: int) -> bool:
+    """Whether two measured task vectors are equal, and not zero."""
+    gram = sum((each.gram for each in figures.values()), torch.zeros(1, 1, dtype=torch.float64))
+    one, other = 1 + first, 1 + second
+    apart = gram[one, one] + gram[other, other] - 2 * gram[one, other]
+    return bool(gram[one, one] > 0 and apart <= _NOTHING * gram[one, one])
+
+
+def _spread(elements: int) -> list[slice]:
+    """Return a few parts of a flattened tensor from its beginning to its end; all of a small one."""
+    if elements <= _SAMPLED_PARTS * _SAMPLED_ELEMENTS:
+        return [slice(0, elements)]
+    last = elements - _SAMPLED_ELEMENTS
+    starts = (last * part // (_SAMPLED_PARTS - 1) for part in range(_SAMPLED_PARTS))
+    return [slice(start, start + _SAMPLED_ELEMENTS) for start in starts]

@@ -1,0 +1,78 @@
+import pytest
+import torch
+from _helpers.states import noise
+
+from lwptv_lightning import open_checkpoint
+from lwptv_lightning.task_vectors.judgement import UNLIKE, doubts, judge, measure, same_weights
+
+
+def draw(*shape, seed=0, scale=1.0):
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def figures_of(base, *experts, parts=(slice(None),)):
+    opened, others = open_checkpoint(base), [open_checkpoint(expert) for expert in experts]
+    return {name: measure(name, opened, others, parts) for name in base}
+
+
+def test_figures_are_the_sums_of_the_parts_in_float64():
+    base, tuned = {"w": draw(30, 5)}, {"w": draw(30, 5, seed=1)}
+    whole = figures_of(base, tuned)["w"]
+    parts = figures_of(base, tuned, parts=[slice(0, 40), slice(40, 150)])["w"]
+    rows = torch.stack([base["w"].double().flatten(), tuned["w"].double().flatten() - base["w"].double().flatten()])
+    for found in (whole, parts):
+        assert found.elements == 150
+        torch.testing.assert_close(found.sums, rows.sum(1), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found.gram, rows @ rows.T, rtol=1e-12, atol=1e-12)
+
+
+def test_the_cosine_is_that_of_elements_less_their_means():
+    base, tuned = {"w": 3 + draw(40, 40)}, {"w": 3 + draw(40, 40, seed=1)}
+    found = judge(figures_of(base, tuned), 0)
+    pair = torch.stack([base["w"].flatten(), tuned["w"].flatten()])
+    assert found.cosine == pytest.approx(float(torch.corrcoef(pair)[0, 1]), abs=1e-6)
+    assert found.another_base
+    assert torch.cosine_similarity(*pair, dim=0) > 0.8, "means alone make weights alike"
+
+
+def test_every_tensor_counts_no_more_than_its_cap():
+    base = {"small": draw(4096), "large": draw(100_000, seed=1)}
+    found = judge(figures_of(base, {"small": base["small"] * 1.1, "large": draw(100_000, seed=2)}), 0)
+    assert found.cosine == pytest.approx(0.5, abs=0.02)
+    assert found.outliers == {"large": UNLIKE}
+
+
+def test_few_elements_must_agree_better_than_by_chance():
+    base = {"w": draw(5, 8)}
+    assert judge(figures_of(base, noise(base, 1, 0.3)), 0).tensors == 1
+    assert not judge(figures_of(base, noise(base, 1, 0.3)), 0).another_base
+    assert judge(figures_of(base, {"w": draw(5, 8, seed=4)}), 0).another_base
+
+
+def test_nothing_is_said_of_nothing():
+    assert judge({}, 0).told == ""
+    constant = judge(figures_of({"w": torch.ones(9)}, {"w": draw(9)}), 0)
+    assert (constant.cosine, constant.told) == (None, "")
+
+
+def test_equal_task_vectors():
+    base = {"w": draw(6, 6)}
+    tuned = noise(base, 1)
+    found = figures_of(base, tuned, tuned, noise(base, 2), base)
+    assert same_weights(found, 1, 0)
+    assert not same_weights(found, 2, 0)
+    assert not same_weights(found, 3, 3), "a zero task vector is no expert"
+
+
+def test_a_sample_suffices_and_small_models_are_left_alone(counting_checkpoint):
+    base = {f"{i}": draw(64, 64, seed=i) for i in range(600)}
+    opened, reads = counting_checkpoint(base)
+    stranger = {name: draw(64, 64, seed=1000 + int(name)) for name in base}
+    assert ["another base" in told for told in doubts(tuple(base), opened, [open_checkpoint(stranger), opened])] == [
+        True,
+        False,
+    ]
+    assert sum(reads.values()) <= 2 * 512
+    small, reads = counting_checkpoint({"w": draw(20, 20)})
+    assert doubts(("w",), small, [open_checkpoint({"w": draw(20, 20, seed=5)})]) == [""]
+    assert not reads
