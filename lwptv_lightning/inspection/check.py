@@ -14,7 +14,17 @@ from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter
 from lwptv_lightning.engine import spans
 from lwptv_lightning.inspection.permuted import is_permuted
 from lwptv_lightning.registry import natural_order
-from lwptv_lightning.task_vectors import UNLIKE, Aligned, Judgement, align, judge, measure, same_weights, state_among
+from lwptv_lightning.task_vectors import (
+    UNLIKE,
+    Aligned,
+    Judgement,
+    align,
+    find_ties,
+    judge,
+    measure,
+    same_weights,
+    state_among,
+)
 
 SAME_BASE = "same base"
 _BLOCK_BYTES = 1 << 24
@@ -133,9 +143,10 @@ def _with_figures(findings: Mapping[str, TaskCheck], aligned: Aligned, model: nn
     names, _ = aligned.shared()
     state = state_among(names, model, base.read)
     fitting = [set(aligned.compare(task).matched) for task in experts]
+    tied = find_ties(base, experts, set(names).intersection(*fitting), model, strict=False)
     figures = {}
     for name in natural_order(names):  # so that sums round alike whatever the order of a file
-        if name not in state.computed:
+        if name not in state.computed and name not in tied:
             having = [each if name in fits else None for each, fits in zip(experts.values(), fitting, strict=True)]
             parts = spans(base.headers[name].numel, 8 * (1 + len(having)), _BLOCK_BYTES)
             figures[name] = measure(name, base, having, parts)

@@ -5,6 +5,6 @@ from lwptv_lightning.task_vectors.judgement import UNLIKE, Judgement, TensorFigu
 from lwptv_lightning.task_vectors.stacks import HeldStack, Stack, StoredStack, part, whole
 from lwptv_lightning.task_vectors.state import running_statistics, state_among
 from lwptv_lightning.task_vectors.task_vectors import TaskVectors
-from lwptv_lightning.task_vectors.ties import tied_in
+from lwptv_lightning.task_vectors.ties import find_ties, tied_in
 
 __all__ = ["TaskVectors"]

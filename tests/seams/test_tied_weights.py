@@ -25,6 +25,7 @@ from lwptv_lightning import (
     save_merged,
     trace_layers,
 )
+from lwptv_lightning.inspection import check
 from lwptv_lightning.rules import RULES
 
 FIRST, OTHER = "decoder.weight", "encoder.weight"
@@ -128,6 +129,14 @@ def test_rules_that_are_told_tensors_by_name_know_all_names(vectors, single):
         wanted = merge(single, MergeRecipe({"name": rule, field: expected}))
         assert as_bytes(found[OTHER]) == as_bytes(found[FIRST]) == as_bytes(wanted[FIRST])
         assert as_bytes(found[FIRST]) != as_bytes(vectors.base(FIRST))
+
+
+def test_check_counts_it_once(states):
+    base, tasks = states
+    expected = check(without(base, OTHER), {task: without(state, OTHER) for task, state in tasks.items()})
+    for model in (None, make_model("tied weights")):
+        for found, wanted in zip(check(base, tasks, model=model), expected, strict=True):
+            assert (found.norm, found.cosines, found.verdict) == (wanted.norm, wanted.cosines, wanted.verdict)
 
 
 def test_a_module_and_a_graph_stay_tied(vectors):
