@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,13 +14,15 @@ from torch.func import functional_call
 from lwptv_lightning.checkpoints import require_safetensors_path
 from lwptv_lightning.evaluation import (
     MergeModule,
+    callbacks_of,
     fisher_diagonal,
     input_grams,
     loaders_of,
     on_rank_zero,
+    owner_of,
     sample_positions,
 )
-from lwptv_lightning.merging import install_, installable, snapshot, write_data_statistics
+from lwptv_lightning.merging import install_, installable, write_data_statistics
 from lwptv_lightning.registry import LoaderName, require_known
 
 
@@ -64,7 +65,17 @@ class CollectDataStatistics(Callback):
         self.file = None if file is None else Path(file)
         self.statistics: dict[str, dict[str, Tensor]] = {}
         self._sums: dict[str, dict[str, Tensor]] = {}
-        self._undo = ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Bring the callbacks in order, and refuse those whose weights would not be there."""
+        owner_of(trainer)
+        for other in callbacks_of(trainer):
+            merges = getattr(other, "installs_weights", False) or getattr(other, "place", None) == "measures"
+            if merges and not isinstance(other, CollectDataStatistics):
+                raise ValueError(
+                    f"CollectDataStatistics runs each task's own model, and {type(other).__name__} a merged one: use "
+                    "them in different trainers."
+                )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that every task has its loader, and remember the module's weights."""
@@ -77,8 +88,10 @@ class CollectDataStatistics(Callback):
             raise ValueError(f"task {absent[0]!r} has no loader 'id/{absent[0]}'; each task needs its own data.")
         self._sums = {task: {} for task in pl_module.vectors.tasks}
         model, names = pl_module.model, installable(pl_module.model, pl_module.vectors)
-        self._undo.callback(install_, model, snapshot(model, names))
-        install_(model, {name: pl_module.vectors.base(name) for name in names})
+        owner = owner_of(trainer)
+        owner.begin(trainer, pl_module, averaged=False)
+        with owner.holding(model, names):
+            install_(model, {name: pl_module.vectors.base(name) for name in names})
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -105,7 +118,7 @@ class CollectDataStatistics(Callback):
                 sums[name] = sums.get(name, 0) + (value if len(wanted) else value * 0)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Average over all examples, of all processes, give the module its weights back and write the file."""
+        """Average over all examples, of all processes, and write the file."""
         self.statistics = {}
         for task, sums in self._sums.items():
             total = {name: trainer.strategy.reduce(sums[name], reduce_op="sum") for name in sorted(sums)}
@@ -116,13 +129,8 @@ class CollectDataStatistics(Callback):
                 if name not in counts
             }
         self._sums = {}
-        self._undo.close()
         if self.file is not None:
             on_rank_zero(trainer, partial(write_data_statistics, self.statistics, self.file))
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the module its weights back."""
-        self._undo.close()
 
     def _measure(self, module: MergeModule, inputs: Tensor, head: str | None) -> dict[str, Tensor]:
         if self.kind == "gram":

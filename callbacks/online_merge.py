@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from lwptv_lightning.checkpoints import Provenance
-from lwptv_lightning.evaluation import MergeModule, averages, batch_limit, require_loaders, shared_loaders
+from lwptv_lightning.evaluation import (
+    MergeModule,
+    averages,
+    batch_limit,
+    callbacks_of,
+    draws_kept,
+    owner_of,
+    require_loaders,
+    shared_loaders,
+    transferred,
+    validating,
+)
 from lwptv_lightning.merging import gather_state, install_
 from lwptv_lightning.registry import require_known
 
@@ -25,7 +34,10 @@ class OnlineMerge(Callback):
     Logs the figure of every loader and the averages as ``merged/id/<task>``, ``merged/ood/<name>``, ``merged/id/avg``
     and ``merged/ood/avg``, which `ModelCheckpoint` and `EarlyStopping` can monitor. The run is, to the bit, the one
     without this callback: the merged weights go into a model of their own, and random states are put back afterwards,
-    those of torch, NumPy, Python and the loaders' generators.
+    those of torch, NumPy, Python and the loaders' generators. The weights in training are those that Lightning would
+    validate, wherever this callback stands in the list: the averaged ones where ``WeightAveraging`` runs, and never
+    those that another callback merged. Batches go through the hooks of the run's module and data, which are told that
+    this is a validation.
 
     Args:
         module: Model, task vectors of the other experts, recipe and heads. Its model is of the architecture in
@@ -39,7 +51,8 @@ class OnlineMerge(Callback):
         every_n_steps: Evaluate after every n optimiser steps instead.
 
     Raises:
-        ValueError: A loader or an interval is wrong, or the task is among the experts.
+        ValueError: A loader or an interval is wrong, or the task is among the experts; or, when training starts, the
+            module shares tensors with the one in training, or another such callback logs the same figures.
         UnknownNameError: No such submodule, when training starts.
 
     Example:
@@ -81,8 +94,15 @@ class OnlineMerge(Callback):
         self._last_step = 0
         self._has_run = False
 
+    place = "reads"  # after what averages; see `lwptv_lightning.evaluation.owner_of`
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Bring the callbacks that deal with weights in order."""
+        owner_of(trainer)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the submodules' paths, and count steps from where the run starts or goes on."""
+        self._require_apart(trainer, pl_module)
         paths = dict(pl_module.named_modules(remove_duplicate=False))
         require_known("backbone", self.backbone, paths)
         if self.head is not None:
@@ -115,17 +135,24 @@ class OnlineMerge(Callback):
         """Merge the weights as they are now and return the figures as logged; all the trainer's processes call this."""
         self._has_run = True
         # Nothing made here may be an inference tensor: the next training step could not use it.
-        with isolate_rng(), _generators_kept(self.loaders), torch.inference_mode(False), torch.no_grad():
+        with (
+            draws_kept(self.loaders.values()),
+            validating(trainer, trainer.lightning_module),
+            torch.inference_mode(False),
+            torch.no_grad(),
+        ):
             running: Any = trainer.model
             self.module.to(trainer.strategy.root_device).eval()
-            if self.head is not None:
-                install_(self.module.head(self.task), gather_state(running, self.head))
-            self.module.merge_(vectors=self.module.vectors.with_task(self.task, gather_state(running, self.backbone)))
+            with owner_of(trainer).own_weights(trainer, trainer.lightning_module):
+                if self.head is not None:
+                    install_(self.module.head(self.task), gather_state(running, self.head))
+                vectors = self.module.vectors.with_task(self.task, gather_state(running, self.backbone))
+            self.module.merge_(vectors=vectors)
             loaders = shared_loaders(trainer, self.loaders)
             self.module.prepare(loaders)
             for loader, batches in loaders.items():
                 for batch_idx, batch in enumerate(islice(batches, batch_limit(trainer))):
-                    batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+                    batch = transferred(trainer, batch)
                     with trainer.precision_plugin.val_step_context():
                         self.module.count(loader, batch, batch_idx)
             figures = self.module.metrics.compute()
@@ -138,13 +165,17 @@ class OnlineMerge(Callback):
         ends_span = (trainer.current_epoch + 1) % self.every_n_epochs == 0
         return self.every_n_steps is None and (ends_span or not self._has_run)
 
-
-@contextmanager
-def _generators_kept(loaders: Mapping[str, Any]) -> Iterator[None]:
-    """Put back the states of the loaders' own generators, which a training loader may share."""
-    owners = [owner for loader in loaders.values() for owner in (loader, getattr(loader, "sampler", None))]
-    generators = [own for owner in owners if isinstance(own := getattr(owner, "generator", None), torch.Generator)]
-    states = [generator.get_state() for generator in generators]
-    yield
-    for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state)
+    def _require_apart(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trained = {id(tensor): name for name, tensor in pl_module.state_dict(keep_vars=True).items()}
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
+            if id(tensor) in trained:
+                raise ValueError(
+                    f"OnlineMerge: {name!r} of its module is {trained[id(tensor)]!r} of the module in training itself, "
+                    "which merging would overwrite; give it a copy: copy.deepcopy(...)."
+                )
+        others = [each for each in callbacks_of(trainer) if isinstance(each, OnlineMerge) and each is not self]
+        if any(other.loaders.keys() & self.loaders.keys() for other in others):
+            raise ValueError(
+                f"two OnlineMerge log the same figures, such as 'merged/{next(iter(self.loaders))}'; give each its own "
+                "loaders, or run one of them at a time."
+            )

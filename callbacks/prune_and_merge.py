@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -12,9 +11,18 @@ from torch import nn
 from typing_extensions import Unpack
 
 from lwptv_lightning.checkpoints import some_of
-from lwptv_lightning.evaluation import MergeModule, merge_for_, merge_model_, merging_together, stage_of
+from lwptv_lightning.evaluation import (
+    MergeModule,
+    draws_kept,
+    merge_for_,
+    merge_model_,
+    merging_together,
+    owner_of,
+    set_average_,
+    stage_of,
+)
 from lwptv_lightning.layers import trace_layers
-from lwptv_lightning.merging import SharedOptions, install_, require_options, snapshot
+from lwptv_lightning.merging import SharedOptions, require_options
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.task_vectors import TaskVectors
@@ -28,6 +36,11 @@ class PruneAndMerge(Callback):
     On a `MergeModule` the merged weights stay. Any other LightningModule gets its own weights back bit-exactly when
     the evaluation ends or fails, so that training goes on as if nothing had happened. Lightning's sanity check before
     ``fit`` is left alone. Several processes divide the work among them, and stop together where one of them fails.
+
+    Where Lightning's ``WeightAveraging`` is among the callbacks, its averaged weights take the place of the module's
+    own: what is not merged is theirs, and they join with ``task``. Of several callbacks like this one that merge into
+    the same tensors the last one in the list counts; the order is of no other consequence. Another callback that swaps
+    weights must stand before this one.
 
     With the stage ``"fit"`` the module holds the merged weights, for good, once ``trainer.fit`` returns. All of the
     run's checkpoints hold the trained weights: merging comes after the last of them is saved. A fit that fails or is
@@ -75,10 +88,10 @@ class PruneAndMerge(Callback):
         self.task = task
         self.stages = tuple(stages)
         self.options: dict[str, Any] = {**options}
-        self._undo = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let a `MergeModule` find its layers for this recipe before it is sharded."""
+        """Bring the callbacks in order; let a `MergeModule` find its layers for this recipe before it is sharded."""
+        owner_of(trainer)
         if isinstance(pl_module, MergeModule):
             recipe = self.recipe or pl_module.recipe
             if recipe.needs_layers or "mask" in self.options:
@@ -90,21 +103,12 @@ class PruneAndMerge(Callback):
 
     on_test_start = on_predict_start = on_validation_start
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give a foreign module its weights back."""
-        self._undo.close()
-
-    on_test_end = on_predict_end = on_validation_end
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge for good."""
         # Not in `on_train_end`, where checkpoints are saved still.
         self._merge(trainer, pl_module, "fit")
-        self._undo.pop_all()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give a foreign module its weights back."""
-        self._undo.close()
+        if "fit" in self.stages:
+            set_average_(trainer, pl_module)
 
     def _merge(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage in self.stages and isinstance(pl_module, MergeModule):
@@ -113,16 +117,22 @@ class PruneAndMerge(Callback):
             self._merge_foreign(trainer, pl_module)
 
     def _merge_foreign(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with merging_together(trainer) as ranks:
+        owner = owner_of(trainer)
+        with merging_together(trainer) as ranks, draws_kept():
             if self.vectors is None:
                 raise ValueError(
                     f"PruneAndMerge needs vectors=... on a {type(pl_module).__name__}; only a MergeModule has its own."
                 )
             backbone = self._find_backbone(pl_module, self.vectors)
-            vectors = self.vectors if self.task is None else self.vectors.with_task(self.task, backbone)
-            self._undo.callback(install_, backbone, snapshot(backbone, vectors.shared_names))
+            owner.begin(trainer, pl_module)
+            vectors = self.vectors
+            if self.task is not None:
+                # Of what is trained, also where another callback holds merged weights in its place.
+                with owner.own_weights(trainer, pl_module, averaged=False):
+                    vectors = vectors.with_task(self.task, backbone)
             request = {"device": trainer.strategy.root_device, "ranks": ranks, **self.options}
-            merge_model_(backbone, vectors, self.recipe or MergeRecipe(), partial(trace_layers, backbone), request)
+            with owner.holding(backbone, vectors.shared_names):
+                merge_model_(backbone, vectors, self.recipe or MergeRecipe(), partial(trace_layers, backbone), request)
 
     def _find_backbone(self, pl_module: LightningModule, vectors: TaskVectors) -> nn.Module:
         if self.backbone is not None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lwptv_lightning.evaluation import MergeModule
+from lwptv_lightning.evaluation import MergeModule, WeightsOwner, draws_kept, owner_of, transferred
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class RecalibrateBatchNorm(Callback):
@@ -18,8 +22,10 @@ class RecalibrateBatchNorm(Callback):
 
     The merged weights give other activations than any task's, so that averaged statistics fit them only roughly. Each
     process runs all the batches, so that all get the same statistics; give every process the same loader. The
-    statistics become plain averages over the batches. Put this callback after `PruneAndMerge`, which gives a module
-    that is not its own the old statistics back.
+    statistics become plain averages over the batches. Where weights are merged, that is those of the layers which have
+    merged tensors; others keep theirs. A `MergeModule` keeps what was measured, as it keeps what was merged; any other
+    module gets its own statistics back. Where this callback stands in the list is of no consequence. The batches go
+    through the module's hooks as those of an evaluation do, and draw no random number of the run.
 
     Args:
         batches: Inputs or ``(inputs, ...)``, such as a loader of training data without shuffling; labels are not used.
@@ -39,19 +45,33 @@ class RecalibrateBatchNorm(Callback):
         self.batches = batches
         self.limit = limit
 
+    place = "measures"  # after what was merged; see `lwptv_lightning.evaluation.owner_of`
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Bring the callbacks that deal with weights in order."""
+        owner_of(trainer)
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Recalibrate, unless this is the sanity check."""
-        if not trainer.sanity_checking:
-            self.recalibrate_(pl_module)
+        if trainer.sanity_checking:
+            return
+        owner, own = owner_of(trainer), isinstance(pl_module, MergeModule)
+        owner.begin(trainer, pl_module, averaged=not own)
+        norms = _merged_norms(owner, pl_module)
+        names = [f"{path}.{name}".lstrip(".") for path in norms for name in STATISTICS]
+        with owner.holding(pl_module, names, restores=not own):
+            self._measure(pl_module, list(norms.values()), trainer)
 
     on_test_start = on_predict_start = on_validation_start
 
     def recalibrate_(self, pl_module: LightningModule) -> None:
         """Run the batches through a module, a `MergeModule` without a head, with only batch normalisation training."""
-        model = pl_module.model if isinstance(pl_module, MergeModule) else pl_module
-        norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+        self._measure(pl_module, list(_norms_of(pl_module).values()))
+
+    def _measure(self, pl_module: LightningModule, norms: list[_BatchNorm], trainer: Trainer | None = None) -> None:
         if not norms:
             return
+        model = pl_module.model if isinstance(pl_module, MergeModule) else pl_module
         modes = [(module, module.training) for module in model.modules()]
         momenta = [norm.momentum for norm in norms]
         model.eval()
@@ -61,10 +81,13 @@ class RecalibrateBatchNorm(Callback):
             norm.train()
         try:
             ran = False
-            with torch.no_grad():
+            with torch.no_grad(), draws_kept([self.batches]):
                 for batch in islice(self.batches, self.limit):
+                    if trainer is not None:
+                        batch = transferred(trainer, batch)
                     inputs = batch[0] if isinstance(batch, list | tuple) else batch
-                    model(inputs.to(pl_module.device))
+                    with nullcontext() if trainer is None else trainer.precision_plugin.val_step_context():
+                        model(inputs.to(pl_module.device))
                     ran = True
             if not ran:
                 raise ValueError("RecalibrateBatchNorm has no batches to measure statistics on.")
@@ -73,3 +96,23 @@ class RecalibrateBatchNorm(Callback):
                 norm.momentum = momentum
             for module, training in modes:
                 module.training = training
+
+
+def _norms_of(module: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the layers with running statistics, by their paths."""
+    named = module.named_modules()
+    return {path: layer for path, layer in named if isinstance(layer, _BatchNorm) and layer.track_running_stats}
+
+
+def _merged_norms(owner: WeightsOwner, pl_module: LightningModule) -> dict[str, _BatchNorm]:
+    """Return those of them that have merged tensors; all of them, where nothing is merged."""
+    norms = _norms_of(pl_module)
+    if not owner.held:
+        return norms
+    merged = {
+        id(layer)
+        for module, names in owner.held
+        for path, layer in _norms_of(module).items()
+        if any(f"{path}.{name}".lstrip(".") in names for name in layer.state_dict())
+    }
+    return {path: layer for path, layer in norms.items() if id(layer) in merged}

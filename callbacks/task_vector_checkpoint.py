@@ -22,7 +22,7 @@ from lwptv_lightning.checkpoints import (
     tensor_fingerprints,
     write_safetensors,
 )
-from lwptv_lightning.evaluation import callbacks_of, on_rank_zero
+from lwptv_lightning.evaluation import callbacks_of, on_rank_zero, owner_of
 from lwptv_lightning.merging import gather_state
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.task_vectors import state_among
@@ -41,6 +41,9 @@ class TaskVectorCheckpoint(Callback):
     of its base and of each tensor of it, the epoch and step, the trainer's metrics and the versions of the libraries.
     By the tensors' fingerprints, runs from one backbone with heads of their own go together.
 
+    The weights are those that a `ModelCheckpoint` saves, wherever this callback stands in the list: the averaged ones
+    where Lightning's ``WeightAveraging`` runs, and never those that another callback merged for a validation.
+
     A run resumed with ``ckpt_path`` goes on from its original base: the checkpoint remembers the fingerprint and the
     folder the weights. On several processes the first one writes, and a failure there is raised on all of them.
 
@@ -56,7 +59,8 @@ class TaskVectorCheckpoint(Callback):
 
     Raises:
         UnknownNameError: No such dtype; or, when training starts, no such submodule.
-        ValueError: ``density`` is out of its range, or the resumed checkpoint was made without this callback.
+        ValueError: ``density`` is out of its range, the resumed checkpoint was made without this callback, or another
+            one writes to the same folder.
         CheckpointError: The folder of a resumed run does not hold its starting weights.
 
     Warns:
@@ -101,9 +105,18 @@ class TaskVectorCheckpoint(Callback):
         """Take over the starting weights of the run that is resumed."""
         self._base_fingerprint = state_dict["base_fingerprint"]
 
+    place = "reads"  # after what averages; see `lwptv_lightning.evaluation.owner_of`
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Bring the callbacks that deal with weights in order."""
+        owner_of(trainer)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Store the starting weights, or find those of the run that is resumed."""
         # Not in `on_fit_start`: sharded strategies load the checkpoint of a resumed run after it.
+        for other in callbacks_of(trainer):
+            if isinstance(other, TaskVectorCheckpoint) and other is not self and other.folder == self.folder:
+                raise ValueError(f"two TaskVectorCheckpoint write to {self.folder}; give each a folder of its own.")
         require_known("backbone", self.backbone, dict(pl_module.named_modules(remove_duplicate=False)))
         if any(isinstance(other, ModelCheckpoint) and other.save_weights_only for other in callbacks_of(trainer)):
             rank_zero_warn(
@@ -118,7 +131,7 @@ class TaskVectorCheckpoint(Callback):
                 "are not known. Start the run anew with the callback."
             )
         else:
-            self._base_fingerprint = self._with_weights(trainer, self._write_base)
+            self._base_fingerprint = self._with_weights(trainer, self._write_base, averaged=False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the task vector."""
@@ -132,10 +145,13 @@ class TaskVectorCheckpoint(Callback):
         if self.at_end:
             self._with_weights(trainer, partial(self._write_task_vector, trainer))
 
-    def _with_weights(self, trainer: Trainer, action: Callable[[dict[str, Tensor]], Any]) -> Any:
-        """Run something on the first process with the whole weights as they are now."""
-        weights = gather_state(cast(Any, trainer.model), self.backbone, on_rank_zero=True)
-        return on_rank_zero(trainer, partial(action, weights))
+    def _with_weights(
+        self, trainer: Trainer, action: Callable[[dict[str, Tensor]], Any], *, averaged: bool = True
+    ) -> Any:
+        """Run something on the first process with the run's whole weights as they are now."""
+        with owner_of(trainer).own_weights(trainer, trainer.lightning_module, averaged=averaged):
+            weights = gather_state(cast(Any, trainer.model), self.backbone, on_rank_zero=True)
+            return on_rank_zero(trainer, partial(action, weights))
 
     def _write_base(self, weights: Mapping[str, Tensor]) -> str:
         # With each tensor's fingerprint, so that no save computes them anew.

@@ -6,18 +6,23 @@ from lwptv_lightning.evaluation.heads import Heads
 from lwptv_lightning.evaluation.lightning import (
     batch_limit,
     callbacks_of,
+    draws_kept,
     loaders_of,
     merging_together,
     on_rank_zero,
     ranks_of,
+    set_average_,
     shared_loaders,
     stage_of,
+    transferred,
+    validating,
 )
 from lwptv_lightning.evaluation.loaders import EvaluationSuite, require_loaders, sample_positions
 from lwptv_lightning.evaluation.merging import merge_model_
 from lwptv_lightning.evaluation.merging_callback import MergingCallback, merge_for_
 from lwptv_lightning.evaluation.metrics import LoaderMetrics, SampleOutcomes, averages
 from lwptv_lightning.evaluation.module import MergeModule
+from lwptv_lightning.evaluation.weights import WeightsOwner, owner_of
 from lwptv_lightning.registry import LoaderName
 
 __all__ = ["EvaluationSuite", "Heads", "LoaderName", "MergeModule"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import RunningStage
 
@@ -21,6 +24,87 @@ def trainer_of(module: LightningModule) -> Trainer | None:
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """Return a trainer's callbacks."""
     return trainer.callbacks  # type: ignore[attr-defined,no-any-return]
+
+
+def set_callbacks_(trainer: Trainer, callbacks: Iterable[Callback]) -> None:
+    """Give a trainer other callbacks; hooks that are being called go on with those that it had."""
+    trainer.callbacks = list(callbacks)  # type: ignore[attr-defined]
+
+
+def is_averaging(callback: Callback) -> bool:
+    """Tell whether a callback is one of Lightning's that put averaged weights into a module."""
+    return isinstance(callback, WeightAveraging | StochasticWeightAveraging)
+
+
+_SWAPS = ("on_validation_epoch_start", "on_validation_epoch_end")
+"""The hooks in which `WeightAveraging` puts the averaged weights in, and takes them out again."""
+
+
+def swap_averaged_(trainer: Trainer, module: LightningModule, *, into: bool) -> None:
+    """Put the averaged weights of `WeightAveraging` into a module or take them out, as it does for a validation."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, WeightAveraging):
+            # Of the class: `suspend_averaging_` hides the object's own.
+            getattr(type(callback), _SWAPS[not into])(callback, trainer, module)
+
+
+def suspend_averaging_(trainer: Trainer, suspended: bool) -> None:
+    """Keep `WeightAveraging` from swapping weights by itself, or let it do so again."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, WeightAveraging):
+            for hook in _SWAPS:
+                if suspended:
+                    setattr(callback, hook, None)  # a hook that cannot be called is left out
+                else:
+                    vars(callback).pop(hook, None)
+
+
+def set_average_(trainer: Trainer, module: LightningModule) -> None:
+    """Make a module's weights the averaged ones, too, which further validations would put into it."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            callback._average_model.module.load_state_dict(module.state_dict())
+
+
+@contextmanager
+def draws_kept(loaders: Iterable[Any] = ()) -> Iterator[None]:
+    """Put back all random states afterwards: torch's, NumPy's, Python's and those of the generators of some loaders."""
+    generators = [generator for loader in loaders for generator in _generators_of(loader)]
+    states, own = _collect_rng_states(), [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        _set_rng_states(states)
+        for generator, state in zip(generators, own, strict=True):
+            generator.set_state(state)
+
+
+def _generators_of(loader: Any) -> list[torch.Generator]:
+    batches = getattr(loader, "batch_sampler", None)
+    owners = (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
+    return [own for owner in owners if isinstance(own := getattr(owner, "generator", None), torch.Generator)]
+
+
+@contextmanager
+def validating(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Let a trainer and the module that it trains say that they validate, whatever they are doing."""
+    stage, modes = trainer.state.stage, [(part, part.training) for part in module.modules()]
+    trainer.state.stage = RunningStage.VALIDATING
+    for part, _ in modes:
+        part.training = False  # not by `eval()`, in which a module may do more than that
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage
+        for part, training in modes:
+            part.training = training
+
+
+def transferred(trainer: Trainer, batch: Any) -> Any:
+    """Return a batch as a trainer's evaluation hands it to a step: in its precision, through all hooks of transfer."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
 def stage_of(trainer: Trainer) -> str:

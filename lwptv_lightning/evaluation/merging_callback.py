@@ -6,23 +6,34 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lwptv_lightning.evaluation.lightning import loaders_of, merging_together, stage_of
+from lwptv_lightning.evaluation.lightning import draws_kept, loaders_of, merging_together, stage_of
 from lwptv_lightning.evaluation.module import MergeModule
+from lwptv_lightning.evaluation.weights import owner_of
 
 
 def merge_for_(trainer: Trainer, module: MergeModule, stage: str, **request: Any) -> None:
     """Check an evaluation's loaders, and merge as `MergeModule.merge_` does, on the trainer's device and processes."""
-    with merging_together(trainer) as ranks:
+    owner = owner_of(trainer)
+    with merging_together(trainer) as ranks, draws_kept():
         # Predictions need no names, but to choose a head by.
         if stage != "predict" or module.heads:
             module.prepare(loaders_of(trainer, stage))
-        module.merge_(**{"device": trainer.strategy.root_device, "ranks": ranks, **request})
+        # No average of Lightning's is of a merged model.
+        owner.begin(trainer, module, averaged=False)
+        vectors = request.get("vectors") or module.held_vectors
+        names = module.model.state_dict() if vectors is None else vectors.shared_names
+        with owner.holding(module.model, names, restores=False):
+            module.merge_(**{"device": trainer.strategy.root_device, "ranks": ranks, **request})
 
 
 class MergingCallback(Callback):
     """Merges a `MergeModule` when an evaluation starts; having no state, it may stay with a trainer for others."""
 
     installs_weights = True  # by this a `MergeModule` knows that it need not bring another such callback
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Bring the callbacks that deal with weights in order."""
+        owner_of(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge, unless this is the sanity check."""

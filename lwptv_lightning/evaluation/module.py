@@ -117,6 +117,11 @@ class MergeModule(LightningModule):
         self.save_hyperparameters({"recipe": self.recipe.to_dict(), "tasks": list(self.tasks)})
 
     @property
+    def held_vectors(self) -> TaskVectors | None:
+        """The task vectors; ``None`` where there are none."""
+        return self._vectors
+
+    @property
     def vectors(self) -> TaskVectors:
         """The task vectors; a `ValueError` where there are none, as after `load_from_checkpoint`."""
         if self._vectors is None:
