@@ -22,6 +22,7 @@ from lwptv_lightning.evaluation import (
     owner_of,
     sample_positions,
 )
+from lwptv_lightning.functional import plain_name
 from lwptv_lightning.merging import install_, installable, write_data_statistics
 from lwptv_lightning.registry import LoaderName, require_known
 
@@ -133,6 +134,11 @@ class CollectDataStatistics(Callback):
             on_rank_zero(trainer, partial(write_data_statistics, self.statistics, self.file))
 
     def _measure(self, module: MergeModule, inputs: Tensor, head: str | None) -> dict[str, Tensor]:
+        # Not compiled: such code may pass over hooks and other parameters.
+        with torch.compiler.set_stance("force_eager"):
+            return self._measured(module, inputs, head)
+
+    def _measured(self, module: MergeModule, inputs: Tensor, head: str | None) -> dict[str, Tensor]:
         if self.kind == "gram":
             with torch.no_grad(), input_grams(module.model) as grams:
                 module(inputs, head)
@@ -142,7 +148,7 @@ class CollectDataStatistics(Callback):
             lambda values, example: functional_call(module, dict(values), (example, head)), parameters, inputs
         )
         count = torch.tensor(float(len(inputs)), device=inputs.device)
-        return {name.removeprefix("model."): value for name, value in sums.items()} | {".rows": count}
+        return {plain_name(name.removeprefix("model.")): value for name, value in sums.items()} | {".rows": count}
 
 
 CollectStatistics = CollectDataStatistics

@@ -24,8 +24,7 @@ from lwptv_lightning.evaluation import (
     transferred,
     validating,
 )
-from lwptv_lightning.merging import gather_state, install_
-from lwptv_lightning.registry import require_known
+from lwptv_lightning.merging import find_backbone, gather_state, install_, named_submodule
 
 
 class OnlineMerge(Callback):
@@ -44,7 +43,8 @@ class OnlineMerge(Callback):
             training but another object. (Building one draws random numbers: do it before you seed the run.)
         loaders: Loaders named ``id/<task>`` and ``ood/<name>``. Over several processes each sample counts once.
         task: The name under which the model in training joins the task vectors.
-        backbone: Path of the submodule in training that is merged, such as ``"model.encoder"``; by default all of it.
+        backbone: Path of the submodule in training that is merged, such as ``"model.encoder"``; by default the only one
+            with all merged tensors.
         head: Path of the submodule in training that is the task's head, which the module's head of that name follows.
         every_n_epochs: Evaluate at the first validation, and at those of each n-th epoch; without validation
             loaders, at the ends of these epochs.
@@ -52,7 +52,8 @@ class OnlineMerge(Callback):
 
     Raises:
         ValueError: A loader or an interval is wrong, or the task is among the experts; or, when training starts, the
-            module shares tensors with the one in training, or another such callback logs the same figures.
+            module shares tensors with the one in training, several submodules fit, or
+            another such callback logs the same figures.
         UnknownNameError: No such submodule, when training starts.
 
     Example:
@@ -87,7 +88,7 @@ class OnlineMerge(Callback):
         self.module = module
         self.loaders = require_loaders(loaders)
         self.task = task
-        self.backbone = backbone
+        self.backbone = self._backbone = backbone
         self.head = head
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
@@ -103,10 +104,13 @@ class OnlineMerge(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the submodules' paths, and count steps from where the run starts or goes on."""
         self._require_apart(trainer, pl_module)
-        paths = dict(pl_module.named_modules(remove_duplicate=False))
-        require_known("backbone", self.backbone, paths)
+        named_submodule(pl_module, self.backbone)
         if self.head is not None:
-            require_known("head", self.head, paths)
+            named_submodule(pl_module, self.head, "head")
+        if not self.backbone:
+            vectors = self.module.vectors
+            shapes = {name: vectors.headers[name].shape for name in vectors.shared_names}
+            self._backbone = find_backbone(pl_module, shapes, otherwise="")
         self._last_step = trainer.global_step
         self._has_run = False
 
@@ -146,7 +150,7 @@ class OnlineMerge(Callback):
             with owner_of(trainer).own_weights(trainer, trainer.lightning_module):
                 if self.head is not None:
                     install_(self.module.head(self.task), gather_state(running, self.head))
-                vectors = self.module.vectors.with_task(self.task, gather_state(running, self.backbone))
+                vectors = self.module.vectors.with_task(self.task, gather_state(running, self._backbone))
             self.module.merge_(vectors=vectors)
             loaders = shared_loaders(trainer, self.loaders)
             self.module.prepare(loaders)

@@ -10,7 +10,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from typing_extensions import Unpack
 
-from lwptv_lightning.checkpoints import some_of
 from lwptv_lightning.evaluation import (
     MergeModule,
     draws_kept,
@@ -22,7 +21,7 @@ from lwptv_lightning.evaluation import (
     stage_of,
 )
 from lwptv_lightning.layers import trace_layers
-from lwptv_lightning.merging import SharedOptions, require_options
+from lwptv_lightning.merging import SharedOptions, find_backbone, named_submodule, require_options
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.task_vectors import TaskVectors
@@ -49,7 +48,7 @@ class PruneAndMerge(Callback):
     Args:
         vectors: The task vectors; on a `MergeModule` its own by default.
         recipe: A recipe, its fields or a rule's name; on a `MergeModule` its own by default, else ``MergeRecipe()``.
-        backbone: Path of the submodule that the checkpoints are of; by default the outermost with all merged tensors.
+        backbone: Path of the submodule that the checkpoints are of; by default the only one with all merged tensors.
         task: The name under which a foreign module's own weights, as they are when merging starts, join the task
             vectors; by default they take no part.
         stages: When to merge: ``"validate"``, ``"test"``, ``"predict"`` (the default), or ``"fit"``, with ``task``.
@@ -57,7 +56,8 @@ class PruneAndMerge(Callback):
 
     Raises:
         UnknownNameError: No such stage.
-        ValueError: The stage ``"fit"`` without ``task``.
+        ValueError: The stage ``"fit"`` without ``task``; or, when a fit or an evaluation starts, no submodule fits, or
+            several do.
         TypeError: Merging has no such option.
 
     Example:
@@ -97,6 +97,14 @@ class PruneAndMerge(Callback):
             if recipe.needs_layers or "mask" in self.options:
                 pl_module.layers(recipe.granularity)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out before the training whether merging would fit."""
+        merges = "fit" in self.stages or ("validate" in self.stages and trainer.enable_validation)
+        if merges and not isinstance(pl_module, MergeModule):
+            _, vectors = self._find_backbone(pl_module)
+            if self.task is not None:
+                vectors.require_new(self.task)
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge, unless this is the sanity check."""
         self._merge(trainer, pl_module, stage_of(trainer))
@@ -119,13 +127,8 @@ class PruneAndMerge(Callback):
     def _merge_foreign(self, trainer: Trainer, pl_module: LightningModule) -> None:
         owner = owner_of(trainer)
         with merging_together(trainer) as ranks, draws_kept():
-            if self.vectors is None:
-                raise ValueError(
-                    f"PruneAndMerge needs vectors=... on a {type(pl_module).__name__}; only a MergeModule has its own."
-                )
-            backbone = self._find_backbone(pl_module, self.vectors)
+            backbone, vectors = self._find_backbone(pl_module)
             owner.begin(trainer, pl_module)
-            vectors = self.vectors
             if self.task is not None:
                 # Of what is trained, also where another callback holds merged weights in its place.
                 with owner.own_weights(trainer, pl_module, averaged=False):
@@ -134,13 +137,10 @@ class PruneAndMerge(Callback):
             with owner.holding(backbone, vectors.shared_names):
                 merge_model_(backbone, vectors, self.recipe or MergeRecipe(), partial(trace_layers, backbone), request)
 
-    def _find_backbone(self, pl_module: LightningModule, vectors: TaskVectors) -> nn.Module:
-        if self.backbone is not None:
-            return pl_module.get_submodule(self.backbone)
-        for submodule in pl_module.modules():
-            if submodule.state_dict().keys() >= set(vectors.shared_names):
-                return submodule
-        raise ValueError(
-            f"no submodule of {type(pl_module).__name__} has all merged tensors, such as "
-            f"{some_of(vectors.shared_names, 3)} Name it with backbone='...'."
-        )
+    def _find_backbone(self, pl_module: LightningModule) -> tuple[nn.Module, TaskVectors]:
+        if self.vectors is None:
+            raise ValueError(
+                f"PruneAndMerge needs vectors=... on a {type(pl_module).__name__}; only a MergeModule has its own."
+            )
+        shapes = {name: self.vectors.headers[name].shape for name in self.vectors.shared_names}
+        return named_submodule(pl_module, find_backbone(pl_module, shapes, self.backbone)), self.vectors

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lwptv_lightning.evaluation import MergeModule, WeightsOwner, draws_kept, owner_of, transferred
+from lwptv_lightning.functional import plain_name
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -101,7 +102,9 @@ class RecalibrateBatchNorm(Callback):
 def _norms_of(module: nn.Module) -> dict[str, _BatchNorm]:
     """Return the layers with running statistics, by their paths."""
     named = module.named_modules()
-    return {path: layer for path, layer in named if isinstance(layer, _BatchNorm) and layer.track_running_stats}
+    return {
+        plain_name(path): layer for path, layer in named if isinstance(layer, _BatchNorm) and layer.track_running_stats
+    }
 
 
 def _merged_norms(owner: WeightsOwner, pl_module: LightningModule) -> dict[str, _BatchNorm]:

@@ -12,7 +12,7 @@ from lightning import __version__ as lightning_version
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from lwptv_lightning.checkpoints import (
     CheckpointError,
@@ -23,7 +23,7 @@ from lwptv_lightning.checkpoints import (
     write_safetensors,
 )
 from lwptv_lightning.evaluation import callbacks_of, on_rank_zero, owner_of
-from lwptv_lightning.merging import gather_state
+from lwptv_lightning.merging import gather_state, named_submodule
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.task_vectors import state_among
 
@@ -117,7 +117,7 @@ class TaskVectorCheckpoint(Callback):
         for other in callbacks_of(trainer):
             if isinstance(other, TaskVectorCheckpoint) and other is not self and other.folder == self.folder:
                 raise ValueError(f"two TaskVectorCheckpoint write to {self.folder}; give each a folder of its own.")
-        require_known("backbone", self.backbone, dict(pl_module.named_modules(remove_duplicate=False)))
+        named_submodule(pl_module, self.backbone)
         if any(isinstance(other, ModelCheckpoint) and other.save_weights_only for other in callbacks_of(trainer)):
             rank_zero_warn(
                 "a ModelCheckpoint has save_weights_only=True, with which Lightning asks no callback: "
@@ -174,7 +174,7 @@ class TaskVectorCheckpoint(Callback):
         base = open_checkpoint(self.folder / BASE_FILE)
         floating = [name for name in base.names if base.headers[name].dtype.is_floating_point]
         vector = {name: weights[name].float() - base.read(name).float() for name in floating}
-        state = state_among(floating, cast(nn.Module, trainer.lightning_module).get_submodule(self.backbone))
+        state = state_among(floating, named_submodule(trainer.lightning_module, self.backbone))
         _keep_largest_({name: tensor for name, tensor in vector.items() if name not in state}, self.density)
         provenance = Provenance(
             kind="task_vector",

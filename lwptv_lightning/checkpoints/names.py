@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader
 from lwptv_lightning.checkpoints.conversion import convert
+from lwptv_lightning.functional import plain_name
 
 _OPEN_CLIP_SWAPS = (
     ("conv1.", "patch_embed.proj."),
@@ -44,7 +45,7 @@ _QKV = re.compile(r"(?P<block>.*)self_attn\.q_proj\.(?P<kind>weight|bias)")
 
 def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
     """Take out of the names what wrappers put in: ``_orig_mod`` anywhere, ``module.`` where all begin with it."""
-    old_names = {re.sub(r"(^|(?<=\.))_orig_mod\.", "", name): name for name in checkpoint.names}
+    old_names = {plain_name(name): name for name in checkpoint.names}
     while old_names and all(name.startswith("module.") for name in old_names):
         old_names = {name.removeprefix("module."): old for name, old in old_names.items()}
     return checkpoint if tuple(old_names) == checkpoint.names else checkpoint.renamed(old_names)
@@ -65,18 +66,30 @@ def align_prefix(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
     """Strip the prefix under which a checkpoint, such as a whole LightningModule's, holds most of a model's names.
 
     It stays as it is where some name is known already or no prefix leads to one.
+
+    Raises:
+        CheckpointError: Several prefixes do, such as those of a teacher and a student, of which one may lack some.
     """
     wanted = set(names)
-    if wanted.intersection(checkpoint.names) or not (covered := _count_prefixes(checkpoint.names, wanted)):
+    if wanted.intersection(checkpoint.names) or not (found := _likely_prefixes(checkpoint.names, wanted)):
         return checkpoint
-    (prefix, most), *others = covered.most_common()
-    rivals = [other for other, count in others if count == most]
-    if rivals:
+    if len(found) > 1:
         raise CheckpointError(
             f"{checkpoint.source}: the model's tensors stand under several prefixes, "
-            f"{', '.join(map(repr, sorted([prefix, *rivals])))}; name one with prefix=..."
+            f"{', '.join(map(repr, sorted(found)))}; name one with prefix=..."
         )
-    return checkpoint.without_prefix(prefix)
+    return checkpoint.without_prefix(found[0])
+
+
+def _likely_prefixes(names: Iterable[str], known: Container[str]) -> list[str]:
+    """Return the prefix under which most names are known, and others under which more than half as many are."""
+    covered = _count_prefixes(names, known).most_common()
+    return [
+        prefix
+        for prefix, count in covered
+        # A prefix within the first one is of a part that is built as the whole is.
+        if prefix == covered[0][0] or (2 * count > covered[0][1] and not prefix.startswith(covered[0][0]))
+    ]
 
 
 def match_names(
@@ -95,6 +108,11 @@ def match_names(
         return direct
     candidates = [direct, *_conversions(checkpoint, reference, model)]
     best = max(candidates, key=lambda candidate: _hits(candidate, reference))
+    if len(under := _likely_prefixes(reference, set(checkpoint.names))) > 1 and best.names[0].startswith(tuple(under)):
+        raise CheckpointError(
+            f"{checkpoint.source}: its tensors would fit at several places of the model, "
+            f"{', '.join(map(repr, sorted(under)))}; open it for the one that is meant: model=model.get_submodule(...)."
+        )
     if best is direct or any(name.startswith("head.") for name in reference):
         return best
     # The reference ends at the features, which a converted CLIP projects.
@@ -134,7 +152,7 @@ def _conversions(
     checkpoint: Checkpoint, reference: Mapping[str, TensorHeader], model: nn.Module | None
 ) -> Iterable[Checkpoint]:
     # The reference may have most of the names under a prefix.
-    for prefix, _ in _count_prefixes(reference, set(checkpoint.names)).most_common(1):
+    for prefix in _likely_prefixes(reference, set(checkpoint.names))[:1]:
         yield checkpoint.renamed({prefix + name: name for name in checkpoint.names})
     normalised = _normalised(checkpoint)
     maps: list[Callable[[dict[str, Tensor]], Mapping[str, Tensor]]] = [open_clip_to_timm, transformers_clip_to_timm]

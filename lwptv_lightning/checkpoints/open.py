@@ -17,6 +17,7 @@ from lwptv_lightning.checkpoints.hub import SCHEMES, fetch
 from lwptv_lightning.checkpoints.names import without_wrappers
 from lwptv_lightning.checkpoints.safetensors import _from_index, _from_safetensors
 from lwptv_lightning.checkpoints.torch_file import LIGHTNING, _from_state_dict, _from_torch_file, _no_averaged_weights
+from lwptv_lightning.functional import plain_module
 
 CheckpointSource: TypeAlias = "str | Path | Mapping[str, Tensor] | nn.Module | Checkpoint"
 """What can be opened: a file or folder, a state dict, a module, or a checkpoint that is open already."""
@@ -63,9 +64,9 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
         ((2, 3), 6.0)
     """
     if isinstance(source, Checkpoint):
-        return source.without_prefix(prefix) if prefix else source
+        return _part(source, prefix) if prefix else source
     if isinstance(source, nn.Module):
-        checkpoint = _from_state_dict(source.state_dict(), type(source).__name__, ema)
+        checkpoint = _from_state_dict(source.state_dict(), type(plain_module(source)).__name__, ema)
     elif isinstance(source, Mapping):
         checkpoint = _from_state_dict(source, "state dict", ema)
     elif isinstance(source, str) and source.startswith(SCHEMES):
@@ -75,13 +76,22 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
     else:
         raise TypeError(f"a checkpoint is a path, a state dict or a module, not {type(source).__name__}.")
     if prefix is not None:
-        return checkpoint.without_prefix(prefix) if prefix else checkpoint
+        return _part(checkpoint, prefix) if prefix else checkpoint
     checkpoint = without_wrappers(checkpoint)
     if checkpoint.format == LIGHTNING:
         heads = {name.partition(".")[0] + "." for name in checkpoint.names}
         if len(heads) == 1 and all("." in name for name in checkpoint.names):
             return checkpoint.without_prefix(heads.pop())
     return checkpoint
+
+
+def _part(checkpoint: Checkpoint, prefix: str) -> Checkpoint:
+    """Return the part under a prefix, in whose names or before it `torch.compile` may have put its own."""
+    unwrapped = without_wrappers(checkpoint)
+    found = any(name.startswith(prefix) for name in checkpoint.names)
+    if not found and any(name.startswith(prefix) for name in unwrapped.names):
+        checkpoint = unwrapped
+    return without_wrappers(checkpoint.without_prefix(prefix))
 
 
 def _from_path(path: Path, ema: bool | None) -> Checkpoint:

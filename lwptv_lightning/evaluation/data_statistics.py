@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lwptv_lightning.functional import plain_name
+
 
 def fisher_diagonal(
     logits: Callable[[Mapping[str, Tensor], Tensor], Tensor], parameters: Mapping[str, Tensor], inputs: Tensor
@@ -68,7 +70,8 @@ def input_grams(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     with ExitStack() as hooks:
         for path, layer in module.named_modules():
             if isinstance(layer, nn.Linear) or _is_pointwise(layer):
-                hooks.enter_context(layer.register_forward_pre_hook(partial(hook, f"{path}.weight".lstrip("."))))
+                name = plain_name(f"{path}.weight".lstrip("."))
+                hooks.enter_context(layer.register_forward_pre_hook(partial(hook, name)))
         yield grams
 
 

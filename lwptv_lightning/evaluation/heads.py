@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 from torch import Tensor, nn
 
+from lwptv_lightning.functional import plain_module
 from lwptv_lightning.registry import LoaderName, UnknownNameError
 from lwptv_lightning.task_vectors import TaskVectors
 
@@ -120,7 +121,7 @@ def _classifier(model: nn.Module, vectors: TaskVectors, task: str) -> nn.Linear:
     if others:
         raise ValueError(f"{type(model).__name__} has several classifiers; give heads={{task: module}}.")
     state = {name.removeprefix(f"{path}."): tensor for name, tensor in vectors.classifier_state(task).items()}
-    if not isinstance(model.get_submodule(path), nn.Linear) or "weight" not in state:
+    if not isinstance(plain_module(model.get_submodule(path)), nn.Linear) or "weight" not in state:
         raise ValueError(f"the classifier {path!r} of {task!r} is no linear layer; give heads={{task: module}}.")
     return _linear(state)
 

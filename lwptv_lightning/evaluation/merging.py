@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from lwptv_lightning.checkpoints import some_of
+from lwptv_lightning.functional import plain_module, plain_state
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.merging import Merge, MergePlan, install_plan_, installable
 from lwptv_lightning.recipe import MergeRecipe
@@ -18,8 +19,8 @@ from lwptv_lightning.task_vectors import TaskVectors, tied_in
 
 def require_fit(model: nn.Module, vectors: TaskVectors) -> None:
     """Raise `ValueError` where merging would not set a tensor of a model, but for the tasks' own classifiers."""
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    label = type(model).__name__
+    own = {name: tuple(tensor.shape) for name, tensor in plain_state(model).items()}
+    label = type(plain_module(model)).__name__
     absent = [name for name in vectors.shared_names if name not in own]
     if absent:
         raise ValueError(

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lwptv_lightning.evaluation.lightning import draws_kept, loaders_of, merging_together, stage_of
 from lwptv_lightning.evaluation.module import MergeModule
 from lwptv_lightning.evaluation.weights import owner_of
+from lwptv_lightning.functional import plain_state
 
 
 def merge_for_(trainer: Trainer, module: MergeModule, stage: str, **request: Any) -> None:
@@ -21,7 +22,7 @@ def merge_for_(trainer: Trainer, module: MergeModule, stage: str, **request: Any
         # No average of Lightning's is of a merged model.
         owner.begin(trainer, module, averaged=False)
         vectors = request.get("vectors") or module.held_vectors
-        names = module.model.state_dict() if vectors is None else vectors.shared_names
+        names = plain_state(module.model) if vectors is None else vectors.shared_names
         with owner.holding(module.model, names, restores=False):
             module.merge_(**{"device": trainer.strategy.root_device, "ranks": ranks, **request})
 

@@ -20,6 +20,7 @@ from lwptv_lightning.evaluation.lightning import callbacks_of, forget_logged_, l
 from lwptv_lightning.evaluation.loaders import require_loaders
 from lwptv_lightning.evaluation.merging import merge_model_, require_fit
 from lwptv_lightning.evaluation.metrics import LoaderMetrics, averages
+from lwptv_lightning.functional import keep_plain_names_
 from lwptv_lightning.layers import Layers, trace_layers
 from lwptv_lightning.merging import MergeOptions, PruningPlan, materialize_, provenance_of, require_options, whole_state
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
@@ -103,6 +104,7 @@ class MergeModule(LightningModule):
         if vectors is not None:
             require_fit(model, vectors)
         self.model = model
+        keep_plain_names_(self)
         self.options = {name: value for name, value in options.items() if name not in ("dtype", "task")}
         self.tasks = tuple(tasks) if vectors is None else vectors.tasks
         self.installed = self.plan = self.treatment = None

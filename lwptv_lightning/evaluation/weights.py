@@ -19,6 +19,7 @@ from lwptv_lightning.evaluation.lightning import (
     suspend_averaging_,
     swap_averaged_,
 )
+from lwptv_lightning.functional import plain_name
 from lwptv_lightning.merging import install_, snapshot
 
 
@@ -47,7 +48,7 @@ class _Layer:
 
     def measured(self) -> list[float]:
         """Return the sum of each parameter."""
-        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        parameters = {plain_name(name): own for name, own in self.module.named_parameters(remove_duplicate=False)}
         own = [parameters[name].detach() for name in self.names if name in parameters]
         local = [value.to_local() if isinstance(value, DTensor) else value for value in own]
         sums = [value.sum(dtype=torch.float32).cpu() for value in local if value.is_floating_point()]

@@ -1,5 +1,12 @@
 """Pure functions of tensors; nothing of the library is imported here."""
 
+from lwptv_lightning.functional.compiled import (
+    keep_plain_names_,
+    plain_module,
+    plain_name,
+    plain_state,
+    uncompile_,
+)
 from lwptv_lightning.functional.draws import random_keep, random_uniform
 from lwptv_lightning.functional.masks import compare, count_true, magnitude_probabilities, positions, select, tall_masks
 from lwptv_lightning.functional.matrices import NEGLIGIBLE, directions, leading_triplets, polar_factor

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import fx, nn
 
 from lwptv_lightning.layers.layers import Layers, _group
-from lwptv_lightning.layers.tracing import TracingError, floating_tensors, trace
+from lwptv_lightning.layers.tracing import TracingError, floating_tensors, replicate, trace
 from lwptv_lightning.registry import GRANULARITIES, require_known
 
 
@@ -25,7 +25,7 @@ def trace_layers(model: nn.Module, granularity: str = "module") -> Layers:
     are therefore no blocks.
 
     Args:
-        model: Any module, not yet sharded or compiled. It is not changed.
+        model: Any module, not yet sharded. It is not changed.
         granularity: ``"block"``, ``"module"`` or ``"tensor"``.
 
     Returns:
@@ -57,7 +57,7 @@ def trace_layers(model: nn.Module, granularity: str = "module") -> Layers:
     ties: defaultdict[int, list[str]] = defaultdict(list)
     for name in ordered:
         ties[id(tensors[name])].append(name)
-    return _group(ties.values(), granularity, _blocks_of(model) if granularity == "block" else set())
+    return _group(ties.values(), granularity, _blocks_of(replicate(model)) if granularity == "block" else set())
 
 
 def _used_names(traced: fx.GraphModule) -> Iterator[str]:

@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
+from lwptv_lightning.functional import plain_module, plain_state, uncompile_
+
 
 class TracingError(ValueError):
     """A model that torch.fx cannot trace; the message names its class and the reason."""
@@ -40,19 +42,19 @@ def trace(model: nn.Module) -> fx.GraphModule:
         ['input', '0', '1', 'output']
     """
     try:
-        replica = _replicate(model).eval()
+        replica = replicate(model).eval()
         graph = _Tracer(floating_tensors(replica).values()).trace(replica, concrete_args=_default_arguments(replica))
-        return fx.GraphModule(replica, graph, class_name=type(model).__name__)
+        return fx.GraphModule(replica, graph, class_name=type(replica).__name__)
     except Exception as error:  # tracing runs the model's own code, which may raise anything
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]
         raise TracingError(
-            f"torch.fx cannot trace {type(model).__name__}: {type(error).__name__}: {reason.rstrip('.')}."
+            f"torch.fx cannot trace {type(plain_module(model)).__name__}: {type(error).__name__}: {reason.rstrip('.')}."
         ) from error
 
 
 def floating_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return a model's own floating parameters and persistent buffers, tied ones under all their names."""
-    state = model.state_dict(keep_vars=True)
+    state = plain_state(model, keep_vars=True)
     return {name: value for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
 
 
@@ -81,13 +83,13 @@ class _SharedTensors(TorchFunctionMode):
         return args[0] if func is Tensor.__deepcopy__ else func(*args, **(kwargs or {}))
 
 
-def _replicate(model: nn.Module) -> nn.Module:
-    """Copy the module objects of a model and share its tensors."""
+def replicate(model: nn.Module) -> nn.Module:
+    """Copy the module objects of a model and share its tensors; nothing of the copy is compiled."""
     # Parameters copy themselves without asking the function mode. Other tensors may be anywhere in a module, as in
     # the attention caches of LeViT, and those with a gradient function refuse to be copied.
     memo = {id(parameter): parameter for parameter in model.parameters()}
     with _SharedTensors():
-        return copy.deepcopy(model, memo)
+        return uncompile_(copy.deepcopy(plain_module(model), memo))
 
 
 def _default_arguments(model: nn.Module) -> dict[str, Any]:

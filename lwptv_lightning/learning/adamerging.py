@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from lwptv_lightning.engine import Execution, Stream
 from lwptv_lightning.evaluation import MergeModule
+from lwptv_lightning.functional import plain_name
 from lwptv_lightning.merging import installable, merge
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_known
@@ -105,11 +106,13 @@ class AdaMergingModule(LightningModule):
 
     def entropy(self, batches: Mapping[str, Tensor]) -> Tensor:
         """Return the sum over loaders, by name to inputs ``(B, ...)``, of the predictions' mean entropy in nats."""
-        weights = {f"model.{name}": tensor for name, tensor in self.merged().items()}
+        own = {plain_name(name): name for name in self.merge_module.model.state_dict()}
+        weights = {f"model.{own[name]}": tensor for name, tensor in self.merged().items()}
         total = torch.zeros((), device=self.device)
         for loader, inputs in batches.items():
             head = self.merge_module.head_of(loader)
-            log_probabilities = functional_call(self.merge_module, weights, (inputs, head)).log_softmax(1)
+            with torch.compiler.set_stance("force_eager"):
+                log_probabilities = functional_call(self.merge_module, weights, (inputs, head)).log_softmax(1)
             total = total - (log_probabilities.exp() * log_probabilities).sum(1).mean()
         return total
 

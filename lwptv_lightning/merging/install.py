@@ -10,6 +10,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor, Replicate
 
 from lwptv_lightning.checkpoints import some_of
+from lwptv_lightning.functional import plain_module, plain_name, plain_state
 from lwptv_lightning.merging.plan import MergePlan
 from lwptv_lightning.registry import nearest
 from lwptv_lightning.task_vectors import TaskVectors
@@ -24,7 +25,8 @@ def install_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Args:
         module: What to write to. Tensors it has beyond those given stay as they are. Of a sharded one, by FSDP2 or
             tensor parallelism, every process calls this with the same whole tensors, and keeps its shards.
-        tensors: Name in ``module.state_dict()`` to new value; converted to the parameter's device and dtype.
+        tensors: Name in ``module.state_dict()``, without what `torch.compile` puts into names, to new value; converted
+            to the parameter's device and dtype.
 
     Raises:
         ValueError: The module has no tensor of a name, or one of another shape.
@@ -56,29 +58,29 @@ def install_plan_(module: nn.Module, plan: MergePlan, names: Iterable[str] | Non
 
 def installable(module: nn.Module, vectors: TaskVectors) -> tuple[str, ...]:
     """Return the tensors of a base that a module takes: all but classifiers of another shape, which are its own."""
-    own = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    own = {name: tensor.shape for name, tensor in plain_state(module).items()}
     fitting = (name for name, header in vectors.headers.items() if own.get(name) == header.shape)
     return tuple(dict.fromkeys((*vectors.shared_names, *fitting)))
 
 
 def _require_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    own = module.state_dict()
+    own = plain_state(module)
     absent = [name for name in shapes if name not in own]
     if absent:
         raise ValueError(
-            f"{type(module).__name__} has no tensor {some_of(absent)}{nearest(absent[0], own)} "
+            f"{type(plain_module(module)).__name__} has no tensor {some_of(absent)}{nearest(absent[0], own)} "
             "Expected a module of the architecture that the checkpoints are of."
         )
     for name, shape in shapes.items():
         if own[name].shape != shape:
             raise ValueError(
-                f"{type(module).__name__}: {name!r} has shape {tuple(own[name].shape)}, the weights to install "
-                f"have {tuple(shape)}."
+                f"{type(plain_module(module)).__name__}: {name!r} has shape {tuple(own[name].shape)}, the weights to "
+                f"install have {tuple(shape)}."
             )
 
 
 def _copy_each_(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    own = module.state_dict()
+    own = plain_state(module)
     with torch.no_grad():
         for name, tensor in tensors:
             own[name].copy_(_placed_like(own[name], tensor))
@@ -110,8 +112,8 @@ def materialize_(module: nn.Module, device: torch.device | str) -> None:
     unsaved = [name for name, buffer in module.named_buffers() if buffer.is_meta and name not in saved]
     if unsaved:
         raise ValueError(
-            f"{type(module).__name__} was built on the meta device, but computes buffers that no checkpoint holds: "
-            f"{some_of(unsaved)} Build these, or the whole model, on a real device."
+            f"{type(plain_module(module)).__name__} was built on the meta device, but computes buffers that no "
+            f"checkpoint holds: {some_of(unsaved)} Build these, or the whole model, on a real device."
         )
     # What `to_empty` does, but for the tensors alone that have no memory yet.
     module._apply(  # type: ignore[no-untyped-call]
@@ -129,13 +131,13 @@ def _drop_caches(module: nn.Module) -> None:
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
     """Return a module's state dict with whole tensors, which every process must ask for where the module is sharded."""
-    state = module.state_dict()
+    state = plain_state(module)
     return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in state.items()}
 
 
 def snapshot(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Return copies of some of a module's tensors, from which `install_` restores it bit-exactly."""
-    own = module.state_dict()
+    own = plain_state(module)
     # Tensors made in inference mode could not be used in training afterwards.
     with torch.inference_mode(False), torch.no_grad():
         return {name: own[name].clone() for name in names if name in own}
@@ -162,6 +164,6 @@ def gather_state(root: nn.Module, path: str = "", *, on_rank_zero: bool = False)
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=on_rank_zero)
     state = get_model_state_dict(root, options=options)
-    prefix = f"{path}." if path else ""
+    prefix = f"{plain_name(path)}." if path else ""
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -12,6 +12,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 from typing_extensions import Unpack
 
+from lwptv_lightning.functional import plain_module, uncompile_
 from lwptv_lightning.layers import Layers, trace, trace_layers
 from lwptv_lightning.merging.install import install_plan_, installable
 from lwptv_lightning.merging.merge import Merge, MergeOptions
@@ -58,7 +59,7 @@ def merge_transform(
     asked = replace(asked, layers=trace_layers(model, asked.recipe.granularity))
     plan = asked.plan(execution)
     pruning = plan.pruning or prune_layers(asked, execution)
-    model = copy.deepcopy(model)
+    model = uncompile_(copy.deepcopy(plain_module(model)))
     install_plan_(model, plan, installable(model, vectors))
     graph = trace(model)
     for node in graph.graph.nodes:

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from typing_extensions import Unpack
 
 from lwptv_lightning.evaluation import MergeModule, SampleOutcomes, loaders_of, sample_positions
+from lwptv_lightning.functional import plain_name, plain_state
 from lwptv_lightning.merging import Merge, MergeOptions, require_options
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.saliency import LayerStatistics, collect_statistics
@@ -84,7 +85,7 @@ class _Weights:
             weights, seconds = candidate, 0.0
         else:
             weights, seconds = self._merge(make_recipe(candidate))
-        own = self.module.model.state_dict(keep_vars=True)
+        own = plain_state(self.module.model, keep_vars=True)
         # Of a tensor with several names, the last one's value stays in a model that they are installed into.
         names = {id(own[name]): name for name in weights if name in own}.values()
         # In the dtypes of the model: checkpoints are often in half precision.
@@ -113,7 +114,8 @@ class _SweepModule(LightningModule):
     def __init__(self, module: MergeModule, weights: Sequence[Mapping[str, Tensor]]) -> None:
         super().__init__()
         self.module = module
-        self._weights = [{f"model.{name}": tensor for name, tensor in tensors.items()} for tensors in weights]
+        own = {plain_name(name): name for name in module.model.state_dict()}
+        self._weights = [{f"model.{own[name]}": tensor for name, tensor in tensors.items()} for tensors in weights]
         self._outcomes: dict[str, SampleOutcomes] = {}
         self._loaders: dict[str, Any] = {}
         self.outcomes: dict[str, Tensor] = {}
@@ -127,7 +129,8 @@ class _SweepModule(LightningModule):
         inputs, targets = self.module.unpack(batch)
         positions = sample_positions(self._loaders[loader], batch_idx, len(targets))
         arguments = inputs, self.module.head_of(loader)
-        predicted = [functional_call(self.module, weights, arguments).argmax(1) for weights in self._weights]
+        with torch.compiler.set_stance("force_eager"):  # compiled code would be compiled anew for each candidate
+            predicted = [functional_call(self.module, weights, arguments).argmax(1) for weights in self._weights]
         correct = torch.stack(predicted)[:, : len(positions)] == targets[: len(positions)]
         self._outcomes[loader].update(positions.to(self.device), correct)
 

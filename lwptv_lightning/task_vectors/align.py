@@ -23,6 +23,7 @@ from lwptv_lightning.checkpoints import (
     some_of,
     without_wrappers,
 )
+from lwptv_lightning.functional import plain_module, plain_state
 from lwptv_lightning.registry import matches, nearest, require_matches
 from lwptv_lightning.task_vectors.ties import complete
 
@@ -87,7 +88,8 @@ def align(
     raw_base = aligned_base = _open_unprefixed(base, prefix)
     _require_whole(raw_base)
     if model is not None:
-        wanted = TensorHeader.of_all(model.state_dict())
+        model = plain_module(model)
+        wanted = TensorHeader.of_all(plain_state(model))
         aligned_base = match_names(raw_base, wanted, model)
         _require_model(aligned_base, wanted, model, exclude)
     # A task vector may be of another classifier than the base's.
@@ -154,8 +156,10 @@ def _open_unprefixed(source: CheckpointSource, prefix: str | None = None, ema: b
     if prefix is None:
         return open_checkpoint(source, ema=ema)
     checkpoint = open_checkpoint(source, prefix="", ema=ema)
-    carries_prefix = any(name.startswith(prefix) for name in checkpoint.names)
-    return without_wrappers(checkpoint.without_prefix(prefix) if carries_prefix else checkpoint)
+    for named in (checkpoint, without_wrappers(checkpoint)):
+        if any(name.startswith(prefix) for name in named.names):
+            return without_wrappers(named.without_prefix(prefix))
+    return without_wrappers(checkpoint)
 
 
 def _align_expert(

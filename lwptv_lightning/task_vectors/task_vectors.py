@@ -227,8 +227,7 @@ class TaskVectors:
             ValueError: There is a task of that name.
             CheckpointError: A tensor is missing, or of another shape or kind.
         """
-        if task in self._experts:
-            raise ValueError(f"task {task!r} is there already; leave it out with select(...).")
+        self.require_new(task)
         shared = {name: self.headers[name] for name in self.shared_names}
         others = [glob.escape(name) for name in self.headers if name not in shared]
         expert = align(self._base, {task: source}, exclude=others).experts[task]
@@ -239,6 +238,11 @@ class TaskVectors:
             names=self.names + tuple(apart),
             tied={name: first for name, first in self.tied.items() if name not in apart},
         )
+
+    def require_new(self, task: str) -> None:
+        """Raise a `ValueError` where there is a task of that name."""
+        if task in self._experts:
+            raise ValueError(f"task {task!r} is there already; leave it out with select(...).")
 
     def fingerprints(self) -> tuple[str, dict[str, str]]:
         """Return the fingerprint of the base and of each task's fine-tuned weights, for which all are read."""

@@ -154,6 +154,8 @@ def nested():
 @pytest.mark.parametrize(("backbone", "replaced"), [(None, 0), ("model.encoder", 0), ("model.copy", 1)])
 def test_backbone_is_found_or_given(backbone, replaced, fine_tuned, make_trainer):
     module = nested()
+    if backbone is None:
+        module.model.copy = nn.LayerNorm(3)  # of another shape, so that one alone fits
     vectors = TaskVectors.open(module.model.encoder, {"a": fine_tuned(module.model.encoder.state_dict(), 1)})
     callback = PruneAndMerge(vectors, MergeRecipe(scale=1.0), backbone=backbone)
     make_trainer(callbacks=[callback]).predict(module, DataLoader(torch.zeros(1, 3)))
