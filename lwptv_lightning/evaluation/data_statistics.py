@@ -41,11 +41,12 @@ def fisher_diagonal(
             log_probabilities = logits(own, example).log_softmax(1)[0]
             classes = torch.eye(len(log_probabilities), device=log_probabilities.device, dtype=log_probabilities.dtype)
             gradients = torch.autograd.grad(
-                log_probabilities, list(own.values()), classes, is_grads_batched=True, materialize_grads=True
+                log_probabilities, list(own.values()), classes, is_grads_batched=True, allow_unused=True
             )
             probabilities = log_probabilities.detach().exp()
             for name, gradient in zip(own, gradients, strict=True):
-                total[name] += torch.tensordot(probabilities, gradient.square(), dims=1)
+                if gradient is not None:  # the model's own classifier has no part in what a head gives
+                    total[name] += torch.tensordot(probabilities, gradient.square(), dims=1)
     return total
 
 
