@@ -23,7 +23,7 @@ from lwptv_lightning.checkpoints import (
     write_safetensors,
 )
 from lwptv_lightning.evaluation import callbacks_of, on_rank_zero, owner_of
-from lwptv_lightning.merging import gather_state, named_submodule
+from lwptv_lightning.merging import gather_state, in_dtype, named_submodule
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.task_vectors import state_among
 
@@ -186,7 +186,7 @@ class TaskVectorCheckpoint(Callback):
             progress={"epoch": trainer.current_epoch, "step": trainer.global_step},
             metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
         )
-        stored = {name: tensor.to(DTYPES[self.dtype]) for name, tensor in vector.items()}
+        stored = {name: in_dtype(name, tensor, DTYPES[self.dtype]) for name, tensor in vector.items()}
         write_safetensors(stored, self.folder / TASK_VECTOR_FILE, provenance.to_metadata())
 
 

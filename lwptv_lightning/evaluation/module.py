@@ -22,7 +22,15 @@ from lwptv_lightning.evaluation.merging import merge_model_, require_fit
 from lwptv_lightning.evaluation.metrics import LoaderMetrics, averages
 from lwptv_lightning.functional import keep_plain_names_
 from lwptv_lightning.layers import Layers, trace_layers
-from lwptv_lightning.merging import MergeOptions, PruningPlan, materialize_, provenance_of, require_options, whole_state
+from lwptv_lightning.merging import (
+    MergeOptions,
+    PruningPlan,
+    in_dtype,
+    materialize_,
+    provenance_of,
+    require_options,
+    whole_state,
+)
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.rules import DataStatistics
 from lwptv_lightning.saliency import LayerStatistics
@@ -206,7 +214,8 @@ class MergeModule(LightningModule):
             self.merge_()
         headers = {} if self._vectors is None else self._vectors.headers
         state = whole_state(self.model)
-        state = {name: value.to(headers[name].dtype) if name in headers else value for name, value in state.items()}
+        dtypes = {name: headers[name].dtype if name in headers else value.dtype for name, value in state.items()}
+        state = {name: in_dtype(name, value, dtypes[name]) for name, value in state.items()}
         return write_safetensors(state, path, self.provenance().to_metadata())
 
     def forward(self, inputs: Tensor, head: str | None = None) -> Tensor:

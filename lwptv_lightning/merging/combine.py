@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lwptv_lightning.engine import Stream, keep_freed_memory, sum_by_tensor
 from lwptv_lightning.functional import per_row, sum_tasks
+from lwptv_lightning.merging.precision import in_dtype
 from lwptv_lightning.registry import natural_order
 from lwptv_lightning.rules import MergeContext, MergeRule
 from lwptv_lightning.task_vectors import part, whole
@@ -61,11 +62,15 @@ class Piece:
     merged: Tensor | None
 
     def added(self, job: Job) -> Tensor:
-        """Return the merged model's elements, ``(n,)`` in the base's dtype; not to be written to."""
+        """Return the merged model's elements, ``(n,)`` in the base's dtype; not to be written to.
+
+        Raises:
+            ValueError: They overflow that dtype.
+        """
         if self.merged is None:
             return self.base
         total = self.base.to(self.merged, copy=True).add_(self.merged, alpha=job.scale)
-        return (total if job.least is None else total.clamp_(min=job.least)).to(self.base.dtype)
+        return in_dtype(self.name, total if job.least is None else total.clamp_(min=job.least), self.base.dtype)
 
 
 def merged_pieces(jobs: Mapping[str, Job]) -> Iterator[Piece]:

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from lwptv_lightning.checkpoints import some_of
 from lwptv_lightning.functional import plain_module, plain_name, plain_state
 from lwptv_lightning.merging.plan import MergePlan
+from lwptv_lightning.merging.precision import in_dtype
 from lwptv_lightning.registry import nearest
 from lwptv_lightning.task_vectors import TaskVectors
 
@@ -29,7 +30,7 @@ def install_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             to the parameter's device and dtype.
 
     Raises:
-        ValueError: The module has no tensor of a name, or one of another shape.
+        ValueError: The module has no tensor of a name, or one of another shape, or of a dtype that a value overflows.
 
     Example:
         >>> layer = nn.Linear(1, 1)
@@ -38,7 +39,7 @@ def install_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         2.0
     """
     _require_fit(module, {name: tensor.shape for name, tensor in tensors.items()})
-    _copy_each_(module, tensors.items())
+    _copy_each_(module, _all_of_range(module, tensors.items()))
 
 
 def install_plan_(module: nn.Module, plan: MergePlan, names: Iterable[str] | None = None) -> None:
@@ -53,7 +54,8 @@ def install_plan_(module: nn.Module, plan: MergePlan, names: Iterable[str] | Non
     # Several processes have all tensors made before the first one arrives. One alone makes them one by one, and an
     # error midway must not leave half of them installed.
     arriving = list(plan.tensors()) if plan.execution.ranks.size == 1 else plan.tensors()
-    _copy_each_(module, ((name, tensor) for name, tensor in arriving if name in wanted))
+    wanted_ones = ((name, tensor) for name, tensor in arriving if name in wanted)
+    _copy_each_(module, _all_of_range(module, wanted_ones) if isinstance(arriving, list) else wanted_ones)
 
 
 def installable(module: nn.Module, vectors: TaskVectors) -> tuple[str, ...]:
@@ -83,8 +85,20 @@ def _copy_each_(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> Non
     own = plain_state(module)
     with torch.no_grad():
         for name, tensor in tensors:
-            own[name].copy_(_placed_like(own[name], tensor))
+            own[name].copy_(_placed_like(own[name], _of_range(name, tensor, own[name])))
     _drop_caches(module)
+
+
+def _all_of_range(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    own = module.state_dict()
+    return [(name, _of_range(name, tensor, own[name])) for name, tensor in tensors]
+
+
+def _of_range(name: str, tensor: Tensor, own: Tensor) -> Tensor:
+    """Return a tensor, in a module's dtype where that has less range; a `ValueError` where it overflows that."""
+    floating = tensor.is_floating_point() and own.is_floating_point()
+    narrower = floating and torch.finfo(own.dtype).max < torch.finfo(tensor.dtype).max
+    return in_dtype(name, tensor, own.dtype) if narrower and not isinstance(tensor, DTensor) else tensor
 
 
 def _placed_like(own: Tensor, tensor: Tensor) -> Tensor:

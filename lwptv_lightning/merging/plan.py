@@ -159,7 +159,8 @@ def prune_layers(merge: Merge, execution: Execution) -> PruningPlan:
     recipe, scores = merge.recipe, merge.scores
     layers = plan_layers(merge.vectors, recipe, merge.layers)
     if scores is None:
-        statistics = merge.statistics or collect_statistics(merge.vectors, layers, execution=execution)
+        options: dict[str, Any] = {"execution": execution, "dtype": recipe.torch_dtype}
+        statistics = merge.statistics or collect_statistics(merge.vectors, layers, **options)
         scores = score_layers(statistics, recipe.score, seed=recipe.seed)
     scores = scores.in_order_of(layers.names)
     for what, given, own in (("task", scores.tasks, merge.vectors.tasks), ("layer", scores.layers, layers.names)):

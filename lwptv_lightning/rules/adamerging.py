@@ -61,5 +61,5 @@ class AdaMerging(MergeRule[TrimSurvey]):
         for pattern, coefficients in self.coefficients.items():
             if matches(context.name, [pattern]):
                 require_per_task(f"coefficients[{pattern!r}]", coefficients, context.tasks)
-                return tau * per_row(torch.tensor(coefficients), tau)
+                return tau * per_row(torch.tensor(coefficients, dtype=torch.float64), tau)
         return torch.zeros_like(tau)

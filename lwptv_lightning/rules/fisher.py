@@ -45,13 +45,13 @@ class Fisher(MergeRule[Tensor]):
     def survey(self, stream: Stream) -> Tensor:
         """Return ``c_t``, ``(T,)``."""
         if not self.normalize or stream.data is None:
-            return torch.ones(len(stream.tasks))
+            return torch.ones(len(stream.tasks), dtype=torch.float64)
         names = natural_order(stream.names)
         squares = (
             sum(float(own[name].double().square().sum()) for name in names if name in own)
             for own in (stream.data[task] for task in stream.tasks)
         )
-        return torch.tensor([square**-0.5 if square > 0 else 1.0 for square in squares])
+        return torch.tensor([square**-0.5 if square > 0 else 1.0 for square in squares], dtype=torch.float64)
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return each task's weighted part, ``(T, *shape)``."""

@@ -41,4 +41,4 @@ class TaskArithmetic(MergeRule):
         if self.coefficients is None:
             return tau
         require_per_task("coefficients", self.coefficients, context.tasks)
-        return tau * per_row(torch.tensor(self.coefficients), tau)
+        return tau * per_row(torch.tensor(self.coefficients, dtype=torch.float64), tau)

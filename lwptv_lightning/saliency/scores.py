@@ -108,15 +108,17 @@ def relative_l2(stats: LayerStatistics, seed: int) -> Tensor:
 @saliency_score
 def deviation(stats: LayerStatistics, seed: int) -> Tensor:
     """Root mean square distance from the mean task vector, ``sqrt(|tau_t - mean|^2 / n)``; 0 for a single task."""
-    squared = stats.squared - 2 * stats.mean_dot + stats.mean_squared
-    return (squared.clamp_min(0) / stats.numel).sqrt()
+    return (stats.deviation_squared / stats.numel).sqrt()
 
 
 @saliency_score
 def uniqueness(stats: LayerStatistics, seed: int) -> Tensor:
     """How little the mean task vector says of this one, ``1 - cos(tau_t, mean)``, in [0, 2]; 0 for a zero vector."""
-    norms = (stats.squared * stats.mean_squared).sqrt()
-    return torch.where(norms > 0, 1 - stats.mean_dot / norms, 0.0)
+    own, mean = stats.squared.sqrt(), stats.mean_squared.sqrt()
+    # |own| |mean| - <own, mean> is half of |own - mean|^2 - (|own| - |mean|)^2, which is exact where the two are near.
+    longer = (2 * stats.deviation_dot + stats.deviation_squared) / (own + mean)
+    beyond = (stats.deviation_squared - longer.square()) / (2 * own * mean)
+    return torch.where(own * mean > 0, beyond, 0.0).clamp(0, 2)
 
 
 @saliency_score

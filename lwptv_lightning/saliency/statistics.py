@@ -29,6 +29,10 @@ class LayerStatistics:
         base_squared: ``sum theta_0^2``, ``(L,)``.
         agreeing: Elements whose sign is that of the mean task vector, ``(T, L)``.
         opposing: Elements whose sign is opposite to that of the mean task vector, ``(T, L)``. Zeros do neither.
+        mean_squared: Squared norm of the mean task vector, ``(L,)``.
+        deviation_squared: ``sum (tau_t - mean)^2``, ``(T, L)``. It is summed up itself, as what follows: from the
+            Gram matrix of nearly equal task vectors it would be a difference of rounding.
+        deviation_dot: Inner product of each deviation with the mean, ``<tau_t - mean, mean>``, ``(T, L)``.
     """
 
     tasks: tuple[str, ...]
@@ -39,6 +43,9 @@ class LayerStatistics:
     base_squared: Tensor
     agreeing: Tensor
     opposing: Tensor
+    mean_squared: Tensor
+    deviation_squared: Tensor
+    deviation_dot: Tensor
 
     @property
     def squared(self) -> Tensor:
@@ -48,12 +55,7 @@ class LayerStatistics:
     @property
     def mean_dot(self) -> Tensor:
         """Inner product of each task vector with the mean of all, ``<tau_t, mean>``, ``(T, L)``."""
-        return self.gram.mean(dim=2).T
-
-    @property
-    def mean_squared(self) -> Tensor:
-        """Squared norm of the mean task vector, ``(L,)``."""
-        return self.gram.mean(dim=(1, 2))
+        return self.mean_squared + self.deviation_dot
 
 
 def collect_statistics(
@@ -62,6 +64,7 @@ def collect_statistics(
     device: torch.device | str | None = None,
     *,
     execution: Execution | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> LayerStatistics:
     """Read every task vector once and sum up what the saliency scores need.
 
@@ -72,6 +75,7 @@ def collect_statistics(
         layers: Which tensors form a layer; tensors that are not merged are left out.
         device: Where to compute, such as ``"cuda"``; the CPU by default.
         execution: Where and how to compute; its processes divide the tensors among them.
+        dtype: What to subtract in, as a recipe's ``dtype``; sums are in float64 whatever it is.
 
     Returns:
         The statistics of the layers that hold merged tensors.
@@ -90,7 +94,7 @@ def collect_statistics(
     execution = execution if device is None else replace(execution, device=torch.device(device))
     layers = merged_layers(vectors, layers)
     owner = divide([(name,) for name in layers.tensors], vectors.headers, execution.ranks.size)
-    stream = Stream.of(vectors, layers.tensors, execution=execution, owner=owner)
+    stream = Stream.of(vectors, layers.tensors, dtype=dtype, execution=execution, owner=owner)
 
     def sum_up(block: Block) -> Tensor:
         return torch.cat([_sums(block.tau), block.base.to(torch.float64).square().sum()[None]])
@@ -115,16 +119,24 @@ def merged_layers(vectors: TaskVectors, layers: Layers) -> Layers:
 
 
 def _sums(tau: Tensor) -> Tensor:
-    """Sum up a block ``tau (T, n)``: Gram matrix, L1 norms, agreeing, opposing; ``(T * T + 3 T,)`` float64.
+    """Sum up a block ``tau (T, n)``, ``(T * T + 5 T + 1,)`` float64.
 
-    The sums of a block are taken in the dtype of tau, and added up in float64 by the caller.
+    These are Gram matrix, L1 norms, agreeing, opposing, the mean's square, deviations' squares and products with it.
     """
-    gram, mean_sign, signs = tau @ tau.T, sum_tasks(tau).sign_(), tau.sign()
+    mean_sign, signs = sum_tasks(tau).sign_(), tau.sign()
     # Floats and no booleans, which torch sums and selects several times more slowly.
     agreement = signs @ mean_sign
     voting = signs.abs_() @ mean_sign.abs_()
-    l1 = tau.abs_().sum(1)
-    return torch.cat([gram.flatten(), l1, (voting + agreement) / 2, (voting - agreement) / 2]).double()
+    counts = torch.cat([(voting + agreement) / 2, (voting - agreement) / 2]).double()
+    # In float64, in which squares of float32 numbers neither vanish nor overflow.
+    exact = tau.double()
+    gram, l1 = exact @ exact.T, exact.abs().sum(1)
+    # Relative to the first task, so that equal task vectors deviate by nothing at all.
+    beyond = exact - exact[0]
+    mean_beyond = sum_tasks(beyond).div_(len(tau))
+    mean, deviations = exact[0] + mean_beyond, beyond.sub_(mean_beyond)
+    squares = torch.linalg.vecdot(deviations, deviations)
+    return torch.cat([gram.flatten(), l1, counts, (mean @ mean)[None], squares, deviations @ mean])
 
 
 def _by_layer(vectors: TaskVectors, layers: Layers, sums: Mapping[str, Tensor]) -> LayerStatistics:
@@ -134,9 +146,9 @@ def _by_layer(vectors: TaskVectors, layers: Layers, sums: Mapping[str, Tensor]) 
         # In tensor order, so that the result does not depend on who summed up which tensor.
         return torch.stack([sums[name] for name in layer.tensors]).sum(0)
 
-    sizes = [tasks * tasks, tasks, tasks, tasks, 1]
+    sizes = [tasks * tasks, tasks, tasks, tasks, 1, tasks, tasks, 1]
     totals = torch.stack([total(layer) for layer in layers])
-    gram, l1, agreeing, opposing, base_squared = torch.split(totals, sizes, dim=1)
+    gram, l1, agreeing, opposing, mean, deviations, dots, base_squared = torch.split(totals, sizes, dim=1)
     return LayerStatistics(
         tasks=vectors.tasks,
         layers=layers,
@@ -146,4 +158,7 @@ def _by_layer(vectors: TaskVectors, layers: Layers, sums: Mapping[str, Tensor]) 
         base_squared=base_squared.squeeze(1),
         agreeing=agreeing.T,
         opposing=opposing.T,
+        mean_squared=mean.squeeze(1),
+        deviation_squared=deviations.T,
+        deviation_dot=dots.T,
     )

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from lwptv_lightning.evaluation import MergeModule, SampleOutcomes, loaders_of, sample_positions
 from lwptv_lightning.functional import plain_name, plain_state
-from lwptv_lightning.merging import Merge, MergeOptions, require_options
+from lwptv_lightning.merging import Merge, MergeOptions, in_dtype, require_options
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.saliency import LayerStatistics, collect_statistics
 from lwptv_lightning.search.compare import SweepResult
@@ -77,7 +77,7 @@ class _Weights:
     module: MergeModule
     device: torch.device
     options: dict[str, Any]
-    statistics: dict[str, tuple[LayerStatistics, float]] = field(default_factory=dict)
+    statistics: dict[tuple[str, str], tuple[LayerStatistics, float]] = field(default_factory=dict)
 
     def of(self, candidate: Candidate) -> tuple[dict[str, Tensor], float]:
         """Return a candidate's weights on the trainer's device, and how many seconds its merge takes."""
@@ -89,7 +89,7 @@ class _Weights:
         # Of a tensor with several names, the last one's value stays in a model that they are installed into.
         names = {id(own[name]): name for name in weights if name in own}.values()
         # In the dtypes of the model: checkpoints are often in half precision.
-        return {name: weights[name].to(self.device, own[name].dtype) for name in names}, seconds
+        return {name: in_dtype(name, weights[name].to(self.device), own[name].dtype) for name in names}, seconds
 
     def _merge(self, recipe: MergeRecipe) -> tuple[dict[str, Tensor], float]:
         merge, execution = Merge.of(self.module.vectors, recipe, None, {"device": self.device, **self.options})
@@ -97,11 +97,12 @@ class _Weights:
         if merge.needs_layers:
             merge = replace(merge, layers=self.module.layers(recipe.granularity))
         if recipe.prunes_layers and merge.layers and not (merge.mask or merge.scores or merge.statistics):
-            if recipe.granularity not in self.statistics:
+            key, dtype = (recipe.granularity, merge.recipe.dtype), merge.recipe.torch_dtype
+            if key not in self.statistics:
                 began = time.perf_counter()
-                collected = collect_statistics(self.module.vectors, merge.layers, execution=execution)
-                self.statistics[recipe.granularity] = collected, time.perf_counter() - began
-            statistics, seconds = self.statistics[recipe.granularity]
+                collected = collect_statistics(self.module.vectors, merge.layers, execution=execution, dtype=dtype)
+                self.statistics[key] = collected, time.perf_counter() - began
+            statistics, seconds = self.statistics[key]
             merge = replace(merge, statistics=statistics)
         began = time.perf_counter()
         merged = dict(merge.plan(execution).tensors())

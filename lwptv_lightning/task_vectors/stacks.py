@@ -68,7 +68,7 @@ class StoredStack:
 
     def _raise_unless_finite(self) -> None:
         for checkpoint in (self._checkpoint, *(expert for expert in self._experts if expert is not None)):
-            if broken := int((~torch.isfinite(checkpoint.read(self._name))).sum()):
+            if broken := int((~torch.isfinite(checkpoint.read(self._name).double())).sum()):
                 raise CheckpointError(
                     f"{checkpoint.source}: {broken} NaN or infinite values in {self._name!r}; expected finite weights."
                 )

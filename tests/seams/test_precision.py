@@ -1,0 +1,338 @@
+"""Figures are as precise as they were asked for, wherever a merge runs, and none overflows unsaid."""
+
+import contextlib
+
+import pytest
+import torch
+from _helpers.every_rule import SHAPES, changed, statistics_for, task_names, vectors_for
+from _helpers.states import assert_same_bits, open_vectors, random_state
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lwptv_lightning import (
+    LiNeS,
+    MergeModule,
+    MergeRecipe,
+    TaskVectors,
+    collect_statistics,
+    layers_from_names,
+    merge,
+    merge_transform,
+    save_merged,
+    score_layers,
+)
+from lwptv_lightning.checkpoints import CheckpointError
+from lwptv_lightning.merging import Merge, install_
+from lwptv_lightning.rules import RULES
+from lwptv_lightning.saliency import SCORES
+
+EVERY_RULE = pytest.mark.parametrize("rule", sorted(RULES))
+
+# Surroundings
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def lowered_products():
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
+
+
+SURROUNDINGS = {
+    "autocast to bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
+    "autocast to float16": lambda: torch.autocast("cpu", torch.float16),
+    "products in bfloat16": lowered_products,
+    "bfloat16 by default": lambda: default_dtype(torch.bfloat16),
+    "float64 by default": lambda: default_dtype(torch.float64),
+}
+
+
+def with_coefficients(rule):
+    extra = {
+        "task_arithmetic": {"coefficients": [0.1, 0.2, 0.3]},
+        "adamerging": {"coefficients": {"*": [0.1, 0.2, 0.3]}, "plus_plus": True},
+        "weighted_average": {"weights": [0.1, 0.2, 0.3]},
+        "multislerp": {"weights": [0.1, 0.2, 0.3]},
+    }
+    return {"name": rule, **extra.get(rule, {})}
+
+
+@pytest.mark.parametrize("surrounding", SURROUNDINGS)
+@EVERY_RULE
+def test_surroundings_change_no_bit(rule, surrounding):
+    vectors = vectors_for(rule)
+    data = statistics_for(rule, vectors)
+    recipe = MergeRecipe(with_coefficients(rule), ratio=0.3, score="uniqueness", layer_scaling=LiNeS())
+    expected = merge(vectors, recipe, data=data)
+    with SURROUNDINGS[surrounding]():
+        assert_same_bits(merge(vectors, recipe, data=data), expected)
+
+
+@pytest.mark.parametrize("surrounding", SURROUNDINGS)
+def test_an_adapter_is_as_precise_in_any_surroundings(surrounding, tmp_path):
+    from safetensors.torch import save_file
+
+    base = {"fc.weight": torch.randn(16, 16, generator=torch.Generator().manual_seed(0))}
+    factors = random_state(1, shapes={"A": (4, 16), "B": (16, 4)})
+    named = {f"base_model.model.fc.lora_{factor}.weight": tensor for factor, tensor in factors.items()}
+    save_file(named, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 4, "r": 4}')
+    with SURROUNDINGS[surrounding]():
+        merged = merge(TaskVectors.open(base, {"a": tmp_path}), MergeRecipe(scale=1.0, dtype="float64"))
+    exact = (factors["B"].double() @ factors["A"].double()) + base["fc.weight"].double()
+    assert torch.equal(merged["fc.weight"], exact.float())
+
+
+# Float64 asked is float64 computed
+
+
+class Seen(TorchDispatchMode):
+    """Remembers which operations made float32 numbers of what is a part of the arithmetic."""
+
+    HARMLESS = ("aten.lift_fresh", "aten.zeros", "aten.expand", "aten.view", "aten.slice", "aten.alias", "aten.detach")
+
+    def __init__(self):
+        super().__init__()
+        self.operations = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for each in made if isinstance(made, list | tuple) else [made]:
+            is_single = isinstance(each, torch.Tensor) and each.dtype in (torch.float32, torch.bfloat16, torch.float16)
+            if is_single and each.numel() and not str(function).startswith(self.HARMLESS):
+                self.operations.add(str(function))
+        return made
+
+
+def nearby(state, factor):
+    """Values that float32 cannot hold."""
+    return {name: tensor.double() * (1 + factor) for name, tensor in state.items()}
+
+
+def vectors_in_float64(rule):
+    vectors = vectors_for(rule)
+    base = nearby({name: vectors.base(name) for name in vectors.names}, 3.3e-10)
+    tasks = {
+        task: nearby({name: vectors.expert(task, name) for name in vectors.names}, 7.7e-10) for task in vectors.tasks
+    }
+    data = statistics_for(rule, vectors)
+    return open_vectors(base, tasks), data and {task: nearby(found, 5.1e-10) for task, found in data.items()}
+
+
+@EVERY_RULE
+def test_no_rule_leaves_float64_on_the_way(rule):
+    vectors, data = vectors_in_float64(rule)
+    recipe = MergeRecipe(with_coefficients(rule), dtype="float64", ratio=0.3, layer_scaling=LiNeS())
+    with Seen() as seen:
+        merge(vectors, recipe, data=data)
+    assert seen.operations == set()
+
+
+@EVERY_RULE
+def test_float64_of_float32_checkpoints_is_that_of_float64_checkpoints(rule):
+    single = vectors_for(rule)
+    double = open_vectors(
+        {name: single.base(name).double() for name in single.names},
+        {task: {name: single.expert(task, name).double() for name in single.names} for task in single.tasks},
+    )
+    data = statistics_for(rule, single)
+    recipe = MergeRecipe(with_coefficients(rule), dtype="float64", ratio=0.3)
+    found, exact = (merge(vectors, recipe, data=data) for vectors in (single, double))
+    assert {tensor.dtype for tensor in exact.values()} == {torch.float64}
+    assert_same_bits(found, {name: tensor.float() for name, tensor in exact.items()})
+
+
+def test_the_seen_mode_sees():
+    vectors, _ = vectors_in_float64("ties")
+    with Seen() as seen:
+        merge(vectors, MergeRecipe("ties"))
+    assert seen.operations
+
+
+@pytest.mark.parametrize("coefficient", [0.1, 1 / 3])
+def test_coefficients_count_in_float64(coefficient):
+    base, task = {"w": torch.zeros(1, dtype=torch.float64)}, {"w": torch.ones(1, dtype=torch.float64)}
+    vectors = TaskVectors.open(base, {"a": task})
+    for rule in (
+        {"name": "task_arithmetic", "coefficients": [coefficient]},
+        {"name": "adamerging", "coefficients": {"*": [coefficient]}},
+        {"name": "weighted_average", "weights": [coefficient], "normalize": False},
+    ):
+        assert merge(vectors, MergeRecipe(rule, scale=1.0, dtype="float64"))["w"].item() == coefficient
+
+
+def test_scores_of_a_recipe_in_float64_are_of_differences_in_float64():
+    # In float32 the two task vectors are equal, and the first layer would go.
+    base = {f"l{i}.weight": torch.ones(4, dtype=torch.float64) for i in range(2)}
+    task = {"l0.weight": base["l0.weight"] + 2e-10, "l1.weight": base["l1.weight"] + 1e-10}
+    vectors = TaskVectors.open(base, {"a": task})
+    merged = merge(vectors, MergeRecipe(ratio=0.5, dtype="float64", scale=1.0))
+    assert torch.equal(merged["l1.weight"], base["l1.weight"])
+    assert not torch.equal(merged["l0.weight"], base["l0.weight"])
+
+
+# Statistics of nearly equal experts
+
+
+def near_experts(distance, count, tasks=3, size=1.0):
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(count, generator=generator, dtype=torch.float64)
+    change = torch.randn(tasks, count, generator=generator, dtype=torch.float64)
+    rows = (size * (common + distance * change)).float()
+    states = {task: {"w": row.clone()} for task, row in zip("abc", rows, strict=False)}
+    return TaskVectors.open({"w": torch.zeros(count)}, states), rows.double()
+
+
+@pytest.mark.parametrize("distance", [1e-1, 1e-4, 1e-6, 3e-7])
+@pytest.mark.parametrize("count", [1000, 500_000])  # one block and several
+def test_deviation_and_uniqueness_of_nearly_equal_experts(distance, count):
+    vectors, rows = near_experts(distance, count)
+    statistics = collect_statistics(vectors, layers_from_names(vectors.names))
+    mean = rows.mean(0)
+    expected = ((rows - mean).square().mean(1)).sqrt()
+    torch.testing.assert_close(score_layers(statistics, "deviation").values[:, 0], expected, rtol=1e-6, atol=0)
+    # 1 - cos is half the squared distance of the directions.
+    directions, direction = rows / rows.norm(dim=1, keepdim=True), mean / mean.norm()
+    expected = (directions - direction).square().sum(1) / 2
+    torch.testing.assert_close(score_layers(statistics, "uniqueness").values[:, 0], expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3])
+def test_equal_experts_deviate_by_nothing(tasks):
+    vectors, _ = near_experts(0.0, 1000, tasks)
+    statistics = collect_statistics(vectors, layers_from_names(vectors.names))
+    for score in ("deviation", "uniqueness", "conflict"):
+        assert not score_layers(statistics, score).values.any()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+@pytest.mark.parametrize("score", sorted(SCORES))
+def test_scores_neither_vanish_nor_overflow_in_squares(score, size):
+    vectors, rows = near_experts(1e-1, 1000, size=size)
+    statistics = collect_statistics(vectors, layers_from_names(vectors.names))
+    values = score_layers(statistics, score).values
+    if score in ("l2", "rms", "mean_abs"):
+        exact = {"l2": rows.norm(dim=1), "rms": rows.square().mean(1).sqrt(), "mean_abs": rows.abs().mean(1)}[score]
+        torch.testing.assert_close(values[:, 0], exact, rtol=1e-6, atol=0)
+    elif score in ("deviation", "uniqueness"):
+        assert (values > 0).all()
+        assert torch.isfinite(values).all()
+
+
+# Overflow
+
+
+def overflowing(dtype=torch.float16, size=60000.0):
+    base = {"stem.weight": torch.ones(2, 2, dtype=dtype), "fc.weight": torch.full((2, 2), size, dtype=dtype)}
+    return TaskVectors.open(base, {"a": {"stem.weight": base["stem.weight"] + 1, "fc.weight": base["fc.weight"] * 0.5}})
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fc = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+
+    def forward(self, inputs):
+        return self.fc(self.stem(inputs))
+
+
+SINKS = {
+    "merge": lambda vectors, recipe, path: merge(vectors, recipe),
+    "blocks": lambda vectors, recipe, path: list(Merge(vectors, recipe).plan().pieces()),
+    "file": lambda vectors, recipe, path: save_merged(vectors, recipe, path / "merged.safetensors"),
+    "module": lambda vectors, recipe, path: MergeModule(Two(), vectors, recipe).merge_(),
+    "graph": lambda vectors, recipe, path: merge_transform(Two(), vectors, recipe),
+}
+OVERFLOW = r"'fc.weight' would overflow: its largest merged value is 90000, beyond 65504, the largest of torch.float16"
+
+
+@pytest.mark.parametrize("sink", SINKS)
+def test_what_overflows_the_dtype_of_the_base_is_named(sink, tmp_path):
+    with pytest.raises(ValueError, match=OVERFLOW):
+        SINKS[sink](overflowing(), MergeRecipe("task_arithmetic", scale=-1.0), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@EVERY_RULE
+def test_every_rule_names_what_overflows(rule):
+    zeros = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in SHAPES.items()}
+    tasks = {task: changed(7, 100.0) for task in task_names(rule)}
+    tasks = {task: {name: tensor.half() for name, tensor in state.items()} for task, state in tasks.items()}
+    vectors = open_vectors(zeros, tasks)
+    with pytest.raises(ValueError, match="would overflow.*torch.float16"):
+        merge(vectors, MergeRecipe(rule, scale=1e6), data=statistics_for(rule, vectors))
+
+
+def test_a_module_of_less_range_than_the_base_is_as_it_was(tmp_path):
+    vectors = overflowing(torch.float32, 1e6)
+    module = Two().half()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(ValueError, match="'fc.weight' would overflow.*torch.float16"):
+        MergeModule(module, vectors, "task_arithmetic").merge_()
+    with pytest.raises(ValueError, match="'fc.weight' would overflow.*torch.float16"):
+        install_(module, {"stem.weight": torch.zeros(2, 2), "fc.weight": torch.full((2, 2), 7e4)})
+    assert_same_bits(dict(module.state_dict()), before)
+
+
+def test_a_file_in_less_range_than_the_module_names_what_overflows(tmp_path):
+    module = MergeModule(Two(), overflowing(), MergeRecipe("task_arithmetic", scale=0.0)).merge_()
+    with torch.no_grad():
+        module.model.fc.weight.fill_(7e4)
+    with pytest.raises(ValueError, match="'fc.weight' would overflow.*torch.float16"):
+        module.save_merged(tmp_path / "merged.safetensors")
+
+
+def test_what_overflows_while_it_is_computed_is_named():
+    base = {"w": torch.full((2,), 3e38)}
+    vectors = TaskVectors.open(base, {"a": {"w": torch.full((2,), 1e38)}})
+    recipe = MergeRecipe("task_arithmetic", scale=-1.0)
+    with pytest.raises(ValueError, match="'w' would overflow.*torch.float32"):
+        merge(vectors, recipe)
+
+
+# Eight bits
+
+EIGHT_BITS = [torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+def eight_bits(dtype, change=0.5):
+    return {"w": torch.full((4,), 1.0 + change).to(dtype), "b": torch.full((2,), 1.0)}
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)
+@pytest.mark.parametrize("broken", ["base", "a"])
+def test_nan_of_eight_bits_is_named(dtype, broken):
+    states = {"base": eight_bits(dtype, 0.0), "a": eight_bits(dtype)}
+    states[broken]["w"] = torch.tensor([1.0, float("nan"), 1.0, 1.0]).to(dtype)
+    vectors = TaskVectors.open(states["base"], {"a": states["a"]})
+    for asked in (
+        lambda: merge(vectors, "ties"),
+        lambda: merge(vectors, MergeRecipe(ratio=0.5)),
+        lambda: vectors.stack("w"),
+    ):
+        with pytest.raises(CheckpointError, match="1 NaN or infinite values in 'w'"):
+            asked()
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)
+def test_eight_bits_are_merged_and_do_not_overflow(dtype):
+    vectors = TaskVectors.open(eight_bits(dtype, 0.0), {"a": eight_bits(dtype)})
+    merged = merge(vectors, MergeRecipe(scale=1.0))
+    assert merged["w"].dtype == dtype
+    assert merged["w"].float().tolist() == [1.5] * 4
+    with pytest.raises(ValueError, match=f"'w' would overflow.*{dtype}"):
+        merge(vectors, MergeRecipe(scale=1e6))
