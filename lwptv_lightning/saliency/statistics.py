@@ -13,6 +13,9 @@ from lwptv_lightning.functional import sum_tasks
 from lwptv_lightning.layers import Layer, Layers
 from lwptv_lightning.task_vectors import TaskVectors
 
+_LEAST_USUAL, _MOST_USUAL = 1e-15, 1e15
+"""The mean magnitudes of a block of a task vector between which its sums are taken in its own dtype."""
+
 
 @dataclass(frozen=True)
 class LayerStatistics:
@@ -29,7 +32,6 @@ class LayerStatistics:
         base_squared: ``sum theta_0^2``, ``(L,)``.
         agreeing: Elements whose sign is that of the mean task vector, ``(T, L)``.
         opposing: Elements whose sign is opposite to that of the mean task vector, ``(T, L)``. Zeros do neither.
-        mean_squared: Squared norm of the mean task vector, ``(L,)``.
         deviation_squared: ``sum (tau_t - mean)^2``, ``(T, L)``. It is summed up itself, as what follows: from the
             Gram matrix of nearly equal task vectors it would be a difference of rounding.
         deviation_dot: Inner product of each deviation with the mean, ``<tau_t - mean, mean>``, ``(T, L)``.
@@ -43,7 +45,6 @@ class LayerStatistics:
     base_squared: Tensor
     agreeing: Tensor
     opposing: Tensor
-    mean_squared: Tensor
     deviation_squared: Tensor
     deviation_dot: Tensor
 
@@ -55,7 +56,12 @@ class LayerStatistics:
     @property
     def mean_dot(self) -> Tensor:
         """Inner product of each task vector with the mean of all, ``<tau_t, mean>``, ``(T, L)``."""
-        return self.mean_squared + self.deviation_dot
+        return self.gram.mean(dim=2).T
+
+    @property
+    def mean_squared(self) -> Tensor:
+        """Squared norm of the mean task vector, ``(L,)``."""
+        return self.gram.mean(dim=(1, 2))
 
 
 def collect_statistics(
@@ -119,24 +125,31 @@ def merged_layers(vectors: TaskVectors, layers: Layers) -> Layers:
 
 
 def _sums(tau: Tensor) -> Tensor:
-    """Sum up a block ``tau (T, n)``, ``(T * T + 5 T + 1,)`` float64.
+    """Sum up a block ``tau (T, n)``, ``(T * T + 5 T,)`` float64, added up over the blocks by the caller.
 
-    These are Gram matrix, L1 norms, agreeing, opposing, the mean's square, deviations' squares and products with it.
+    These are Gram matrix, L1 norms, agreeing, opposing, deviations' squares and their products with the mean.
     """
-    mean_sign, signs = sum_tasks(tau).sign_(), tau.sign()
+    sums, tasks = _sums_in_dtype(tau), len(tau)
+    usual = sums[tasks * tasks :][:tasks] / max(tau.shape[1], 1)
+    # Beyond this range squares of float32 numbers vanish or overflow.
+    extreme = ((usual > 0) & (usual < _LEAST_USUAL)) | (usual > _MOST_USUAL)
+    return _sums_in_dtype(tau.double()) if tau.dtype != torch.float64 and bool(extreme.any()) else sums
+
+
+def _sums_in_dtype(tau: Tensor) -> Tensor:
+    total, signs = sum_tasks(tau), tau.sign()
+    mean, mean_sign = total / len(tau), total.sign_()
     # Floats and no booleans, which torch sums and selects several times more slowly.
     agreement = signs @ mean_sign
     voting = signs.abs_() @ mean_sign.abs_()
-    counts = torch.cat([(voting + agreement) / 2, (voting - agreement) / 2]).double()
-    # In float64, in which squares of float32 numbers neither vanish nor overflow.
-    exact = tau.double()
-    gram, l1 = exact @ exact.T, exact.abs().sum(1)
+    l1 = torch.abs(tau, out=signs).sum(1)
     # Relative to the first task, so that equal task vectors deviate by nothing at all.
-    beyond = exact - exact[0]
-    mean_beyond = sum_tasks(beyond).div_(len(tau))
-    mean, deviations = exact[0] + mean_beyond, beyond.sub_(mean_beyond)
-    squares = torch.linalg.vecdot(deviations, deviations)
-    return torch.cat([gram.flatten(), l1, counts, (mean @ mean)[None], squares, deviations @ mean])
+    deviations = torch.sub(tau, tau[0], out=signs)
+    deviations -= sum_tasks(deviations).div_(len(tau))
+    # A sum of products rounds less than a matrix product.
+    products = [torch.linalg.vecdot(deviations, other) for other in (deviations, mean)]
+    sums = [(tau @ tau.T).flatten(), l1, (voting + agreement) / 2, (voting - agreement) / 2, *products]
+    return torch.cat([each.double() for each in sums])
 
 
 def _by_layer(vectors: TaskVectors, layers: Layers, sums: Mapping[str, Tensor]) -> LayerStatistics:
@@ -146,9 +159,9 @@ def _by_layer(vectors: TaskVectors, layers: Layers, sums: Mapping[str, Tensor]) 
         # In tensor order, so that the result does not depend on who summed up which tensor.
         return torch.stack([sums[name] for name in layer.tensors]).sum(0)
 
-    sizes = [tasks * tasks, tasks, tasks, tasks, 1, tasks, tasks, 1]
+    sizes = [tasks * tasks, tasks, tasks, tasks, tasks, tasks, 1]
     totals = torch.stack([total(layer) for layer in layers])
-    gram, l1, agreeing, opposing, mean, deviations, dots, base_squared = torch.split(totals, sizes, dim=1)
+    gram, l1, agreeing, opposing, deviations, dots, base_squared = torch.split(totals, sizes, dim=1)
     return LayerStatistics(
         tasks=vectors.tasks,
         layers=layers,
@@ -158,7 +171,6 @@ def _by_layer(vectors: TaskVectors, layers: Layers, sums: Mapping[str, Tensor]) 
         base_squared=base_squared.squeeze(1),
         agreeing=agreeing.T,
         opposing=opposing.T,
-        mean_squared=mean.squeeze(1),
         deviation_squared=deviations.T,
         deviation_dot=dots.T,
     )
