@@ -15,12 +15,15 @@ from lwptv_lightning.checkpoints import require_safetensors_path
 from lwptv_lightning.evaluation import (
     MergeModule,
     callbacks_of,
+    count_samples,
     fisher_diagonal,
     input_grams,
     loaders_of,
     on_rank_zero,
     owner_of,
-    sample_positions,
+    replicas_of,
+    share_of,
+    take_samples,
 )
 from lwptv_lightning.functional import plain_name
 from lwptv_lightning.merging import install_, installable, write_data_statistics
@@ -38,7 +41,7 @@ class CollectDataStatistics(Callback):
     Args:
         kind: ``"fisher"``: the exact diagonal Fisher information, by a backward pass for each class of each example,
             for the rule ``fisher``. ``"gram"``: the Gram matrices of linear layers' inputs, for the rule ``regmean``.
-        samples: How many examples of each task to use, at least 1.
+        samples: How many examples of each task to use, at least 1; with several processes the same ones as with one.
         file: A ``.safetensors`` file to write, for `lwptv_lightning.merging.read_data_statistics` and the command line.
 
     Attributes:
@@ -66,6 +69,7 @@ class CollectDataStatistics(Callback):
         self.file = None if file is None else Path(file)
         self.statistics: dict[str, dict[str, Tensor]] = {}
         self._sums: dict[str, dict[str, Tensor]] = {}
+        self._passed: dict[str, int] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Bring the callbacks in order, and refuse those whose weights would not be there."""
@@ -87,7 +91,14 @@ class CollectDataStatistics(Callback):
         absent = [task for task in pl_module.vectors.tasks if f"id/{task}" not in loaders]
         if absent:
             raise ValueError(f"task {absent[0]!r} has no loader 'id/{absent[0]}'; each task needs its own data.")
+        for task in pl_module.vectors.tasks if replicas_of(trainer).size > 1 else ():
+            if share_of(loaders[f"id/{task}"]) is None:
+                raise ValueError(
+                    f"loader 'id/{task}' has no sampler, so that several processes cannot tell which samples are the "
+                    f"first {self.samples}; give a loader of a data set with a length, or use one process."
+                )
         self._sums = {task: {} for task in pl_module.vectors.tasks}
+        self._passed = dict.fromkeys(loaders, 0)
         model, names = pl_module.model, installable(pl_module.model, pl_module.vectors)
         owner = owner_of(trainer)
         owner.begin(trainer, pl_module, averaged=False)
@@ -109,14 +120,28 @@ class CollectDataStatistics(Callback):
         if own_task is None:
             return
         inputs = module.unpack(batch)[0]
-        positions = sample_positions(batches, batch_idx, len(inputs))
-        wanted = inputs[: len(positions)][positions.to(inputs.device) < self.samples]
-        if len(wanted) or batch_idx == 0:
+        wanted = self._wanted(loader, batches, batch_idx, count_samples(inputs))
+        if wanted or batch_idx == 0:
             # A process without an example of its own adds zeros, so that all processes sum up the same names.
-            measured = self._measure(module, wanted if len(wanted) else inputs[:1], module.head_of(loader))
+            measured = self._measure(module, take_samples(inputs, 0, max(wanted, 1)), module.head_of(loader))
             sums = self._sums[own_task]
             for name, value in measured.items():
-                sums[name] = sums.get(name, 0) + (value if len(wanted) else value * 0)
+                sums[name] = sums.get(name, 0) + (value if wanted else value * 0)
+
+    def _wanted(self, loader: str, batches: Any, batch_idx: int, size: int) -> int:
+        """Return how many of a batch's samples, its first ones, are among those to use."""
+        start = self._passed[loader]
+        self._passed[loader] += size
+        if (share := share_of(batches)) is not None:
+            if (number := share.number(batch_idx)) is None:
+                return 0
+            start = share.start(number)
+            if (taken := len(share.positions(number))) != size:
+                raise ValueError(
+                    f"loader {loader!r} makes {size} of {taken} samples of its data set; several processes cannot "
+                    f"tell which are the first {self.samples}; use one process."
+                )
+        return max(0, min(size, self.samples - start))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Average over all examples, of all processes, and write the file."""
@@ -133,12 +158,12 @@ class CollectDataStatistics(Callback):
         if self.file is not None:
             on_rank_zero(trainer, partial(write_data_statistics, self.statistics, self.file))
 
-    def _measure(self, module: MergeModule, inputs: Tensor, head: str | None) -> dict[str, Tensor]:
+    def _measure(self, module: MergeModule, inputs: Any, head: str | None) -> dict[str, Tensor]:
         # Not compiled: such code may pass over hooks and other parameters.
         with torch.compiler.set_stance("force_eager"):
             return self._measured(module, inputs, head)
 
-    def _measured(self, module: MergeModule, inputs: Tensor, head: str | None) -> dict[str, Tensor]:
+    def _measured(self, module: MergeModule, inputs: Any, head: str | None) -> dict[str, Tensor]:
         if self.kind == "gram":
             with torch.no_grad(), input_grams(module.model) as grams:
                 module(inputs, head)
@@ -147,7 +172,7 @@ class CollectDataStatistics(Callback):
         sums = fisher_diagonal(
             lambda values, example: functional_call(module, dict(values), (example, head)), parameters, inputs
         )
-        count = torch.tensor(float(len(inputs)), device=inputs.device)
+        count = torch.tensor(float(count_samples(inputs)), device=module.device)
         return {plain_name(name.removeprefix("model.")): value for name, value in sums.items()} | {".rows": count}
 
 

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from lwptv_lightning.checkpoints import Provenance
 from lwptv_lightning.evaluation import (
     MergeModule,
-    averages,
     batch_limit,
     callbacks_of,
     draws_kept,
     owner_of,
+    replicas_of,
     require_loaders,
     shared_loaders,
     transferred,
@@ -153,16 +153,15 @@ class OnlineMerge(Callback):
                 vectors = self.module.vectors.with_task(self.task, gather_state(running, self._backbone))
             self.module.merge_(vectors=vectors)
             loaders = shared_loaders(trainer, self.loaders)
-            self.module.prepare(loaders)
+            self.module.prepare(loaders, replicas_of(trainer))
             for loader, batches in loaders.items():
                 for batch_idx, batch in enumerate(islice(batches, batch_limit(trainer))):
                     batch = transferred(trainer, batch)
                     with trainer.precision_plugin.val_step_context():
                         self.module.count(loader, batch, batch_idx)
-            figures = self.module.metrics.compute()
+            figures = self.module.metrics.compute() | self.module.metrics.averages(self.module.expert_accuracy)
             # Between evaluations the device is the training's, and the module holds no copy of its weights.
             self.module.cpu().provenance = Provenance
-        figures |= averages(figures, self.module.expert_accuracy)
         return {f"merged/{name}": value for name, value in figures.items()}
 
     def _is_due(self, trainer: Trainer) -> bool:

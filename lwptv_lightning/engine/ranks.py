@@ -64,9 +64,18 @@ class Ranks:
 
         Every process must enter the block. Inside it, processes may meet in `exchange` alone.
         """
-        try:
+        with self.telling_errors():
             yield
             self.exchange(None)
+
+    @contextmanager
+    def telling_errors(self) -> Iterator[None]:
+        """Raise an error that this process meets inside the block also on those that wait in `exchange`, or will.
+
+        Without an error nothing is exchanged, so that not every process need enter the block.
+        """
+        try:
+            yield
         except Exception as error:
             if not hasattr(error, _SHARED):
                 setattr(error, _SHARED, True)  # blocks may be nested

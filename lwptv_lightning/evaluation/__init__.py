@@ -3,6 +3,7 @@
 from lwptv_lightning.evaluation.builders import image_folders, timm_module
 from lwptv_lightning.evaluation.data_statistics import fisher_diagonal, input_grams
 from lwptv_lightning.evaluation.heads import Heads
+from lwptv_lightning.evaluation.inputs import count_samples, each_sample, fingerprints, take_samples, tensors_of
 from lwptv_lightning.evaluation.lightning import (
     batch_limit,
     callbacks_of,
@@ -11,17 +12,20 @@ from lwptv_lightning.evaluation.lightning import (
     merging_together,
     on_rank_zero,
     ranks_of,
+    replicas_of,
     set_average_,
+    share_evaluation_,
     shared_loaders,
     stage_of,
     transferred,
     validating,
 )
-from lwptv_lightning.evaluation.loaders import EvaluationSuite, require_loaders, sample_positions
+from lwptv_lightning.evaluation.loaders import EvaluationSuite, require_loaders
 from lwptv_lightning.evaluation.merging import merge_model_
 from lwptv_lightning.evaluation.merging_callback import MergingCallback, merge_for_
-from lwptv_lightning.evaluation.metrics import LoaderMetrics, SampleOutcomes, averages
+from lwptv_lightning.evaluation.metrics import LoaderMetrics, all_the_same, averages, require_batches
 from lwptv_lightning.evaluation.module import MergeModule
+from lwptv_lightning.evaluation.shares import Replicas, is_located, share_loaders, share_of
 from lwptv_lightning.evaluation.weights import WeightsOwner, owner_of
 from lwptv_lightning.registry import LoaderName
 

@@ -8,20 +8,23 @@ from functools import partial
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from lwptv_lightning.evaluation.inputs import each_sample
 from lwptv_lightning.functional import plain_name
 
 
 def fisher_diagonal(
-    logits: Callable[[Mapping[str, Tensor], Tensor], Tensor], parameters: Mapping[str, Tensor], inputs: Tensor
+    logits: Callable[[Mapping[str, Tensor], Any], Tensor], parameters: Mapping[str, Tensor], inputs: Any
 ) -> dict[str, Tensor]:
     """Sum up the exact diagonal Fisher information over the examples of a batch: tensors in the parameters' shapes.
 
     For each example x: ``sum_y p(y|x) (d log p(y|x) / d theta)^2``, with the expectation over the model's own
     prediction, not over labels. It works inside ``torch.inference_mode`` too, as Lightning validates.
 
-    Inputs are ``(B, ...)``; ``logits`` maps parameters and ``(1, ...)`` to ``(1, C)``.
+    Inputs are ``(B, ...)``, or a dict, tuple or list of such tensors; ``logits`` maps parameters and the inputs of one
+    example, ``(1, ...)``, to ``(1, C)``.
 
     Example:
         >>> weight = {"w": torch.zeros(1)}
@@ -37,8 +40,8 @@ def fisher_diagonal(
         # Clones, since tensors made in inference mode cannot take part in a backward pass.
         own = {name: parameter.detach().clone().requires_grad_() for name, parameter in parameters.items()}
         total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-        for example in torch.split(inputs.clone(), 1):
-            log_probabilities = logits(own, example).log_softmax(1)[0]
+        for example in each_sample(inputs):
+            log_probabilities = logits(own, apply_to_collection(example, Tensor, torch.clone)).log_softmax(1)[0]
             classes = torch.eye(len(log_probabilities), device=log_probabilities.device, dtype=log_probabilities.dtype)
             gradients = torch.autograd.grad(
                 log_probabilities, list(own.values()), classes, is_grads_batched=True, allow_unused=True
@@ -61,8 +64,8 @@ def input_grams(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     """
     grams: dict[str, Tensor] = {}
 
-    def hook(name: str, layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        inputs = arguments[0].detach()
+    def hook(name: str, layer: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        inputs = (arguments[0] if arguments else named["input"]).detach()
         inputs = inputs if isinstance(layer, nn.Linear) else _positions_of(inputs, layer)
         rows = inputs.reshape(-1, inputs.shape[-1]).double()
         for key, value in ((name, rows.T @ rows), (f"{name}.rows", rows.new_tensor(float(len(rows))))):
@@ -72,7 +75,7 @@ def input_grams(module: nn.Module) -> Iterator[dict[str, Tensor]]:
         for path, layer in module.named_modules():
             if isinstance(layer, nn.Linear) or _is_pointwise(layer):
                 name = plain_name(f"{path}.weight".lstrip("."))
-                hooks.enter_context(layer.register_forward_pre_hook(partial(hook, name)))
+                hooks.enter_context(layer.register_forward_pre_hook(partial(hook, name), with_kwargs=True))
         yield grams
 
 

@@ -12,8 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from lwptv_lightning.engine import ALONE, Ranks
+from lwptv_lightning.evaluation.shares import Replicas, Stream, share_loaders
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
@@ -123,10 +125,54 @@ def batch_limit(trainer: Trainer) -> int | None:
     return int(trainer.fast_dev_run) or None  # type: ignore[attr-defined]
 
 
+def replicas_of(trainer: Trainer | None) -> Replicas:
+    """Return which of a trainer's processes divide the samples; those that hold one model together see the same."""
+    if trainer is None:
+        return Replicas()
+    divided = trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+    return Replicas(ranks_of(trainer), divided["rank"], divided["num_replicas"])
+
+
 def shared_loaders(trainer: Trainer, loaders: Mapping[str, Any]) -> dict[str, Any]:
-    """Return loaders as the trainer itself would validate them: each process gets its share of the samples."""
-    share = trainer._data_connector._prepare_dataloader
-    return {name: share(loader, shuffle=False, mode=RunningStage.VALIDATING) for name, loader in loaders.items()}
+    """Return loaders of which each process gets its share, for an evaluation within another run of the trainer's."""
+    return share_loaders(loaders, replicas_of(trainer), batch_limit(trainer))
+
+
+def share_evaluation_(trainer: Trainer, stage: str, share: Callable[..., dict[str, Any]] = share_loaders) -> None:
+    """Let a trainer that sets up an evaluation take the loaders that `share_loaders` makes of its own.
+
+    Raises:
+        ValueError: A `CombinedLoader` does not go through its loaders one after the other.
+    """
+    loops = {"validate": trainer.validate_loop, "test": trainer.test_loop}
+    limits = {"validate": trainer.limit_val_batches, "test": trainer.limit_test_batches}
+    if stage not in loops or limits[stage] == 0:
+        return
+    source = loops[stage]._data_source
+    loaders = source.dataloader()
+    if isinstance(loaders, CombinedLoader):
+        if loaders._mode != "sequential":
+            raise ValueError(
+                f"a CombinedLoader of mode {loaders._mode!r} mixes the batches of several loaders; "
+                "use mode 'sequential', or give the dict of loaders itself."
+            )
+        loaders = loaders.iterables
+    source.instance = share(loaders, replicas_of(trainer), limits[stage])
+
+
+def is_last_batch(trainer: Trainer, loader: Any, batch_idx: int, index: int) -> bool:
+    """Tell whether a batch is the last that an evaluation takes of its loader, which is its ``index``-th one."""
+    number = trainer._evaluation_loop.max_batches[index]
+    if isinstance(loader, Stream) and loader.total is not None:
+        number = min(number, loader.total)
+    return batch_idx + 1 == number
+
+
+def log_figures_(module: LightningModule, figures: Mapping[str, float]) -> None:
+    """Log figures as those of the loader that is being evaluated, as precise as they are, whatever the precision."""
+    for name, figure in figures.items():
+        value = torch.tensor(figure, device=module.device, dtype=torch.float32)
+        module.log(name, value, on_step=False, on_epoch=True, add_dataloader_idx=False, batch_size=1)
 
 
 def forget_logged_(module: LightningModule) -> None:

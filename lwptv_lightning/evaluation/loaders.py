@@ -1,15 +1,12 @@
-"""Named ID and OOD loaders, and which samples of a batch count when several processes share a loader."""
+"""Named ID and OOD loaders."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lwptv_lightning.registry import DOMAINS, LoaderName
 
@@ -17,8 +14,8 @@ from lwptv_lightning.registry import DOMAINS, LoaderName
 class EvaluationSuite(LightningDataModule):
     """ID and OOD sets to validate, test or predict on.
 
-    Several processes count each sample once. Of iterable data sets each process must yield its own share; a warning
-    says so where two yield the same.
+    Several processes count each sample once. Of iterable data sets each process should yield its own share; where all
+    yield the same, those of one process count, and a warning says so.
 
     Args:
         id: Task name to a data set or loader of that task's domain.
@@ -79,25 +76,29 @@ def require_loaders(loaders: object) -> dict[str, Any]:
         raise ValueError(f"dataloaders must be a dict such as {{'id/svhn': loader, 'ood/mnist': loader}}, not {given}.")
     for name, loader in loaders.items():
         LoaderName.parse(str(name))
+        _require_iterable(name, loader)
         if getattr(getattr(loader, "batch_sampler", None), "drop_last", False):
             raise ValueError(f"loader {name!r} has drop_last=True, so that samples would not be counted.")
         if hasattr(getattr(loader, "dataset", None), "__len__") and not len(loader.dataset):
             raise ValueError(f"loader {name!r} has an empty data set.")
+        if _has_no_batch(loader):
+            raise ValueError(f"loader {name!r} gives no batch.")
     return dict(loaders)
 
 
-def sample_positions(loader: Any, batch_idx: int, size: int) -> Tensor:
-    """Return the positions ``(n,)`` in a loader's order of a batch's first n samples, which are those that count.
+def _require_iterable(name: str, loader: Any) -> None:
+    """Refuse what yields no batches, such as a data set, or several loaders under one name."""
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise ValueError(f"loader {name!r} is a data set, which yields samples; give a DataLoader of it.")
+    inner = loader if isinstance(loader, list | tuple) else ()
+    if isinstance(loader, Mapping) or any(isinstance(item, DataLoader) for item in inner):
+        raise ValueError(f"loader {name!r} is a {type(loader).__name__} of loaders; give each a name of its own.")
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise TypeError(f"loader {name!r} must be a loader or yield batches, not a {type(loader).__name__}.")
 
-    Lightning gives every process the same number of samples by repeating some. A repeated sample's position is not
-    below the data set's length, and positions within a batch ascend; so the samples to count are the first ones.
-    ``batch_idx`` is the batch's number on this process, and ``size`` how many samples it holds.
-    """
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    batch_size = getattr(batch_sampler, "batch_size", None) or getattr(loader, "batch_size", None) or size
-    positions = batch_idx * batch_size + torch.arange(size)
-    sampler = getattr(batch_sampler, "sampler", getattr(loader, "sampler", None))
-    if not isinstance(sampler, DistributedSampler):
-        return positions
-    positions = positions * sampler.num_replicas + sampler.rank
-    return positions[positions < len(sampler.dataset)]  # type: ignore[arg-type]
+
+def _has_no_batch(loader: Any) -> bool:
+    try:
+        return len(loader) == 0
+    except (TypeError, NotImplementedError, AttributeError):
+        return False

@@ -1,118 +1,246 @@
-"""One metric per loader, averages over ID and OOD loaders, and the outcome of every single sample."""
+"""One metric per loader, whose samples may lie on several processes, and averages over ID and OOD loaders."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from lightning.pytorch import Trainer
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
-from torchmetrics.utilities import dim_zero_cat
 
-from lwptv_lightning.evaluation.lightning import ranks_of
-from lwptv_lightning.evaluation.loaders import sample_positions
+from lwptv_lightning.evaluation.figures import figures_of, load_states, states_of
+from lwptv_lightning.evaluation.inputs import count_samples, fingerprints
+from lwptv_lightning.evaluation.shares import Replicas, is_located, share_of
 from lwptv_lightning.registry import LoaderName
 
 
 class LoaderMetrics(nn.Module):
     """A clone of one metric for each loader; by default top-1 accuracy, whatever the number of classes."""
 
-    def __init__(self, loaders: Sequence[str], metric: Metric | MetricCollection | None = None) -> None:
+    def __init__(
+        self,
+        loaders: Sequence[str],
+        metric: Metric | MetricCollection | None = None,
+        replicas: Replicas | None = None,
+        together: bool = False,
+    ) -> None:
         super().__init__()
         metric = MulticlassAccuracy(average="micro") if metric is None else metric
         if not isinstance(metric, Metric | MetricCollection):
             raise TypeError(f"metric must be a torchmetrics Metric or MetricCollection, not {metric!r}.")
         self.loaders = tuple(loaders)
+        self.replicas = replicas or Replicas()
+        self._together_each_batch = together
         # A list, because names may hold characters that attributes may not.
         self._metrics = nn.ModuleList(metric.clone() for _ in self.loaders)
-        self._first_batches: dict[str, float] = {}
+        for part in self.modules():
+            if isinstance(part, Metric):
+                part.distributed_available_fn = _never  # processes meet in `figures` alone
+        self._batches = dict.fromkeys(self.loaders, 0)
+        self._seen: dict[str, list[Tensor]] = {loader: [] for loader in self.loaders}
+        self._figures: dict[str, dict[str, float]] = {}
+        self._is_one_number: dict[str, bool] = {}
+        self._logged: set[str] = set()
 
     def __getitem__(self, loader: str) -> Metric | MetricCollection:
         metric = self._metrics[self.loaders.index(loader)]
         assert isinstance(metric, Metric | MetricCollection)
         return metric
 
-    def count(self, name: str, loader: Any, batch_idx: int, logits: Tensor, targets: Tensor) -> int:
-        """Update a loader's metric with the samples of a batch that count, and return how many these are."""
-        if batch_idx == 0 and _is_iterable(loader):
-            self._first_batches[name] = float(logits.double().sum())
-        counted = len(sample_positions(loader, batch_idx, len(targets)))
-        if counted:
-            self[name].update(logits[:counted], targets[:counted])
-        return counted
+    def count(self, name: str, loader: Any, batch_idx: int, logits: Any, targets: Any, inputs: Any = None) -> int:
+        """Update a loader's metric with a batch, if it counts, and return how many samples these are."""
+        share = share_of(loader)
+        if share is not None and share.number(batch_idx) is None:
+            return 0
+        self[name].update(logits, targets)
+        self._batches[name] += 1
+        if self._batches[name] == 1:
+            self._require_figures(name)
+        if self.replicas.size > 1 and not is_located(loader):
+            self._seen[name].append(fingerprints([inputs, targets]))
+        return len(targets) if isinstance(targets, list) else count_samples(targets)
 
-    def warn_of_repeated(self, loaders: Mapping[str, Any], trainer: Trainer) -> None:
-        """Warn of iterable loaders that gave two of a trainer's processes the same samples; all must call this."""
-        if not any(map(_is_iterable, loaders.values())):
-            return
-        seen = Counter(item for batches in ranks_of(trainer).exchange(self._first_batches) for item in batches.items())
-        for loader in sorted({loader for (loader, _), count in seen.items() if count > 1}):
-            rank_zero_warn(
-                f"loader {loader!r} gives several processes the same samples, which are counted several times. "
-                "Let the iterable data set yield each process's own share, or pass one with a length."
-            )
+    @contextmanager
+    def counting(self, name: str) -> Iterator[None]:
+        """Run the model on a loader's batch and count it inside the block, whose error all processes stop with.
 
-    def logged(self, loader: str) -> dict[str, Metric]:
-        """Return what to log of a loader: its metric under its name, or a collection's under ``name/<metric>``."""
-        metric = self[loader]
-        if isinstance(metric, MetricCollection):
-            return {f"{loader}/{name}": single for name, single in metric.items(copy_state=False)}
-        return {loader: metric}
+        Raises:
+            ValueError: The processes must run the model together, and one of them has no more batches of a loader.
+        """
+        if self._together_each_batch:
+            self._meet(name, None)
+        with self.replicas.ranks.telling_errors():
+            yield
+
+    def figures(self, loader: str) -> dict[str, float]:
+        """Return a loader's figures, those of all processes together: its own, or one for each part of a result.
+
+        All processes call this, once their samples of the loader are counted; for loaders before it, it is done first.
+
+        Raises:
+            ValueError: A loader gave a process no batch, or several processes some of the same samples.
+        """
+        for name in self.loaders[: self.loaders.index(loader) + 1]:
+            if name not in self._figures:
+                self._figures[name] = self._together(name)
+        return self._figures[loader]
+
+    def unlogged(self, loader: str) -> dict[str, float]:
+        """Return a loader's figures the first time, later none."""
+        figures = {} if loader in self._logged else self.figures(loader)
+        self._logged.add(loader)
+        return figures
 
     def compute(self) -> dict[str, float]:
-        """Return every loader's figures; with several processes, those of all of them together."""
-        named = (pair for loader in self.loaders for pair in self.logged(loader).items())
-        return {name: float(metric.compute()) for name, metric in named}
+        """Return every loader's figures."""
+        return {name: figure for loader in self.loaders for name, figure in self.figures(loader).items()}
+
+    def averages(self, expert_accuracy: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Return the `averages` of all figures."""
+        return averages(self.compute(), expert_accuracy, self.loaders)
+
+    def _together(self, name: str) -> dict[str, float]:
+        metric = self[name]
+        seen = torch.cat(self._seen[name]) if self._seen[name] else torch.zeros(0, dtype=torch.int64)
+        alone = self.replicas.ranks.size == 1
+        counted = self._batches[name], seen, None if alone else states_of(metric)
+        found = self._meet(name, counted)
+        batches = [each[0] for each in found]
+        require_batches(name, batches, [each[1] for each in found])
+        if not alone:
+            # Where all processes had the same samples those of one count.
+            same = len(found) > 1 and all_the_same(name, [each[1] for each in found])
+            whole = [(count, states) for count, _, states in (found[:1] if same else found) if count]
+            load_states(metric, [states for _, states in whole], [count for count, _ in whole])
+        with warnings.catch_warnings():
+            # Of a process without a sample of its own.
+            warnings.filterwarnings("ignore", "The ``compute`` method of metric .* was called before", UserWarning)
+            figures = self._named(name, metric.compute())
+        if self._is_one_number.get(name) and figures.keys() != {name}:
+            raise ValueError(
+                f"the states of {type(metric).__name__} cannot be put together over {len(found)} processes: it has one "
+                f"number on {name!r} on each, and {len(figures)} over all. Give its states a dist_reduce_fx."
+            )
+        return figures
+
+    def _meet(self, name: str, counted: Any) -> list[Any]:
+        """Return what each process counted of a loader; ``None`` before a batch that they must run together."""
+        found = self.replicas.exchange((name, counted))
+        places = [f"loader {at!r}" if own is None else f"the end of loader {at!r}" for at, own in found]
+        if len(set(places)) > 1:
+            raise ValueError(
+                f"processes that run a sharded model together are at {', '.join(places)}: a loader without a sampler "
+                "gives them unequal numbers of batches. Use a data set with a length."
+            )
+        return [own for _, own in found]
+
+    def _named(self, name: str, result: Any) -> dict[str, float]:
+        figures = figures_of(name, result, type(self[name]).__name__)
+        for figure in figures:
+            if figure != name and figure in self.loaders:
+                raise ValueError(f"{figure!r} is a loader and a part of what the metric finds on {name!r}; rename one.")
+        return figures
+
+    def _require_figures(self, name: str) -> None:
+        """Compute a copy of a metric after its first batch, so that a result that cannot be logged is told early."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                result = self[name].clone().compute()
+        except Exception:  # one batch may be too little for it
+            return
+        self._is_one_number[name] = self._named(name, result).keys() == {name}
 
 
-def _is_iterable(loader: Any) -> bool:
-    """Tell whether a loader's samples have no positions, so that only its data set can divide them over processes."""
-    return isinstance(getattr(loader, "dataset", None), IterableDataset)
+def _never() -> bool:
+    return False
 
 
-def averages(figures: Mapping[str, float], expert_accuracy: Mapping[str, float] | None = None) -> dict[str, float]:
+def require_batches(name: str, batches: Sequence[int], seen: Sequence[Tensor]) -> None:
+    """Raise `ValueError` where a loader gave no batch, at all or on a process that expects its own."""
+    if not sum(batches):
+        raise ValueError(f"loader {name!r} gave no batch.")
+    if any(map(len, seen)) and not all(batches):
+        raise ValueError(
+            f"loader {name!r} gave {len(batches)} processes {list(batches)} batches; each needs one at least. Use "
+            "fewer processes, or a data set with a length, whose batches are divided among them."
+        )
+
+
+def all_the_same(name: str, seen: Sequence[Tensor]) -> bool:
+    """Tell whether a loader without a sampler gave several processes the same samples, by their fingerprints.
+
+    Raises:
+        ValueError: It gave them some of the same, so that nobody knows how often these are to be counted.
+    """
+    if not any(map(len, seen)):
+        return False
+    ordered = [each.sort().values for each in seen]
+    advice = "Let the iterable data set yield each process's own share, or pass one with a length."
+    if all(torch.equal(each, ordered[0]) for each in ordered):
+        rank_zero_warn(f"loader {name!r} gives several processes the same samples, which are counted once. {advice}")
+        return True
+    apart = [set(each.tolist()) for each in seen]
+    repeated = sum(map(len, apart)) - len(set().union(*apart))
+    if repeated > sum(map(len, apart)) / 100:
+        raise ValueError(
+            f"loader {name!r} gives {repeated} samples to several processes, but not all of them. {advice}"
+        )
+    if repeated:
+        rank_zero_warn(f"loader {name!r} gives {repeated} samples to several processes; each of them is counted.")
+    return False
+
+
+def averages(
+    figures: Mapping[str, float],
+    expert_accuracy: Mapping[str, float] | None = None,
+    loaders: Iterable[str] | None = None,
+) -> dict[str, float]:
     """Average figures over the ID and over the OOD loaders, as far as there are such loaders.
 
-    A ``/<metric>`` behind a loader's name tells several metrics apart. With expert accuracies, of ID sets by name, also
-    ``id/normalized``: the mean over those sets of merged divided by expert.
+    Each part of a metric's result, ``<loader>/<part>``, has an average of its own, ``id/avg/<part>``, if all loaders of
+    the domain have it. With expert accuracies, of ID sets by name, also ``id/normalized``: the mean over those sets of
+    merged divided by expert.
+
+    Args:
+        figures: Loader name, or that and a part, to figure.
+        expert_accuracy: Set name to the accuracy of its expert.
+        loaders: The loaders' names, which may hold slashes; by default a name ends before the second slash.
 
     Example:
         >>> averages({"id/a": 0.8, "id/b": 0.6, "ood/c": 0.5}, {"a": 1.0, "b": 0.6})
         {'id/avg': 0.7, 'ood/avg': 0.5, 'id/normalized': 0.9}
     """
-    groups: dict[str, list[float]] = {}
-    normalized: dict[str, list[float]] = {}
-    for name, figure in figures.items():
-        loader = LoaderName.of_figure(name)
-        set_name, slash, metric = loader.name.partition("/")
-        groups.setdefault(f"{loader.domain}/avg{slash}{metric}", []).append(figure)
-        if loader.domain == "id" and expert_accuracy and set_name in expert_accuracy:
-            normalized.setdefault(f"id/normalized{slash}{metric}", []).append(figure / expert_accuracy[set_name])
-    return {name: sum(values) / len(values) for name, values in (groups | normalized).items()}
+    names = ["/".join(name.split("/")[:2]) for name in figures] if loaders is None else list(loaders)
+    parsed = {name: LoaderName.of_figure(name) for name in names}
+    experts = expert_accuracy or {}
+    found: dict[str, float] = {}
+    for domain in dict.fromkeys(name.domain for name in parsed.values()):
+        members = [name for name in parsed if parsed[name].domain == domain]
+        found |= _means(f"{domain}/avg", [_parts(figures, name, names) for name in members])
+    known = [name for name in parsed if parsed[name].domain == "id" and parsed[name].name in experts]
+    divided = [
+        {part: figure / experts[parsed[name].name] for part, figure in _parts(figures, name, names).items()}
+        for name in known
+    ]
+    return found | _means("id/normalized", divided)
 
 
-class SampleOutcomes(Metric):
-    """Whether each sample was classified correctly, by each of several models that are evaluated side by side."""
+def _parts(figures: Mapping[str, float], loader: str, loaders: Sequence[str]) -> dict[str, float]:
+    """Return a loader's figures by what stands behind its name, with the slash."""
+    return {
+        name[len(loader) :]: figure
+        for name, figure in figures.items()
+        if name == loader or (name.startswith(f"{loader}/") and name not in loaders)
+    }
 
-    full_state_update = False
-    positions: list[Tensor]
-    correct: list[Tensor]
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("positions", [], dist_reduce_fx="cat")
-        self.add_state("correct", [], dist_reduce_fx="cat")
-
-    def update(self, positions: Tensor, correct: Tensor) -> None:
-        """Add samples: their positions in the data set ``(n,)`` and outcomes ``(models, n)``; n may be 0."""
-        self.positions.append(positions)
-        self.correct.append(correct.T)
-
-    def compute(self) -> Tensor:
-        """Return the outcomes in the order of the data set, ``(models, N)`` bool."""
-        return dim_zero_cat(self.correct)[dim_zero_cat(self.positions).argsort()].T
+def _means(name: str, tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average each part that all of some tables have."""
+    shared = [part for part in (tables[0] if tables else ()) if all(part in table for table in tables)]
+    return {f"{name}{part}": sum(table[part] for table in tables) / len(tables) for part in shared}

@@ -16,10 +16,19 @@ from typing_extensions import Unpack
 
 from lwptv_lightning.checkpoints import Provenance, require_safetensors_path, write_safetensors
 from lwptv_lightning.evaluation.heads import Heads
-from lwptv_lightning.evaluation.lightning import callbacks_of, forget_logged_, loaders_of, trainer_of
+from lwptv_lightning.evaluation.lightning import (
+    callbacks_of,
+    forget_logged_,
+    is_last_batch,
+    log_figures_,
+    replicas_of,
+    share_evaluation_,
+    trainer_of,
+)
 from lwptv_lightning.evaluation.loaders import require_loaders
 from lwptv_lightning.evaluation.merging import merge_model_, require_fit
-from lwptv_lightning.evaluation.metrics import LoaderMetrics, averages
+from lwptv_lightning.evaluation.metrics import LoaderMetrics
+from lwptv_lightning.evaluation.shares import Replicas, must_meet
 from lwptv_lightning.functional import keep_plain_names_
 from lwptv_lightning.layers import Layers, trace_layers
 from lwptv_lightning.merging import (
@@ -153,7 +162,9 @@ class MergeModule(LightningModule):
         self.options["data"] = statistics
 
     def setup(self, stage: str) -> None:
-        """Find the layers while the model can be traced; `configure_model` may shard it."""
+        """Check and divide the loaders, and find the layers before `configure_model` may shard the model."""
+        if (trainer := trainer_of(self)) is not None:
+            share_evaluation_(trainer, stage)
         if self._vectors is not None and (self.recipe.needs_layers or "mask" in self.options):
             self.layers()
 
@@ -257,17 +268,16 @@ class MergeModule(LightningModule):
             self.installed = None if stored["recipe"] is None else MergeRecipe.from_dict(stored["recipe"])
             self.provenance = partial(Provenance.from_metadata, stored["metadata"])
 
-    def teardown(self, stage: str) -> None:
-        """Refuse loaders without a single batch, on which Lightning skips the run and returns nothing."""
-        loaders = loaders_of(self.trainer, stage)
-        if loaders is not None and stage != "predict":
-            require_loaders(loaders)
+    def prepare(self, loaders: object, replicas: Replicas | None = None) -> None:
+        """Check loaders as `require_loaders` does, and against the heads, and make a metric for each.
 
-    def prepare(self, loaders: object) -> None:
-        """Check loaders as `require_loaders` does, and against the heads, and make a metric for each."""
+        ``replicas`` are the processes that evaluate them; by default those of the module's trainer.
+        """
         self._loaders = require_loaders(loaders)
+        replicas = replicas or replicas_of(trainer_of(self))
         self.heads.require_for(self._loaders)
-        self.metrics = LoaderMetrics(tuple(self._loaders), self._metric).to(self.device)
+        together = must_meet(self._loaders, replicas, self.model)
+        self.metrics = LoaderMetrics(tuple(self._loaders), self._metric, replicas, together).to(self.device)
         forget_logged_(self)
 
     def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -282,18 +292,17 @@ class MergeModule(LightningModule):
 
     def count(self, loader: str, batch: Any, batch_idx: int) -> int:
         """Update a prepared loader's metric with the samples of a batch that count, and return how many these are."""
-        inputs, targets = self.unpack(batch)
-        logits = self(inputs, self.head_of(loader))
-        return self.metrics.count(loader, self._loaders[loader], batch_idx, logits, targets)
+        with self.metrics.counting(loader):
+            inputs, targets = self.unpack(batch)
+            logits = self(inputs, self.head_of(loader))
+            return self.metrics.count(loader, self._loaders[loader], batch_idx, logits, targets, inputs)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Update the loader's metric with the samples that count."""
+        """Update the loader's metric, and log its figures at the last batch."""
         loader = tuple(self._loaders)[dataloader_idx]
-        counted = self.count(loader, batch, batch_idx)
-        options: dict[str, Any] = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
-        for name, metric in self.metrics.logged(loader).items():
-            # Without its attribute Lightning would take the metric of an earlier run.
-            self.log(name, metric, metric_attribute=f"metrics.{name}", batch_size=max(counted, 1), **options)
+        self.count(loader, batch, batch_idx)
+        if is_last_batch(self.trainer, self._loaders[loader], batch_idx, dataloader_idx):
+            log_figures_(self, self.metrics.unlogged(loader))
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Do what `validation_step` does."""
@@ -307,9 +316,10 @@ class MergeModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the averages over the loaders."""
-        self.metrics.warn_of_repeated(self._loaders, self.trainer)
-        # The figures are reduced over the processes already.
-        self.log_dict(averages(self.metrics.compute(), self.expert_accuracy), rank_zero_only=False)
+        for loader in self._loaders:
+            log_figures_(self, self.metrics.unlogged(loader))  # of one that had fewer batches than it said
+        # The figures are those of all processes already.
+        self.log_dict(self.metrics.averages(self.expert_accuracy), rank_zero_only=False)
 
     def on_test_epoch_end(self) -> None:
         """Log the averages over the loaders."""

@@ -34,7 +34,7 @@ class SweepResult:
     def figures(self, name: str) -> dict[str, float]:
         """Return a candidate's accuracy for each loader, then ``id/avg`` and ``ood/avg``, as fractions."""
         accuracy = {loader: float(outcomes.double().mean()) for loader, outcomes in self.correct(name).items()}
-        return accuracy | averages(accuracy)
+        return accuracy | averages(accuracy, loaders=accuracy)
 
     def difference(
         self, name: str, other: str, domain: str, *, draws: int = 2000, confidence: float = 0.95, seed: int = 0

@@ -13,12 +13,21 @@ from torch import Tensor
 from torch.func import functional_call
 from typing_extensions import Unpack
 
-from lwptv_lightning.evaluation import MergeModule, SampleOutcomes, loaders_of, sample_positions
+from lwptv_lightning.evaluation import (
+    MergeModule,
+    Replicas,
+    draws_kept,
+    loaders_of,
+    replicas_of,
+    share_evaluation_,
+    share_loaders,
+)
 from lwptv_lightning.functional import plain_name, plain_state
 from lwptv_lightning.merging import Merge, MergeOptions, in_dtype, require_options
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.saliency import LayerStatistics, collect_statistics
 from lwptv_lightning.search.compare import SweepResult
+from lwptv_lightning.search.outcomes import Outcomes
 
 Candidate: TypeAlias = "MergeRecipe | str | Mapping[str, Any]"
 """A model to evaluate: a recipe, or weights by the names of the base's tensors."""
@@ -35,7 +44,8 @@ def sweep(
 ) -> SweepResult:
     """Evaluate many merged models, several of them in one pass over the data.
 
-    Saliency statistics are collected once for all recipes that prune.
+    Saliency statistics are collected once for all recipes that prune. Where the candidates take several passes, the
+    order of the samples is drawn once and each pass begins with the same random states, so that all see the same.
 
     Args:
         trainer: Validates; with several devices each evaluates its share of the samples.
@@ -46,25 +56,29 @@ def sweep(
         options: Those of `lwptv_lightning.merge` for all recipes; they go before the module's own.
 
     Returns:
-        What each candidate got right, for all samples, on every process.
+        What each candidate got right, for all samples, on every process; in the order of the data set, where a loader
+        has a sampler and collates one sample of each.
 
     Raises:
-        ValueError: The loaders are not named as they should be, or no candidate is given.
+        ValueError: The loaders are not named as they should be, no candidate is given, or a loader gives other samples
+            in a second pass.
         TypeError: Merging has no such option.
     """
     require_options(sweep, options)
     if not candidates:
         raise ValueError("candidates is empty: expected at least one recipe.")
-    module.prepare(dataloaders)
+    module.prepare(dataloaders, Replicas())
     weights = _Weights(module, trainer.strategy.root_device, {**module.options, **options})
     names = tuple(candidates)
     outcomes: dict[str, list[Tensor]] = {}
     seconds: dict[str, float] = {}
+    passes = _Passes(dataloaders)
     for start in range(0, len(names), at_once):
         made = {name: weights.of(candidates[name]) for name in names[start : start + at_once]}
         seconds |= {name: taken for name, (_, taken) in made.items()}
-        step = _SweepModule(module, [tensors for tensors, _ in made.values()])
-        trainer.validate(step, dataloaders, verbose=False)
+        step = _SweepModule(module, [tensors for tensors, _ in made.values()], passes)
+        with draws_kept(dataloaders.values()):
+            trainer.validate(step, dataloaders, verbose=False)
         for loader, correct in step.outcomes.items():
             outcomes.setdefault(loader, []).append(correct)
     return SweepResult(names, {loader: torch.cat(parts) for loader, parts in outcomes.items()}, seconds)
@@ -109,32 +123,71 @@ class _Weights:
         return merged, seconds + time.perf_counter() - began
 
 
+@dataclass
+class _Passes:
+    """What the passes over the data have in common: loaders whose batches are drawn once, and their samples."""
+
+    given: Mapping[str, Any]
+    loaders: dict[str, Any] | None = None
+    seen: dict[str, Tensor] = field(default_factory=dict)
+
+    def share(self, loaders: object, replicas: Replicas, limit: float | None) -> dict[str, Any]:
+        """Do what `share_loaders` does, the same in each pass."""
+        if self.loaders is None:
+            # Later passes draw no order, and begin with the same random states.
+            with draws_kept(self.given.values()):
+                self.loaders = share_loaders(loaders, replicas, limit, fixed=True)
+        return self.loaders
+
+    def require_same(self, name: str, seen: Tensor) -> None:
+        """Raise `ValueError` unless a loader gives what it gave in the first pass."""
+        first = self.seen.setdefault(name, seen)
+        if not torch.equal(first, seen):
+            found = f"{len(seen)} samples after {len(first)}"
+            if len(first) == len(seen):
+                found = f"{int((first != seen).sum())} of {len(seen)} samples changed"
+            raise ValueError(
+                f"loader {name!r} gives other samples in a second pass ({found}), so that candidates could not be "
+                "compared in pairs. Let it give the same each time, without random augmentation, or raise at_once."
+            )
+
+
 class _SweepModule(LightningModule):
     """Runs each batch through one architecture with several sets of weights."""
 
-    def __init__(self, module: MergeModule, weights: Sequence[Mapping[str, Tensor]]) -> None:
+    def __init__(self, module: MergeModule, weights: Sequence[Mapping[str, Tensor]], passes: _Passes) -> None:
         super().__init__()
         self.module = module
         own = {plain_name(name): name for name in module.model.state_dict()}
         self._weights = [{f"model.{own[name]}": tensor for name, tensor in tensors.items()} for tensors in weights]
-        self._outcomes: dict[str, SampleOutcomes] = {}
-        self._loaders: dict[str, Any] = {}
+        self._passes = passes
+        self._replicas = Replicas()
+        self._collected: dict[str, Outcomes] = {}
         self.outcomes: dict[str, Tensor] = {}
 
+    def setup(self, stage: str) -> None:
+        share_evaluation_(self.trainer, stage, self._passes.share)
+
     def on_validation_start(self) -> None:
-        self._loaders = loaders_of(self.trainer, "validate")
-        self._outcomes = {loader: SampleOutcomes().to(self.device) for loader in self._loaders}
+        self._replicas = replicas_of(self.trainer)
+        loaders = loaders_of(self.trainer, "validate")
+        self._collected = {name: Outcomes(name, loader) for name, loader in loaders.items()}
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        loader = tuple(self._loaders)[dataloader_idx]
-        inputs, targets = self.module.unpack(batch)
-        positions = sample_positions(self._loaders[loader], batch_idx, len(targets))
-        arguments = inputs, self.module.head_of(loader)
-        with torch.compiler.set_stance("force_eager"):  # compiled code would be compiled anew for each candidate
-            predicted = [functional_call(self.module, weights, arguments).argmax(1) for weights in self._weights]
-        correct = torch.stack(predicted)[:, : len(positions)] == targets[: len(positions)]
-        self._outcomes[loader].update(positions.to(self.device), correct)
+        loader = tuple(self._collected)[dataloader_idx]
+        with self._replicas.ranks.telling_errors():
+            inputs, targets = self.module.unpack(batch)
+            arguments = inputs, self.module.head_of(loader)
+            with torch.compiler.set_stance("force_eager"):  # compiled code would be compiled anew for each candidate
+                predicted = [functional_call(self.module, weights, arguments).argmax(1) for weights in self._weights]
+            if predicted[0].shape != targets.shape:
+                expected, given = tuple(predicted[0].shape), tuple(targets.shape)
+                raise ValueError(f"loader {loader!r} gives targets of shape {given}; expected labels, {expected}.")
+            self._collected[loader].add(batch_idx, [inputs, targets], torch.stack(predicted) == targets)
 
     def on_validation_epoch_end(self) -> None:
-        # Computed here, where all processes meet, since it synchronises them.
-        self.outcomes = {loader: outcomes.compute().cpu() for loader, outcomes in self._outcomes.items()}
+        # Put together here, where all processes meet.
+        with self._replicas.ranks.sharing_errors():
+            for name, collected in self._collected.items():
+                self.outcomes[name], seen = collected.together(self._replicas)
+                self._passes.require_same(name, seen)

@@ -1,10 +1,9 @@
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from torch.utils.data.distributed import DistributedSampler
 
 from lwptv_lightning import EvaluationSuite
-from lwptv_lightning.evaluation import require_loaders, sample_positions
+from lwptv_lightning.evaluation import require_loaders
 
 DATA = TensorDataset(torch.zeros(5, 3), torch.zeros(5).long())
 
@@ -25,28 +24,6 @@ DATA = TensorDataset(torch.zeros(5, 3), torch.zeros(5).long())
 def test_loaders_that_cannot_be_evaluated(loaders, message):
     with pytest.raises(ValueError, match=message):
         require_loaders(loaders)
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
-@pytest.mark.parametrize("replicas", [1, 2, 3])
-@pytest.mark.parametrize("length", [1, 2, 5, 7, 12])
-def test_processes_together_count_each_sample_once(length, replicas, batch_size):
-    data = TensorDataset(torch.arange(length))
-    counted = []
-    for rank in range(replicas):
-        sampler = DistributedSampler(data, replicas, rank, shuffle=False)
-        loader = DataLoader(data, batch_size=batch_size, sampler=sampler)
-        for batch_idx, (samples,) in enumerate(loader):
-            positions = sample_positions(loader, batch_idx, len(samples))
-            assert samples[: len(positions)].tolist() == positions.tolist()
-            counted.extend(positions.tolist())
-    assert sorted(counted) == list(range(length))
-
-
-def test_one_process_counts_every_sample():
-    loader = DataLoader(DATA, batch_size=2)
-    positions = [sample_positions(loader, index, len(batch[0])).tolist() for index, batch in enumerate(loader)]
-    assert positions == [[0, 1], [2, 3], [4]]
 
 
 def test_suite_names_sets_and_loaders():
