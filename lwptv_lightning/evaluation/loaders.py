@@ -28,6 +28,7 @@ class EvaluationSuite(LightningDataModule):
         TypeError: Something is neither a data set nor a loader.
 
     Example:
+        >>> import torch
         >>> from torch.utils.data import TensorDataset
         >>> images = TensorDataset(torch.zeros(4, 3, 8, 8), torch.zeros(4).long())
         >>> list(EvaluationSuite(id={"svhn": images}, ood={"mnist": images}).loaders)

@@ -205,7 +205,7 @@ def averages(
 
     Each part of a metric's result, ``<loader>/<part>``, has an average of its own, ``id/avg/<part>``, if all loaders of
     the domain have it. With expert accuracies, of ID sets by name, also ``id/normalized``: the mean over those sets of
-    merged divided by expert.
+    merged divided by expert, which leaves out the numbered parts of a result, such as classes.
 
     Args:
         figures: Loader name, or that and a part, to figure.
@@ -225,7 +225,11 @@ def averages(
         found |= _means(f"{domain}/avg", [_parts(figures, name, names) for name in members])
     known = [name for name in parsed if parsed[name].domain == "id" and parsed[name].name in experts]
     divided = [
-        {part: figure / experts[parsed[name].name] for part, figure in _parts(figures, name, names).items()}
+        {
+            part: figure / experts[parsed[name].name]
+            for part, figure in _parts(figures, name, names).items()
+            if not any(piece.isdigit() for piece in part.split("/"))  # no accuracy of a set, but of a class
+        }
         for name in known
     ]
     return found | _means("id/normalized", divided)

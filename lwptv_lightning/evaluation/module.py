@@ -71,7 +71,8 @@ class MergeModule(LightningModule):
         heads: Set name (what follows ``id/`` or ``ood/``) to a head that maps what ``model`` returns to that set's
             logits, which are the model's own output where there are no heads. Where task vectors leave out the
             tasks' classifiers because their shapes differ, these are the heads by default, on the model's features.
-        metric: A torchmetrics metric or collection of logits and targets; top-1 accuracy by default.
+        metric: A torchmetrics metric or collection of logits and targets; top-1 accuracy by default. A result of many
+            parts is logged part by part, as ``id/<task>/<part>`` and ``id/avg/<part>``.
         expert_accuracy: Set name to the accuracy of its expert, for the normalised accuracy.
         tasks: The tasks' names; by default those of the task vectors.
         options: Those of `lwptv_lightning.merge`, such as ``statistics``, what
