@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lwptv_lightning.registry import matches
+from lwptv_lightning.registry import matcher
+
+_AT_ONCE = 1 << 18
+"""Elements of a tensor that are compared at a time."""
 
 
 class CheckpointError(ValueError):
@@ -118,9 +121,15 @@ class Checkpoint:
         read: Any = getattr(self._reader, "read_for_difference", None)
         return (self.read(name), False) if read is None else read(self._stored_names.get(name, name))
 
-    def subtract(self, name: str, base: Tensor, out: Tensor) -> None:
-        """Write this checkpoint's tensor minus ``base`` to ``out``, in ``base``'s dtype and on its device."""
-        write_difference(*self.read_for_difference(name), base, out)
+    def differences(self, name: str, base: Checkpoint) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield parts of a base's flattened tensor, and this checkpoint's minus them, both in float64."""
+        weights, (values, is_difference) = base.read(name).reshape(-1), self.read_for_difference(name)
+        values = values.reshape(-1)
+        for start in range(0, max(len(weights), 1), _AT_ONCE):
+            part = weights[start : start + _AT_ONCE].double()
+            difference = torch.empty_like(part)
+            write_difference(values[start : start + _AT_ONCE], is_difference, part, difference)
+            yield part, difference
 
     def without_prefix(self, prefix: str) -> Checkpoint:
         """Return the part whose names start with ``prefix``, named without it; a `CheckpointError` if none does."""
@@ -203,8 +212,9 @@ def compare_headers(
 ) -> HeaderComparison:
     """Compare names, shapes and kinds of two checkpoints' tensors, but for names that a glob of ``ignored`` matches."""
     found: dict[str, list[str]] = {"matched": [], "missing": [], "extra": [], "reshaped": [], "other_kind": []}
+    is_ignored = matcher(ignored)
     for name in dict.fromkeys((*base, *other)):
-        if not matches(name, ignored):
+        if not is_ignored(name):
             found[_fit(base.get(name), other.get(name))].append(name)
     return HeaderComparison(**{fit: tuple(names) for fit, names in found.items()})
 

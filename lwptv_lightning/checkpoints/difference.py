@@ -23,7 +23,7 @@ from lwptv_lightning.checkpoints.checkpoint import (
 from lwptv_lightning.checkpoints.names import match_names
 from lwptv_lightning.checkpoints.open import open_checkpoint
 from lwptv_lightning.checkpoints.provenance import Provenance, fingerprint, tensor_fingerprint, tensor_fingerprints
-from lwptv_lightning.registry import matches, nearest
+from lwptv_lightning.registry import matcher, matches, nearest
 
 BASE_FILE = "base.safetensors"
 """What lies beside a stored task vector: the weights that it was made from."""
@@ -65,7 +65,8 @@ def add_difference(
                     f"{home.headers[name].shape} as in the base."
                 )
             own = named.renamed({name: name for name in _foreign(named, home, origin)})
-            if strangers := [name for name in own.names if not matches(name, ignored)]:
+            is_ignored = matcher(ignored)
+            if strangers := [name for name in own.names if not is_ignored(name)]:
                 raise CheckpointError(
                     f"{difference.source}: this task vector was made from another base: {len(strangers)} of its "
                     f"{len(named.names)} tensors are differences from other weights than {home.source} has: "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +33,8 @@ SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
 }
 """The format's names of dtypes."""
+_OPEN_AT_ONCE = 16
+"""Shards that are open while they are written: a system allows only so many files."""
 _CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 
 
@@ -51,42 +54,68 @@ def _from_index(path: Path) -> Checkpoint:
     return checkpoint
 
 
-class _SafetensorsReader:
-    """Reads from memory-mapped safetensors files, which are opened again in another process."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor stands in a file, in bytes from the file's beginning."""
 
-    def __init__(self, file_of: Mapping[str, Path]) -> None:
-        self._file_of = dict(file_of)
-        self._handles: dict[Path, Any] = {}
+    path: Path
+    start: int
+    stop: int
+
+
+class _SafetensorsReader:
+    """Reads from memory-mapped safetensors files, which are mapped again in another process.
+
+    A mapped file is not open, so that shards may be more than files can be.
+    """
+
+    def __init__(self, places: Mapping[str, _Place], headers: Mapping[str, TensorHeader]) -> None:
+        self._places = dict(places)
+        self._headers = dict(headers)
+        self._mapped: dict[Path, Tensor] = {}
 
     def read(self, name: str) -> Tensor:
-        path = self._file_of[name]
-        if path not in self._handles:
-            self._handles[path] = safe_open(path, framework="pt")
-        tensor: Tensor = self._handles[path].get_tensor(name)
-        return tensor
+        place, header = self._places[name], self._headers[name]
+        if place.path not in self._mapped:
+            size = place.path.stat().st_size
+            storage: Any = torch.UntypedStorage.from_file(str(place.path), shared=False, nbytes=size)
+            self._mapped[place.path] = torch.empty(0, dtype=torch.uint8).set_(storage)
+        values = self._mapped[place.path][place.start : place.stop]
+        if place.start % header.dtype.itemsize:
+            values = values.clone()  # the format does not promise alignment, which a view needs
+        return values.view(header.dtype).reshape(header.shape)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_file_of": self._file_of, "_handles": {}}
+        return {"_places": self._places, "_headers": self._headers, "_mapped": {}}
 
 
 def _from_safetensors(source: Path, files: list[Path], format: str = "safetensors") -> Checkpoint:
     headers: dict[str, TensorHeader] = {}
-    file_of: dict[str, Path] = {}
+    places: dict[str, _Place] = {}
     metadata: dict[str, str] = {}
     for path in files:
         try:
-            with safe_open(path, framework="pt") as handle:
+            with safe_open(path, framework="pt") as handle:  # which checks the file
                 metadata |= handle.metadata() or {}
-                for name in handle.offset_keys():
-                    view = handle.get_slice(name)
-                    if (code := view.get_dtype()) not in SAFETENSORS_DTYPES:
-                        raise CheckpointError(f"{path}: tensor {name!r} has the unsupported dtype {code}.")
-                    headers[name] = TensorHeader(tuple(view.get_shape()), SAFETENSORS_DTYPES[code])
-                    file_of[name] = path.absolute()
         except SafetensorError as error:
             raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
-    reader, folder = _SafetensorsReader(file_of), source.absolute().parent
+        entries, begin = _entries(path)
+        for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+            if (code := entry["dtype"]) not in SAFETENSORS_DTYPES:
+                raise CheckpointError(f"{path}: tensor {name!r} has the unsupported dtype {code}.")
+            headers[name] = TensorHeader(tuple(entry["shape"]), SAFETENSORS_DTYPES[code])
+            places[name] = _Place(path.absolute(), *(begin + offset for offset in entry["data_offsets"]))
+    reader, folder = _SafetensorsReader(places, headers), source.absolute().parent
     return Checkpoint(str(source), headers, reader, metadata=metadata, folder=folder, format=format)
+
+
+def _entries(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """Read a header at once, tensor name to entry, and where the data begin: asking for names one by one takes long."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+    entries.pop("__metadata__", None)
+    return entries, 8 + length
 
 
 def require_safetensors_path(path: str | Path) -> None:
@@ -130,8 +159,8 @@ class SafetensorsWriter:
         self._headers = headers
         self._metadata = dict(metadata)
         self._shards = _divide(headers, shard_size)
-        self._open: list[BinaryIO] = []
-        self._place: dict[str, tuple[BinaryIO, int]] = {}
+        self._open: dict[int, BinaryIO] = {}
+        self._place: dict[str, tuple[int, int]] = {}
         self.final = self._path if len(self._shards) == 1 else index_of(self._path)
 
     def __enter__(self) -> SafetensorsWriter:
@@ -153,15 +182,16 @@ class SafetensorsWriter:
 
     def write(self, name: str, values: Tensor, start: int = 0) -> None:
         """Write some elements of a flattened tensor, from the element ``start`` on."""
-        file, offset = self._place[name]
+        number, offset = self._place[name]
+        file = self._file(number)
         file.seek(offset + start * values.dtype.itemsize)
         # Bytes, since numpy does not know every dtype.
         file.write(values.cpu().contiguous().view(torch.uint8).numpy().data)
 
     def _begin(self, number: int, names: list[str]) -> None:
         """Create a shard's file with its header, in which all places are fixed beforehand."""
-        file = self._temporary(number).open("wb")
-        self._open.append(file)
+        self._temporary(number).write_bytes(b"")
+        file = self._file(number)
         entries: dict[str, object] = {"__metadata__": self._metadata}
         offsets, end = {}, 0
         # Wider elements first, so that each tensor begins at a multiple of its elements' size.
@@ -174,11 +204,18 @@ class SafetensorsWriter:
         text += b" " * (-len(text) % 8)
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
-        self._place |= {name: (file, 8 + len(text) + offset) for name, offset in offsets.items()}
+        self._place |= {name: (number, 8 + len(text) + offset) for name, offset in offsets.items()}
+
+    def _file(self, number: int) -> BinaryIO:
+        """Return a shard's file; of several open ones, the one opened first is closed where they become too many."""
+        if number not in self._open:
+            if len(self._open) >= _OPEN_AT_ONCE:
+                self._open.pop(next(iter(self._open))).close()
+            self._open[number] = self._temporary(number).open("r+b")
+        return self._open[number]
 
     def _finish(self) -> None:
-        for file in self._open:
-            file.close()
+        self._close()
         names = [self._path.name]
         if len(self._shards) > 1:
             count = len(self._shards)
@@ -197,10 +234,13 @@ class SafetensorsWriter:
         self._path.unlink(missing_ok=True)
 
     def _discard(self) -> None:
-        for file in self._open:
-            file.close()
+        self._close()
         for number in range(len(self._shards) + 1):
             self._temporary(number).unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        while self._open:
+            self._open.popitem()[1].close()
 
     def _temporary(self, number: int) -> Path:
         return self._path.with_name(f".{self._path.name}.{os.getpid()}.{number}.tmp")

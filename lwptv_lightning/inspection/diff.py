@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from rich.table import Table
 from torch import nn
 
@@ -73,13 +72,13 @@ def diff(
         notes = [noted[name] for name in layer.tensors if name in noted]
         changed, square, base_square, largest = len(notes), 0.0, 0.0, 0.0
         for name in (name for name in layer.tensors if name not in noted):
-            base = ours.read(name).double()
-            difference = torch.empty_like(base)
-            theirs.subtract(name, base, difference)
-            changed += bool((difference != 0).any())
-            square += float(difference.square().sum())
-            base_square += float(base.square().sum())
-            largest = max(largest, float(difference.abs().max()) if difference.numel() else 0.0)
+            differs = False
+            for base, difference in theirs.differences(name, ours):
+                differs |= bool((difference != 0).any())
+                square += float(difference.square().sum())
+                base_square += float(base.square().sum())
+                largest = max(largest, float(difference.abs().max()) if difference.numel() else 0.0)
+            changed += differs
         norm = math.sqrt(square / base_square) if base_square else math.inf if square else 0.0
         differences.append(LayerDifference(layer.name, len(layer.tensors), changed, norm, largest, "; ".join(notes)))
     return differences

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from typing_extensions import Unpack
 
 from lwptv_lightning.functional import plain_module, uncompile_
@@ -62,18 +63,23 @@ def merge_transform(
     model = uncompile_(copy.deepcopy(plain_module(model)))
     install_plan_(model, plan, installable(model, vectors))
     graph = trace(model)
+    by_path = _layers_by_path(pruning.layers)
     for node in graph.graph.nodes:
-        if indices := _layers_of(node, pruning.layers):
+        indices = by_path.get(str(node.target)) if node.op in ("get_attr", "call_module") else None
+        if indices:
             node.meta["lwptv"] = [_annotation(pruning, index) for index in indices]
     return graph
 
 
-def _layers_of(node: Node, layers: Layers) -> list[int]:
-    """Return the indices of the layers whose tensors a node uses."""
-    if node.op not in ("get_attr", "call_module"):
-        return []
-    used = [name for name in layers.tensors if name == node.target or name.startswith(f"{node.target}.")]
-    return sorted({layers.index_of(name) for name in used})
+def _layers_by_path(layers: Layers) -> dict[str, list[int]]:
+    """Return the indices of the layers that have tensors of a name, or below a module's path."""
+    found: defaultdict[str, dict[int, None]] = defaultdict(dict)
+    for index, layer in enumerate(layers):
+        for name in layer.tensors:
+            parts = name.split(".")
+            for depth in range(1, len(parts) + 1):
+                found[".".join(parts[:depth])][index] = None
+    return {path: sorted(indices) for path, indices in found.items()}
 
 
 def _annotation(plan: PruningPlan, index: int) -> dict[str, Any]:

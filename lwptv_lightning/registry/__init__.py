@@ -17,7 +17,15 @@ from lwptv_lightning.registry.declared import (
     per_task_by_tensor,
     whole,
 )
-from lwptv_lightning.registry.lookup import Registry, UnknownNameError, matches, nearest, require_known, require_matches
+from lwptv_lightning.registry.lookup import (
+    Registry,
+    UnknownNameError,
+    matcher,
+    matches,
+    nearest,
+    require_known,
+    require_matches,
+)
 from lwptv_lightning.registry.names import COUNTS, DOMAINS, GRANULARITIES, RANKINGS, LoaderName
 from lwptv_lightning.registry.order import natural_order
 from lwptv_lightning.registry.values import FrozenDict, parse_bytes, require_finite, require_per_task, require_ratio

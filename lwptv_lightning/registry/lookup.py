@@ -1,11 +1,13 @@
 """Registries of names, globs over names, and errors that say what was given, what is known and what is near."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase, translate
 from typing import Generic, TypeVar
 
 Record = TypeVar("Record")
+_WILD = re.compile(r"[*?[]")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -20,6 +22,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {lowered[close[0]]!r}?" if close else ""
 
 
+_LISTED = 60
+"""Names that an error lists; of more than twice as many, the first ones."""
+
+
 class UnknownNameError(KeyError, ValueError):
     """A name that is not among the known ones; both a failed look-up and a wrong value.
 
@@ -31,7 +37,9 @@ class UnknownNameError(KeyError, ValueError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = tuple(known)
-        self.message = f"unknown {kind} {name!r}.{nearest(str(name), known)} Known: {', '.join(known) or 'none'}."
+        listed = ", ".join(known[:_LISTED]) + f" and {len(known) - _LISTED} more" if len(known) > 2 * _LISTED else ""
+        listed = listed or ", ".join(known) or "none"
+        self.message = f"unknown {kind} {name!r}.{nearest(str(name), known)} Known: {listed}."
         super().__init__(kind, name, known)
 
     def __str__(self) -> str:
@@ -50,11 +58,25 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
+    """Return what tells whether a name matches one of some globs, for many names.
+
+    Example:
+        >>> [name for name in ("head.bias", "fc.bias") if matcher(["head.*"])(name)]
+        ['head.bias']
+    """
+    patterns = tuple(patterns)
+    plain = frozenset(pattern for pattern in patterns if not _WILD.search(pattern))
+    wild = [translate(pattern) for pattern in dict.fromkeys(patterns) if pattern not in plain]
+    found = re.compile("|".join(wild)).match if wild else None
+    return lambda name: name in plain or (found is not None and found(name) is not None)
+
+
 def require_matches(kind: str, patterns: Iterable[str], names: Iterable[str]) -> None:
     """Raise `UnknownNameError` for the first of some globs that matches none of the names."""
-    names = tuple(names)
+    names = dict.fromkeys(names)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if pattern not in names and not any(map(matcher([pattern]), names)):
             raise UnknownNameError(kind, pattern, names)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lwptv_lightning.registry import COUNTS, RANKINGS, matches, require_known, require_matches, require_ratio
+from lwptv_lightning.registry import COUNTS, RANKINGS, matcher, require_known, require_matches, require_ratio
 from lwptv_lightning.saliency.table import LayerTable, columns_in_order
 
 
@@ -100,7 +100,7 @@ def keep_most_salient(
 
 def _matching(layers: Sequence[str], patterns: Sequence[str]) -> Tensor:
     require_matches("layer pattern", patterns, layers)
-    return torch.tensor([matches(layer, patterns) for layer in layers])
+    return torch.tensor([*map(matcher(patterns), layers)], dtype=torch.bool)
 
 
 def _least(values: Tensor, weights: Tensor, ratio: float) -> Tensor:

@@ -24,7 +24,7 @@ from lwptv_lightning.checkpoints import (
     without_wrappers,
 )
 from lwptv_lightning.functional import plain_module, plain_state
-from lwptv_lightning.registry import matches, nearest, require_matches
+from lwptv_lightning.registry import matcher, nearest, require_matches
 from lwptv_lightning.task_vectors.ties import complete
 
 
@@ -59,8 +59,9 @@ class Aligned:
             CheckpointError: None is floating.
         """
         kinds: dict[bool, list[str]] = {True: [], False: []}
+        is_ignored = matcher(self.ignored)
         for name, header in self.base.headers.items():
-            if not matches(name, self.ignored):
+            if not is_ignored(name):
                 kinds[header.dtype.is_floating_point].append(name)
         if not kinds[True]:
             raise CheckpointError(f"{self.base.source}: no floating tensor is left to merge.")
@@ -147,7 +148,7 @@ def _differing_classifiers(
     for expert in experts.values() if paths else ():
         found = compare_headers(base.headers, expert.headers, exclude)
         differing += found.missing + found.extra + found.reshaped
-        differing += [name for name in expert.foreign if not matches(name, exclude)]
+        differing += [name for name in expert.foreign if not matcher(exclude)(name)]
     return tuple(path for path in paths if any(name.startswith(f"{path}.") for name in differing))
 
 

@@ -278,11 +278,7 @@ class TaskVectors:
     def _equals_base(self, task: str) -> bool:
         # The smallest tell soonest.
         for name in sorted(self.names or self.averaged, key=lambda name: self.headers[name].numel):
-            stored = self._base.read(name)
-            base = stored if stored.dtype == torch.float64 else stored.float()
-            difference = torch.empty_like(base)
-            self._experts[task].subtract(name, base, difference)
-            if difference.any():
+            if any(bool(difference.any()) for _, difference in self._experts[task].differences(name, self._base)):
                 return False
         return True
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, TensorHeade
 _LEAST = 16
 """Elements of the smallest matrix in which equal values are taken for a tie, and how many are compared first."""
 _SAMPLE = 4096
+_HASHED_AT_ONCE = 1 << 20
 
 
 def find_ties(
@@ -63,6 +65,7 @@ def tied_in(model: nn.Module, names: Collection[str]) -> list[list[str]]:
         [['0.weight', '1.weight']]
     """
     groups: defaultdict[int, list[str]] = defaultdict(list)
+    names = set(names)
     for name, tensor in model.state_dict(keep_vars=True).items():
         groups[id(tensor)] += [each for each in dict.fromkeys((name, name.replace("_orig_mod.", ""))) if each in names]
     return [group for group in groups.values() if len(group) > 1]
@@ -74,19 +77,25 @@ def complete(base: Checkpoint, expert: Checkpoint) -> Checkpoint:
     A name that only one of the two has is a tie where the one that has it holds the same values under a name of both.
     """
     found = compare_headers(base.headers, expert.headers)
-    added = {name: twin for name in found.missing if (twin := _twin(base, name, found.matched))}
-    needless = {name for name in found.extra if _twin(expert, name, found.matched)}
+    added = _twins(base, found.missing, found.matched)
+    needless = _twins(expert, found.extra, found.matched)
     if not added and not needless:
         return expert
     return expert.renamed({**{name: name for name in expert.names if name not in needless}, **added})
 
 
-def _twin(checkpoint: Checkpoint, name: str, others: Iterable[str]) -> str | None:
-    header = checkpoint.headers[name]
-    if not _is_large(header) or not _is_varied(checkpoint.read(name)):
-        return None
-    fitting = (other for other in others if checkpoint.headers[other] == header)
-    return next((other for other in fitting if _split(checkpoint, [name, other])), None)
+def _twins(checkpoint: Checkpoint, names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """Return which of some names hold the values of another one, mapped to the first such one."""
+    headers = checkpoint.headers
+    wanted = [name for name in names if _is_large(headers[name]) and _is_varied(checkpoint.read(name))]
+    starts = {(headers[name], _start(checkpoint.read(name))) for name in wanted}
+    shapes = {header for header, _ in starts}
+    alike: defaultdict[tuple[TensorHeader, bytes], list[str]] = defaultdict(list)
+    for other in others if wanted else ():
+        if headers[other] in shapes and (headers[other], _start(checkpoint.read(other))) in starts:
+            alike[headers[other], _digest(checkpoint.read(other))].append(other)
+    found = {name: alike.get((headers[name], _digest(checkpoint.read(name)))) for name in wanted}
+    return {name: twins[0] for name, twins in found.items() if twins}
 
 
 def _require_equal(checkpoint: Checkpoint, group: Sequence[str]) -> None:
@@ -115,21 +124,33 @@ def _split(checkpoint: Checkpoint, names: Sequence[str]) -> list[list[str]]:
 
     Two names of different values thus give no group, and two of equal ones give one.
     """
-    by_start: defaultdict[bytes, list[str]] = defaultdict(list)
-    for name in names:
-        by_start[_start(checkpoint.read(name))].append(name)
     found: list[list[str]] = []
-    for candidates in by_start.values():
-        while len(candidates) > 1:
-            first = checkpoint.read(candidates[0])
-            equal = [name for name in candidates if torch.equal(checkpoint.read(name), first)]
-            candidates = [name for name in candidates if name not in equal and name != candidates[0]]
-            found += [equal] if len(equal) > 1 else []
+    # By their beginnings first, so that few tensors are read as a whole.
+    for candidates in _grouped(checkpoint, names, _start):
+        found += _grouped(checkpoint, candidates, _digest)
     return found
+
+
+def _grouped(checkpoint: Checkpoint, names: Iterable[str], key: Callable[[Tensor], bytes]) -> list[list[str]]:
+    groups: defaultdict[bytes, list[str]] = defaultdict(list)
+    for name in names:
+        groups[key(checkpoint.read(name))].append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _start(tensor: Tensor) -> bytes:
     return tensor.reshape(-1)[:_LEAST].contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _digest(tensor: Tensor) -> bytes:
+    """Return a hash of all values; zeros of either sign are equal."""
+    values = hashlib.blake2b(digest_size=16)
+    flat = tensor.reshape(-1)
+    for start in range(0, len(flat), _HASHED_AT_ONCE):
+        part = flat[start : start + _HASHED_AT_ONCE]
+        part = part.cpu() + 0 if part.dtype.itemsize > 1 else part.cpu()  # float8 has no sum
+        values.update(part.contiguous().view(torch.uint8).numpy().data)
+    return values.digest()
 
 
 def _is_large(header: TensorHeader) -> bool:
