@@ -3,6 +3,7 @@
 from lwptv_lightning.evaluation.builders import image_folders, timm_module
 from lwptv_lightning.evaluation.data_statistics import fisher_diagonal, input_grams
 from lwptv_lightning.evaluation.heads import Heads
+from lwptv_lightning.evaluation.labels import require_labels
 from lwptv_lightning.evaluation.lightning import (
     batch_limit,
     callbacks_of,
