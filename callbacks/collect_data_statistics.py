@@ -88,6 +88,8 @@ class CollectDataStatistics(Callback):
             raise TypeError(f"CollectDataStatistics works on a MergeModule, not on a {type(pl_module).__name__}.")
         loaders = loaders_of(trainer, "validate")
         pl_module.prepare(loaders)
+        if self.kind == "fisher":
+            pl_module.require_logits()
         absent = [task for task in pl_module.vectors.tasks if f"id/{task}" not in loaders]
         if absent:
             raise ValueError(f"task {absent[0]!r} has no loader 'id/{absent[0]}'; each task needs its own data.")

@@ -24,7 +24,9 @@ from lwptv_lightning.evaluation import (
     transferred,
     validating,
 )
+from lwptv_lightning.functional import plain_name, plain_state
 from lwptv_lightning.merging import find_backbone, gather_state, install_, named_submodule
+from lwptv_lightning.registry import LoaderName
 
 
 class OnlineMerge(Callback):
@@ -45,7 +47,8 @@ class OnlineMerge(Callback):
         task: The name under which the model in training joins the task vectors.
         backbone: Path of the submodule in training that is merged, such as ``"model.encoder"``; by default the only one
             with all merged tensors.
-        head: Path of the submodule in training that is the task's head, which the module's head of that name follows.
+        head: Path of the submodule in training that is the task's head, which the module's head of that name follows;
+            ``""`` where that head is to stay as it is, though one of its shapes is trained.
         every_n_epochs: Evaluate at the first validation, and at those of each n-th epoch; without validation
             loaders, at the ends of these epochs.
         every_n_steps: Evaluate after every n optimiser steps instead.
@@ -83,10 +86,12 @@ class OnlineMerge(Callback):
                 raise ValueError(f"{name} must be at least 1, not {interval}.")
         if task in module.vectors.tasks:
             raise ValueError(f"task {task!r} is among the experts already; give the others: vectors.select([...]).")
-        if head is not None:
+        if head:
             module.head(task)
         self.module = module
         self.loaders = require_loaders(loaders)
+        module.heads.require_for(self.loaders)
+        module.require_logits()
         self.task = task
         self.backbone = self._backbone = backbone
         self.head = head
@@ -104,8 +109,9 @@ class OnlineMerge(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the submodules' paths, and count steps from where the run starts or goes on."""
         self._require_apart(trainer, pl_module)
+        self._require_head(pl_module)
         named_submodule(pl_module, self.backbone)
-        if self.head is not None:
+        if self.head:
             named_submodule(pl_module, self.head, "head")
         if not self.backbone:
             vectors = self.module.vectors
@@ -148,7 +154,7 @@ class OnlineMerge(Callback):
             running: Any = trainer.model
             self.module.to(trainer.strategy.root_device).eval()
             with owner_of(trainer).own_weights(trainer, trainer.lightning_module):
-                if self.head is not None:
+                if self.head:
                     install_(self.module.head(self.task), gather_state(running, self.head))
                 vectors = self.module.vectors.with_task(self.task, gather_state(running, self._backbone))
             self.module.merge_(vectors=vectors)
@@ -167,6 +173,24 @@ class OnlineMerge(Callback):
     def _is_due(self, trainer: Trainer) -> bool:
         ends_span = (trainer.current_epoch + 1) % self.every_n_epochs == 0
         return self.every_n_steps is None and (ends_span or not self._has_run)
+
+    def _require_head(self, pl_module: LightningModule) -> None:
+        """Refuse a head that stays as it is, where one of its shapes is trained for the task."""
+        names = {LoaderName.parse(loader).name for loader in self.loaders}
+        if self.head is not None or self.task not in names or self.task not in self.module.heads:
+            return
+        shapes = {name: value.shape for name, value in self.module.head(self.task).state_dict().items()}
+        merged = plain_name(self._backbone)
+        for path, submodule in pl_module.named_modules() if shapes else ():
+            own = plain_state(submodule, keep_vars=True)
+            is_merged = not merged or f"{plain_name(path)}.".startswith(f"{merged}.")
+            if is_merged or {name: value.shape for name, value in own.items()} != shapes:
+                continue
+            if any(value.requires_grad for value in own.values()):
+                raise ValueError(
+                    f"the head of {self.task!r} would stay as it is, while {plain_name(path)!r}, of the same shapes, "
+                    f"is trained: say head={plain_name(path)!r} for the one that it follows, or head='' for none."
+                )
 
     def _require_apart(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trained = {id(tensor): name for name, tensor in pl_module.state_dict(keep_vars=True).items()}

@@ -4,6 +4,7 @@ from lwptv_lightning.evaluation.builders import image_folders, timm_module
 from lwptv_lightning.evaluation.data_statistics import fisher_diagonal, input_grams
 from lwptv_lightning.evaluation.heads import Heads
 from lwptv_lightning.evaluation.inputs import count_samples, each_sample, fingerprints, take_samples, tensors_of
+from lwptv_lightning.evaluation.labels import require_labels
 from lwptv_lightning.evaluation.lightning import (
     batch_limit,
     callbacks_of,

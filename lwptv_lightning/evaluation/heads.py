@@ -6,9 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
+import torch
 from torch import Tensor, nn
 
+from lwptv_lightning.checkpoints import some_of
 from lwptv_lightning.functional import plain_module
+from lwptv_lightning.merging import unset_by
 from lwptv_lightning.registry import LoaderName, UnknownNameError
 from lwptv_lightning.task_vectors import TaskVectors
 
@@ -20,6 +23,7 @@ class Heads(nn.Module):
         heads: Set name to a head.
         on_features: Whether heads act on a timm model's features, before its own classifier, or else on what the
             model returns.
+        instead_of: Tensors of the model's own classifier that are no checkpoint's, so that it is of no use.
 
     Raises:
         TypeError: A head is no module.
@@ -30,9 +34,12 @@ class Heads(nn.Module):
         (['svhn', 'b.c'], True, 'b%2Ec.bias')
     """
 
-    def __init__(self, heads: Mapping[str, nn.Module], *, on_features: bool = False) -> None:
+    def __init__(
+        self, heads: Mapping[str, nn.Module], *, on_features: bool = False, instead_of: Iterable[str] = ()
+    ) -> None:
         super().__init__()
         self.on_features = on_features
+        self.instead_of = tuple(instead_of)
         for name, head in heads.items():
             self._add(name, head)
 
@@ -46,7 +53,7 @@ class Heads(nn.Module):
     def of(cls, model: nn.Module, vectors: TaskVectors, given: Mapping[str, nn.Module]) -> Heads:
         """Return given heads, and those that task vectors bring along because their shapes differ: the classifiers."""
         own = {task: _classifier(model, vectors, task) for task in vectors.tasks} if vectors.classifiers else {}
-        return cls({**own, **given}, on_features=bool(own))
+        return cls({**own, **given}, on_features=bool(own), instead_of=unset_by(model, vectors))
 
     def keys(self) -> tuple[str, ...]:
         """Return the names."""
@@ -85,8 +92,21 @@ class Heads(nn.Module):
             if (name := LoaderName.parse(loader).name) not in self:
                 raise UnknownNameError(f"head for loader {loader!r}:", name, self)
 
-    def logits(self, model: Any, inputs: Tensor, name: str) -> Tensor:
-        """Run a model on inputs, such as images ``(B, C, H, W)``, and a head on its output: ``(B, classes)``."""
+    def logits(self, model: Any, inputs: Tensor, name: str | None) -> Tensor:
+        """Run a model on inputs, such as images ``(B, C, H, W)``, and a head on its output: ``(B, classes)``.
+
+        Raises:
+            UnknownNameError: No such head.
+            ValueError: No head is named, and the model's own classifier is as it was initialised.
+        """
+        if name is None:
+            if self.instead_of:
+                raise ValueError(
+                    f"the model's own classifier ({some_of(self.instead_of, 2)[:-1]}) is no checkpoint's and as it was "
+                    f"initialised: name a head, one of {', '.join(self)}."
+                )
+            output: Tensor = model(inputs)
+            return output
         head = self[name]
         if self.on_features:
             features = model.forward_head(model.forward_features(inputs), pre_logits=True)
@@ -97,11 +117,12 @@ class Heads(nn.Module):
 
     def described(self) -> dict[str, Any]:
         """Return what `restore_` needs to know besides the state dict, as plain values."""
-        return {"names": list(self), "on_features": self.on_features}
+        return {"names": list(self), "on_features": self.on_features, "instead_of": list(self.instead_of)}
 
     def restore_(self, described: Mapping[str, Any], state: Mapping[str, Tensor], prefix: str) -> None:
         """Make the tasks' own classifiers of a checkpoint; a `ValueError` names another head that was not given."""
         self.on_features = described["on_features"]
+        self.instead_of = tuple(described.get("instead_of", ()))
         for name in described["names"]:
             if name not in self:
                 start = f"{prefix}{_key(name)}."
@@ -109,6 +130,21 @@ class Heads(nn.Module):
                 if not self.on_features or not {"weight"} <= own.keys() <= {"weight", "bias"}:
                     raise ValueError(f"the checkpoint has a head for {name!r}: give heads={{{name!r}: module, ...}}.")
                 self._add(name, _linear(own))
+
+
+def require_same_classifiers(own: TaskVectors, others: TaskVectors) -> None:
+    """Raise a `ValueError` where other task vectors have other classifiers for the tasks than the heads are made of."""
+    for task in others.tasks if others.classifiers and others is not own else ():
+        if task in own.tasks and own.classifiers:
+            heads, classifiers = own.classifier_state(task), others.classifier_state(task)
+            equal = heads.keys() == classifiers.keys() and all(
+                torch.equal(value, classifiers[name]) for name, value in heads.items()
+            )
+            if not equal:
+                raise ValueError(
+                    f"the head of {task!r} is made of other task vectors, whose classifier differs from that of those "
+                    "to merge: make a MergeModule of these."
+                )
 
 
 def _key(name: str) -> str:

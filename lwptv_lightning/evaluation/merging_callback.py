@@ -19,6 +19,8 @@ def merge_for_(trainer: Trainer, module: MergeModule, stage: str, **request: Any
         # Predictions need no names, but to choose a head by.
         if stage != "predict" or module.heads:
             module.prepare(loaders_of(trainer, stage))
+        if stage != "predict":
+            module.require_logits()
         # No average of Lightning's is of a merged model.
         owner.begin(trainer, module, averaged=False)
         vectors = request.get("vectors") or module.held_vectors

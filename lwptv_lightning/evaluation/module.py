@@ -15,7 +15,8 @@ from torchmetrics import Metric, MetricCollection
 from typing_extensions import Unpack
 
 from lwptv_lightning.checkpoints import Provenance, require_safetensors_path, write_safetensors
-from lwptv_lightning.evaluation.heads import Heads
+from lwptv_lightning.evaluation.heads import Heads, require_same_classifiers
+from lwptv_lightning.evaluation.labels import require_labels, require_logits
 from lwptv_lightning.evaluation.lightning import (
     callbacks_of,
     forget_logged_,
@@ -133,6 +134,7 @@ class MergeModule(LightningModule):
         self._loaders: dict[str, Any] = {}
         self._layers: dict[str, Layers] = {}
         self._vectors = None if vectors is None else vectors.knowing(model)
+        self._heads_of = self._vectors
         self.provenance = Provenance
         self.save_hyperparameters({"recipe": self.recipe.to_dict(), "tasks": list(self.tasks)})
 
@@ -209,6 +211,9 @@ class MergeModule(LightningModule):
         if vectors is self._vectors is None and recipe == self.installed and options.keys() <= {"device", "ranks"}:
             return self  # what was loaded is this merge
         vectors = vectors or self.vectors
+        if self._vectors is not None and vectors is not self._vectors:
+            require_fit(self.model, vectors)
+            require_same_classifiers(self._heads_of or vectors, vectors)
         plan = merge_model_(self.model, vectors, recipe, self.layers, options, whole=True)
         self.plan, self.treatment = plan.pruning, plan.treatment
         self.installed = plan.recipe
@@ -225,7 +230,7 @@ class MergeModule(LightningModule):
         if self.installed is None:
             self.merge_()
         headers = {} if self._vectors is None else self._vectors.headers
-        state = whole_state(self.model)
+        state = {name: value for name, value in whole_state(self.model).items() if name not in self.heads.instead_of}
         dtypes = {name: headers[name].dtype if name in headers else value.dtype for name, value in state.items()}
         state = {name: in_dtype(name, value, dtypes[name]) for name, value in state.items()}
         return write_safetensors(state, path, self.provenance().to_metadata())
@@ -235,9 +240,9 @@ class MergeModule(LightningModule):
 
         Raises:
             UnknownNameError: No such head.
+            ValueError: No head is named where the model has no classifier of the checkpoints.
         """
-        output: Tensor = self.model(inputs) if head is None else self.heads.logits(self.model, inputs, head)
-        return output
+        return self.heads.logits(self.model, inputs, head)
 
     def head(self, name: str) -> nn.Module:
         """Return a head by its name."""
@@ -281,6 +286,10 @@ class MergeModule(LightningModule):
         self.metrics = LoaderMetrics(tuple(self._loaders), self._metric, replicas, together).to(self.device)
         forget_logged_(self)
 
+    def require_logits(self) -> None:
+        """Raise a `ValueError` where neither the model nor a head makes the logits that the metric needs."""
+        require_logits(self.model, self.heads, self._metric)
+
     def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of a batch; override it for batches that do not begin with these."""
         if isinstance(batch, list | tuple) and len(batch) >= 2:
@@ -296,6 +305,7 @@ class MergeModule(LightningModule):
         with self.metrics.counting(loader):
             inputs, targets = self.unpack(batch)
             logits = self(inputs, self.head_of(loader))
+            require_labels(loader, logits, targets, self._metric)
             return self.metrics.count(loader, self._loaders[loader], batch_idx, logits, targets, inputs)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:

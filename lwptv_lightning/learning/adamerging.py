@@ -84,6 +84,7 @@ class AdaMergingModule(LightningModule):
     def load(self) -> None:
         """Load base and task vectors onto the module's device, as is done when a fit starts."""
         module = self.merge_module.to(self.device).eval()
+        module.require_logits()
         vectors = module.vectors
         rule: Any = get_rule("adamerging")(plus_plus=self.plus_plus)  # type: ignore[call-arg]
         stream = Stream.of(vectors, execution=Execution(device=self.device))

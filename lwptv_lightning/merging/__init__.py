@@ -8,7 +8,9 @@ from lwptv_lightning.merging.install import (
     install_plan_,
     installable,
     materialize_,
+    require_fit,
     snapshot,
+    unset_by,
     whole_state,
 )
 from lwptv_lightning.merging.memory import MemoryLimitError

@@ -14,7 +14,7 @@ from lwptv_lightning.functional import plain_module, plain_name, plain_state
 from lwptv_lightning.merging.plan import MergePlan
 from lwptv_lightning.merging.precision import in_dtype
 from lwptv_lightning.registry import nearest
-from lwptv_lightning.task_vectors import TaskVectors
+from lwptv_lightning.task_vectors import TaskVectors, tied_in
 
 
 def install_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -65,6 +65,44 @@ def installable(module: nn.Module, vectors: TaskVectors) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*vectors.shared_names, *fitting)))
 
 
+def require_fit(model: nn.Module, vectors: TaskVectors, *, with_heads: bool = True) -> None:
+    """Raise `ValueError` where merging would not set a tensor of a model.
+
+    Where it is evaluated ``with_heads``, these take the place of the tasks' own classifiers.
+    """
+    own = {name: tuple(tensor.shape) for name, tensor in plain_state(model).items()}
+    label = type(plain_module(model)).__name__
+    absent = [name for name in vectors.shared_names if name not in own]
+    if absent:
+        raise ValueError(
+            f"{label} has no tensor {some_of(absent)}{nearest(absent[0], own)} Expected the architecture that the "
+            "checkpoints are of; tensors that are not to be merged go into exclude=(...)."
+        )
+    for name in vectors.shared_names:
+        if own[name] != vectors.headers[name].shape:
+            raise ValueError(f"{label}: {name!r} has shape {own[name]}, the base {vectors.headers[name].shape}.")
+    classifiers = tuple(f"{path}." for path in vectors.classifiers) if with_heads else ()
+    unset = [name for name in unset_by(model, vectors) if not name.startswith(classifiers)]
+    if beyond := [name for name in unset if name not in vectors.headers]:
+        raise ValueError(
+            f"{label} has tensors that the base has not and that would stay random: {some_of(beyond)} Build it without "
+            "them (timm: num_classes=0), or add them to the base checkpoint."
+        )
+    if unset:
+        raise ValueError(
+            f"{label} has tensors of other shapes than the base's, which are not merged and would stay random: "
+            f"{some_of(unset)} {unset[0]!r} has shape {own[unset[0]]}, the base {vectors.headers[unset[0]].shape}. "
+            "Build it in the base's shapes, or without them (timm: num_classes=0) and with heads={'<set>': module}."
+        )
+
+
+def unset_by(model: nn.Module, vectors: TaskVectors) -> tuple[str, ...]:
+    """Return the tensors of a model that are neither merged nor the base's."""
+    own, put = plain_state(model), set(installable(model, vectors))
+    put |= {name for group in tied_in(model, own) if put & set(group) for name in group}
+    return tuple(name for name in own if name not in put)
+
+
 def _require_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
     own = plain_state(module)
     absent = [name for name in shapes if name not in own]
@@ -90,7 +128,7 @@ def _copy_each_(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> Non
 
 
 def _all_of_range(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    own = module.state_dict()
+    own = plain_state(module)
     return [(name, _of_range(name, tensor, own[name])) for name, tensor in tensors]
 
 

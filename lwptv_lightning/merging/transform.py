@@ -13,9 +13,9 @@ from torch import nn
 from torch.fx import GraphModule
 from typing_extensions import Unpack
 
-from lwptv_lightning.functional import plain_module, uncompile_
+from lwptv_lightning.functional import plain_module, plain_state, uncompile_
 from lwptv_lightning.layers import Layers, trace, trace_layers
-from lwptv_lightning.merging.install import install_plan_, installable
+from lwptv_lightning.merging.install import install_plan_, installable, require_fit
 from lwptv_lightning.merging.merge import Merge, MergeOptions
 from lwptv_lightning.merging.plan import PruningPlan, prune_layers
 from lwptv_lightning.recipe import MergeRecipe
@@ -45,7 +45,8 @@ def merge_transform(
 
     Raises:
         TracingError: The model cannot be traced.
-        ValueError: Model, layers and task vectors do not fit.
+        ValueError: Model, layers and task vectors do not fit; or the model has tensors that would stay as they are
+            initialised, such as a classifier that is not the base's.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
@@ -56,6 +57,8 @@ def merge_transform(
         [{'a': False}, {'a': True}]
     """
     vectors = vectors.knowing(model)
+    if plain_state(model).keys() >= set(vectors.shared_names):
+        require_fit(model, vectors, with_heads=False)
     asked, execution = Merge.of(vectors, recipe, None, {"device": device, **options}, merge_transform)
     asked = replace(asked, layers=trace_layers(model, asked.recipe.granularity))
     plan = asked.plan(execution)

@@ -19,18 +19,20 @@ from lwptv_lightning.evaluation import (
     draws_kept,
     loaders_of,
     replicas_of,
+    require_labels,
     share_evaluation_,
     share_loaders,
 )
 from lwptv_lightning.functional import plain_name, plain_state
-from lwptv_lightning.merging import Merge, MergeOptions, in_dtype, require_options
+from lwptv_lightning.merging import Merge, MergeOptions, in_dtype, installable, require_options
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
+from lwptv_lightning.registry import require_known
 from lwptv_lightning.saliency import LayerStatistics, collect_statistics
 from lwptv_lightning.search.compare import SweepResult
 from lwptv_lightning.search.outcomes import Outcomes
 
 Candidate: TypeAlias = "MergeRecipe | str | Mapping[str, Any]"
-"""A model to evaluate: a recipe, or weights by the names of the base's tensors."""
+"""A model to evaluate: a recipe, or weights by the names of the base's tensors; others are the base's."""
 
 
 def sweep(
@@ -68,6 +70,7 @@ def sweep(
     if not candidates:
         raise ValueError("candidates is empty: expected at least one recipe.")
     module.prepare(dataloaders, Replicas())
+    module.require_logits()
     weights = _Weights(module, trainer.strategy.root_device, {**module.options, **options})
     names = tuple(candidates)
     outcomes: dict[str, list[Tensor]] = {}
@@ -96,7 +99,7 @@ class _Weights:
     def of(self, candidate: Candidate) -> tuple[dict[str, Tensor], float]:
         """Return a candidate's weights on the trainer's device, and how many seconds its merge takes."""
         if isinstance(candidate, Mapping) and all(isinstance(value, Tensor) for value in candidate.values()):
-            weights, seconds = candidate, 0.0
+            weights, seconds = self._whole(candidate), 0.0
         else:
             weights, seconds = self._merge(make_recipe(candidate))
         own = plain_state(self.module.model, keep_vars=True)
@@ -104,6 +107,17 @@ class _Weights:
         names = {id(own[name]): name for name in weights if name in own}.values()
         # In the dtypes of the model: checkpoints are often in half precision.
         return {name: in_dtype(name, weights[name].to(self.device), own[name].dtype) for name in names}, seconds
+
+    def _whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights with the base's where they name none, not with what the model was initialised with."""
+        model, vectors = self.module.model, self.module.held_vectors
+        headers = {} if vectors is None else vectors.headers
+        own = plain_state(model)
+        for name in weights:
+            require_known("tensor", name, {**own, **headers})
+        unnamed = [] if vectors is None else [name for name in installable(model, vectors) if name not in weights]
+        # In this order, so that of a tied tensor the name that is given counts.
+        return {name: vectors.base(name) for name in unnamed if vectors is not None} | dict(weights)
 
     def _merge(self, recipe: MergeRecipe) -> tuple[dict[str, Tensor], float]:
         merge, execution = Merge.of(self.module.vectors, recipe, None, {"device": self.device, **self.options})
@@ -179,7 +193,9 @@ class _SweepModule(LightningModule):
             inputs, targets = self.module.unpack(batch)
             arguments = inputs, self.module.head_of(loader)
             with torch.compiler.set_stance("force_eager"):  # compiled code would be compiled anew for each candidate
-                predicted = [functional_call(self.module, weights, arguments).argmax(1) for weights in self._weights]
+                logits = [functional_call(self.module, weights, arguments) for weights in self._weights]
+            require_labels(loader, logits[0], targets)
+            predicted = [each.argmax(1) for each in logits]
             if predicted[0].shape != targets.shape:
                 expected, given = tuple(predicted[0].shape), tuple(targets.shape)
                 raise ValueError(f"loader {loader!r} gives targets of shape {given}; expected labels, {expected}.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, TensorHeader, compare_headers
+from lwptv_lightning.functional import plain_name
 
 _LEAST = 16
 """Elements of the smallest matrix in which equal values are taken for a tie, and how many are compared first."""
@@ -67,7 +68,7 @@ def tied_in(model: nn.Module, names: Collection[str]) -> list[list[str]]:
     groups: defaultdict[int, list[str]] = defaultdict(list)
     names = set(names)
     for name, tensor in model.state_dict(keep_vars=True).items():
-        groups[id(tensor)] += [each for each in dict.fromkeys((name, name.replace("_orig_mod.", ""))) if each in names]
+        groups[id(tensor)] += [each for each in dict.fromkeys((name, plain_name(name))) if each in names]
     return [group for group in groups.values() if len(group) > 1]
 
 

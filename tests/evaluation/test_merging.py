@@ -72,13 +72,13 @@ def partial_vectors(fine_tuned):
     return TaskVectors.open(base, {"a": fine_tuned(base, 0)}, exclude=("1.*",))
 
 
-def test_an_excluded_layer_may_have_another_shape(partial_vectors):
-    for classes in (4, 5):
-        require_fit(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, classes)), partial_vectors)
-    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5))
-    before = model[1].weight.clone()
+def test_an_excluded_layer_has_the_bases_shape_or_would_stay_random(partial_vectors):
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    require_fit(model, partial_vectors)
     merge_model_(model, partial_vectors, MergeRecipe(), pytest.fail, {}, whole=True)
-    assert torch.equal(model[1].weight, before)
+    assert torch.equal(model[1].weight, partial_vectors.base("1.weight"))
+    with pytest.raises(ValueError, match=r"would stay random: 1\.weight, 1\.bias\. '1\.weight' has shape \(5, 3\)"):
+        require_fit(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5)), partial_vectors)
 
 
 def test_what_does_not_fit_is_named(partial_vectors):
