@@ -18,6 +18,7 @@ from lwptv_lightning.evaluation import (
     batch_limit,
     callbacks_of,
     draws_kept,
+    in_precision,
     owner_of,
     require_loaders,
     shared_loaders,
@@ -142,6 +143,7 @@ class OnlineMerge(Callback):
         with (
             draws_kept(self.loaders.values()),
             validating(trainer, trainer.lightning_module),
+            in_precision(trainer, self.module),
             torch.inference_mode(False),
             torch.no_grad(),
         ):

@@ -122,6 +122,9 @@ class _SweepModule(LightningModule):
         self.outcomes: dict[str, Tensor] = {}
 
     def on_validation_start(self) -> None:
+        # The trainer's precision may have changed the model's dtypes since.
+        own = self.module.state_dict()
+        self._weights = [{k: in_dtype(k, tensor, own[k].dtype) for k, tensor in each.items()} for each in self._weights]
         self._loaders = loaders_of(self.trainer, "validate")
         self._outcomes = {loader: SampleOutcomes().to(self.device) for loader in self._loaders}
 
