@@ -17,6 +17,7 @@ from lwptv_lightning.evaluation import (
     batch_limit,
     callbacks_of,
     draws_kept,
+    in_precision,
     owner_of,
     replicas_of,
     require_loaders,
@@ -148,6 +149,7 @@ class OnlineMerge(Callback):
         with (
             draws_kept(self.loaders.values()),
             validating(trainer, trainer.lightning_module),
+            in_precision(trainer, self.module),
             torch.inference_mode(False),
             torch.no_grad(),
         ):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from itertools import islice
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lwptv_lightning.evaluation import MergeModule, WeightsOwner, draws_kept, owner_of, transferred
 from lwptv_lightning.functional import plain_name
+from lwptv_lightning.merging import in_dtype
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -61,28 +62,34 @@ class RecalibrateBatchNorm(Callback):
         norms = _merged_norms(owner, pl_module)
         names = [f"{path}.{name}".lstrip(".") for path in norms for name in STATISTICS]
         with owner.holding(pl_module, names, restores=not own):
-            self._measure(pl_module, list(norms.values()), trainer)
+            self._measure(pl_module, norms, trainer)
 
     on_test_start = on_predict_start = on_validation_start
 
     def recalibrate_(self, pl_module: LightningModule) -> None:
         """Run the batches through a module, a `MergeModule` without a head, with only batch normalisation training."""
-        self._measure(pl_module, list(_norms_of(pl_module).values()))
+        self._measure(pl_module, _norms_of(pl_module))
 
-    def _measure(self, pl_module: LightningModule, norms: list[_BatchNorm], trainer: Trainer | None = None) -> None:
-        if not norms:
+    def _measure(
+        self, pl_module: LightningModule, named: dict[str, _BatchNorm], trainer: Trainer | None = None
+    ) -> None:
+        if not named:
             return
+        norms = list(named.values())
         model = pl_module.model if isinstance(pl_module, MergeModule) else pl_module
         modes = [(module, module.training) for module in model.modules()]
         momenta = [norm.momentum for norm in norms]
+        averages = [_Average(*each) for each in named.items()]
         model.eval()
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # a plain average over the batches
+            norm.momentum = 1.0  # what a batch has, which is averaged apart
             norm.train()
         try:
             ran = False
-            with torch.no_grad(), draws_kept([self.batches]):
+            with ExitStack() as hooks, torch.no_grad(), draws_kept([self.batches]):
+                for average in averages:
+                    hooks.enter_context(average.norm.register_forward_hook(average.add))
                 for batch in islice(self.batches, self.limit):
                     if trainer is not None:
                         batch = transferred(trainer, batch)
@@ -92,11 +99,36 @@ class RecalibrateBatchNorm(Callback):
                     ran = True
             if not ran:
                 raise ValueError("RecalibrateBatchNorm has no batches to measure statistics on.")
+            for average in averages:
+                average.install_()
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
             for module, training in modes:
                 module.training = training
+
+
+class _Average:
+    """The plain average of a layer's statistics over its batches, in float64: a low precision would round each step."""
+
+    def __init__(self, path: str, norm: _BatchNorm) -> None:
+        self.norm = norm
+        self._path = path
+        self._count = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, *call: object) -> None:
+        self._count += 1
+        for name in STATISTICS[:2]:
+            value = getattr(self.norm, name).to(torch.float64, copy=True)
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            getattr(self.norm, name).zero_()  # an infinite one would spoil the next
+
+    def install_(self) -> None:
+        with torch.no_grad():
+            for name, total in self._sums.items():
+                own = getattr(self.norm, name)
+                own.copy_(in_dtype(f"{self._path}.{name}".lstrip("."), total / self._count, own.dtype))
 
 
 def _norms_of(module: nn.Module) -> dict[str, _BatchNorm]:

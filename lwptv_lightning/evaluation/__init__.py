@@ -9,6 +9,7 @@ from lwptv_lightning.evaluation.lightning import (
     batch_limit,
     callbacks_of,
     draws_kept,
+    in_precision,
     loaders_of,
     merging_together,
     on_rank_zero,

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import Tensor
 
 from lwptv_lightning.engine import ALONE, Ranks
 from lwptv_lightning.evaluation.shares import Replicas, Stream, share_loaders
@@ -100,6 +101,23 @@ def validating(trainer: Trainer, module: LightningModule) -> Iterator[None]:
         trainer.state.stage = stage
         for part, training in modes:
             part.training = training
+
+
+@contextmanager
+def in_precision(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Give a module that is not the trainer's the trainer's precision, and its own dtypes back afterwards."""
+    dtypes = {name: tensor.dtype for name, tensor in _held_tensors(module)}
+    trainer.precision_plugin.convert_module(module)
+    try:
+        yield
+    finally:
+        for name, tensor in _held_tensors(module):
+            tensor.data = tensor.data.to(dtypes[name])
+
+
+def _held_tensors(module: LightningModule) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def transferred(trainer: Trainer, batch: Any) -> Any:

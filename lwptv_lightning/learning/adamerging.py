@@ -71,7 +71,9 @@ class AdaMergingModule(LightningModule):
         self.clamp = clamp
         names = merge_module.vectors.names
         rows = len(names) if per == "tensor" else 1
-        self.coefficients = nn.Parameter(torch.full((rows, len(merge_module.vectors.tasks)), float(initial)))
+        self.coefficients = nn.Parameter(
+            torch.full((rows, len(merge_module.vectors.tasks)), float(initial), dtype=torch.float32)
+        )
         self._row = {name: index if per == "tensor" else 0 for index, name in enumerate(names)}
         self._task_vectors: dict[str, Tensor] = {}
         self._rest: dict[str, Tensor] = {}
@@ -81,16 +83,25 @@ class AdaMergingModule(LightningModule):
         """What is merged."""
         return self._held[0]
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Convert all but the coefficients to half precision, in which the steps that they learn by would be lost."""
+        exact = self.coefficients.detach()
+        applied = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.coefficients.dtype.itemsize < exact.dtype.itemsize:
+            self.coefficients.data = exact.to(self.coefficients.device)
+        return applied
+
     def load(self) -> None:
         """Load base and task vectors onto the module's device, as is done when a fit starts."""
         module = self.merge_module.to(self.device).eval()
         module.require_logits()
         vectors = module.vectors
         rule: Any = get_rule("adamerging")(plus_plus=self.plus_plus)  # type: ignore[call-arg]
-        stream = Stream.of(vectors, execution=Execution(device=self.device))
+        dtype = self.coefficients.dtype  # also of a trainer in double precision
+        stream = Stream.of(vectors, dtype=dtype, execution=Execution(device=self.device))
         survey = rule.survey(stream)
         self._task_vectors = {name: rule.split(stream.stack(name), survey) for name in vectors.names}
-        rest = merge(vectors.without_weights(), "simple_average", device=self.device)
+        rest = merge(vectors.without_weights(), "simple_average", device=self.device, dtype=dtype)
         self._rest = {name: rest[name] for name in installable(module.model, vectors)}
 
     on_fit_start = load
@@ -98,22 +109,25 @@ class AdaMergingModule(LightningModule):
     def merged(self) -> dict[str, Tensor]:
         """Return the merged tensors, through which gradients reach the coefficients."""
         coefficients = self.coefficients.clamp(0, 1) if self.clamp else self.coefficients
-        merged = {
-            name: self._rest[name] + torch.tensordot(coefficients[self._row[name]], tau, dims=1)
-            for name, tau in self._task_vectors.items()
-        }
+        with torch.autocast(self.device.type, enabled=False):
+            merged = {
+                name: self._rest[name] + torch.tensordot(coefficients[self._row[name]], tau, dims=1)
+                for name, tau in self._task_vectors.items()
+            }
         tied = {name: merged[first] for name, first in self.merge_module.vectors.tied.items()}
         return self._rest | merged | tied
 
     def entropy(self, batches: Mapping[str, Tensor]) -> Tensor:
         """Return the sum over loaders, by name to inputs ``(B, ...)``, of the predictions' mean entropy in nats."""
         own = {plain_name(name): name for name in self.merge_module.model.state_dict()}
-        weights = {f"model.{own[name]}": tensor for name, tensor in self.merged().items()}
-        total = torch.zeros((), device=self.device)
+        merged = {f"model.{own[name]}": tensor for name, tensor in self.merged().items()}
+        weights = _in_dtype(self.merge_module.state_dict(keep_vars=True) | merged, self.dtype)
+        total = self.coefficients.new_zeros(())
         for loader, inputs in batches.items():
             head = self.merge_module.head_of(loader)
             with torch.compiler.set_stance("force_eager"):
-                log_probabilities = functional_call(self.merge_module, weights, (inputs, head)).log_softmax(1)
+                logits = functional_call(self.merge_module, weights, (inputs, head))
+            log_probabilities = logits.to(total.dtype).log_softmax(1)
             total = total - (log_probabilities.exp() * log_probabilities).sum(1).mean()
         return total
 
@@ -137,3 +151,13 @@ class AdaMergingModule(LightningModule):
         rows = (self.coefficients.clamp(0, 1) if self.clamp else self.coefficients).tolist()
         table = {name: rows[row] for name, row in self._row.items()} if self.per == "tensor" else {"*": rows[0]}
         return MergeRecipe({"name": "adamerging", "coefficients": table, "plus_plus": self.plus_plus})
+
+
+def _in_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype | str) -> dict[str, Tensor]:
+    """Return tensors with the floating ones in a dtype; one under several names stays one, and parameters are fixed."""
+    made: dict[int, Tensor] = {}
+    for tensor in tensors.values():
+        if id(tensor) not in made:
+            fixed = tensor.detach() if isinstance(tensor, nn.Parameter) else tensor
+            made[id(tensor)] = fixed.to(dtype) if fixed.is_floating_point() else fixed  # type: ignore[arg-type]
+    return {name: made[id(tensor)] for name, tensor in tensors.items()}

@@ -183,6 +183,12 @@ class _SweepModule(LightningModule):
         share_evaluation_(self.trainer, stage, self._passes.share)
 
     def on_validation_start(self) -> None:
+        # The trainer's precision may have changed the model's dtypes since.
+        own = plain_state(self.module)
+        self._weights = [
+            {name: in_dtype(name, tensor, own[plain_name(name)].dtype) for name, tensor in weights.items()}
+            for weights in self._weights
+        ]
         self._replicas = replicas_of(self.trainer)
         loaders = loaders_of(self.trainer, "validate")
         self._collected = {name: Outcomes(name, loader) for name, loader in loaders.items()}

@@ -6,13 +6,20 @@ import pytest
 import torch
 from _helpers.every_rule import SHAPES, changed, statistics_for, task_names, vectors_for
 from _helpers.states import assert_same_bits, open_vectors, random_state
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
 
 from lwptv_lightning import (
+    AdaMergingModule,
     LiNeS,
     MergeModule,
     MergeRecipe,
+    OnlineMerge,
+    PruneAndMerge,
+    RecalibrateBatchNorm,
     TaskVectors,
     collect_statistics,
     layers_from_names,
@@ -21,10 +28,13 @@ from lwptv_lightning import (
     save_merged,
     score_layers,
 )
+from lwptv_lightning.callbacks import CollectDataStatistics
 from lwptv_lightning.checkpoints import CheckpointError
+from lwptv_lightning.inspection import check
 from lwptv_lightning.merging import Merge, install_
 from lwptv_lightning.rules import RULES
 from lwptv_lightning.saliency import SCORES
+from lwptv_lightning.search import sweep
 
 EVERY_RULE = pytest.mark.parametrize("rule", sorted(RULES))
 
@@ -95,6 +105,16 @@ def test_an_adapter_is_as_precise_in_any_surroundings(surrounding, tmp_path):
         merged = merge(TaskVectors.open(base, {"a": tmp_path}), MergeRecipe(scale=1.0, dtype="float64"))
     exact = (factors["B"].double() @ factors["A"].double()) + base["fc.weight"].double()
     assert torch.equal(merged["fc.weight"], exact.float())
+
+
+@pytest.mark.parametrize("surrounding", SURROUNDINGS)
+def test_check_finds_the_same_in_any_surroundings(surrounding):
+    vectors = vectors_for("ties")
+    base = {name: vectors.base(name) for name in vectors.names}
+    tasks = {task: {name: vectors.expert(task, name) for name in vectors.names} for task in vectors.tasks}
+    expected = check(base, tasks)
+    with SURROUNDINGS[surrounding]():
+        assert check(base, tasks) == expected
 
 
 # Float64 asked is float64 computed
@@ -336,3 +356,201 @@ def test_eight_bits_are_merged_and_do_not_overflow(dtype):
     assert merged["w"].float().tolist() == [1.5] * 4
     with pytest.raises(ValueError, match=f"'w' would overflow.*{dtype}"):
         merge(vectors, MergeRecipe(scale=1e6))
+
+
+# The trainer's precision
+
+PRECISIONS = {
+    "64-true": torch.float64,
+    "bf16-true": torch.bfloat16,
+    "16-true": torch.float16,
+    "bf16-mixed": torch.float32,
+}
+EVERY_PRECISION = pytest.mark.parametrize("precision", PRECISIONS)
+TOLERANCE = {"64-true": 1e-6, "bf16-true": 0.05, "16-true": 0.01, "bf16-mixed": 0.05}
+
+
+class Net(nn.Module):
+    """Batch normalisation between two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.fc = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+
+    def forward(self, inputs):
+        return self.fc(self.norm(self.stem(inputs)).relu())
+
+
+def make_net(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Net().eval()
+
+
+def data(seed, count=48, size=2.0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = size * torch.randn(count, 6, generator=generator) + 1
+    return TensorDataset(inputs, torch.randint(0, 4, (count,), generator=generator))
+
+
+def net_vectors():
+    return TaskVectors.open(make_net(), {"a": make_net(1), "b": make_net(2)})
+
+
+LOADERS = {"id/a": DataLoader(data(1), batch_size=16), "id/b": DataLoader(data(2), batch_size=16)}
+
+
+def validated(make_trainer, module, precision, callbacks=()):
+    trainer = make_trainer(precision=precision, callbacks=list(callbacks))
+    figures = trainer.validate(module, LOADERS, verbose=False)
+    return {name: value for part in figures for name, value in part.items()}
+
+
+class FineTuning(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = make_net(3).train()
+        self.losses = []
+
+    def forward(self, inputs):
+        return self.net(inputs)
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.losses.append(loss.item())
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+def fit(make_trainer, precision, callbacks=()):
+    module = FineTuning()
+    trainer = make_trainer(max_epochs=1, precision=precision, callbacks=list(callbacks))
+    trainer.fit(module, DataLoader(data(3), batch_size=16), DataLoader(data(4), batch_size=16))
+    return module, trainer
+
+
+@EVERY_PRECISION
+def test_online_merge_validates_in_the_precision_of_the_run(precision, make_trainer):
+    merging = MergeModule(make_net(), net_vectors().select(["a"]), MergeRecipe("ties", scale=0.7))
+    online = OnlineMerge(merging, LOADERS, task="b", backbone="net")
+    module, trainer = fit(make_trainer, precision, [online])
+    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("merged/")}
+    assert {tensor.dtype for tensor in merging.model.parameters()} == {torch.float32}
+    # By hand: the weights as they are after the epoch, merged, in a trainer of this precision.
+    vectors = net_vectors().select(["a"]).with_task("b", dict(module.net.state_dict()))
+    by_hand = validated(make_trainer, MergeModule(make_net(), vectors, MergeRecipe("ties", scale=0.7)), precision)
+    assert found == {f"merged/{name}": pytest.approx(value) for name, value in by_hand.items()}
+    without, _ = fit(make_trainer, precision)
+    assert without.losses == module.losses
+    assert_same_bits(dict(module.state_dict()), dict(without.state_dict()))
+
+
+@EVERY_PRECISION
+@pytest.mark.parametrize("own", [True, False])
+def test_batch_norm_is_measured_in_the_precision_of_the_run(precision, own, make_trainer):
+    loader = DataLoader(data(5, 160), batch_size=16)
+    recalibrate, seen = RecalibrateBatchNorm(loader), []
+
+    class Look(Callback):
+        def on_validation_batch_start(self, trainer, pl_module, *batch):
+            net = pl_module.model if own else pl_module.net
+            seen.append({name: buffer.clone() for name, buffer in net.norm.named_buffers()})
+
+    module = MergeModule(make_net(), net_vectors()) if own else FineTuning()
+    loaders = LOADERS if own else LOADERS["id/a"]
+    callbacks = [recalibrate, Look()] if own else [PruneAndMerge(net_vectors()), recalibrate, Look()]
+    make_trainer(precision=precision, callbacks=callbacks).validate(module, loaders, verbose=False)
+    merged = Net()
+    merged.load_state_dict(merge(net_vectors(), MergeRecipe()))
+    hidden = [merged.stem(batch[0]).detach() for batch in loader]
+    mean = torch.stack([part.mean(0) for part in hidden]).mean(0)
+    variance = torch.stack([part.var(0) for part in hidden]).mean(0)
+    assert seen[0]["running_mean"].dtype == PRECISIONS[precision]
+    tolerance = {"64-true": 1e-5, "bf16-true": 0.02, "16-true": 0.003, "bf16-mixed": 0.02}[precision]
+    torch.testing.assert_close(seen[0]["running_mean"].float(), mean, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(seen[0]["running_var"].float(), variance, atol=tolerance, rtol=tolerance)
+
+
+def test_running_statistics_that_overflow_are_named(make_trainer):
+    loader = DataLoader(data(5, 32, size=3000.0), batch_size=16)
+    module = MergeModule(make_net(), net_vectors())
+    with pytest.raises(ValueError, match="'model.norm.running_var' would overflow.*torch.float16"):
+        validated(make_trainer, module, "16-true", [RecalibrateBatchNorm(loader)])
+
+
+@EVERY_PRECISION
+def test_a_sweep_finds_what_a_validation_finds(precision, make_trainer):
+    candidates = {"ties": MergeRecipe("ties"), "sum": MergeRecipe(scale=1.0, ratio=0.5)}
+    module = MergeModule(make_net(), net_vectors())
+    result = sweep(make_trainer(precision=precision), module, candidates, LOADERS)
+    for name, recipe in candidates.items():
+        figures = validated(make_trainer, MergeModule(make_net(), net_vectors(), recipe), precision)
+        found = result.figures(name)
+        assert found.keys() >= LOADERS.keys()
+        assert found == {figure: pytest.approx(figures[figure]) for figure in found}
+
+
+@EVERY_PRECISION
+@pytest.mark.parametrize("per", ["task", "tensor"])
+def test_adamerging_learns_in_every_precision(precision, per, make_trainer):
+    def learnt(precision):
+        module = AdaMergingModule(MergeModule(make_net(), net_vectors()), per=per, lr=1e-3)
+        make_trainer(max_epochs=2, precision=precision).fit(module, CombinedLoader(LOADERS, "min_size"))
+        assert {tensor.dtype for tensor in module.merge_module.model.parameters()} == {torch.float32}
+        return module
+
+    found, exact = learnt(precision), learnt("32-true")
+    assert found.coefficients.dtype == (torch.float64 if precision == "64-true" else torch.float32)
+    moved = (exact.coefficients - 0.3).abs().max().item()
+    assert moved > 1e-3
+    torch.testing.assert_close(found.coefficients.float(), exact.coefficients, atol=0.5 * moved, rtol=0)
+    # What was learnt is what a merge by the recipe makes, not rounded on the way.
+    recipe = found.recipe()
+    made = merge(net_vectors(), recipe)
+    for name, tensor in found.merged().items():
+        torch.testing.assert_close(made[name].float(), tensor.detach().float(), atol=1e-6, rtol=1e-6)
+
+
+def test_adamerging_merges_exactly_inside_autocast(make_trainer):
+    module = AdaMergingModule(MergeModule(make_net(), net_vectors()))
+    module.load()
+    expected = module.merged()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same_bits(module.merged(), expected)
+
+
+@EVERY_PRECISION
+@pytest.mark.parametrize("kind", ["fisher", "gram"])
+def test_data_statistics_in_every_precision(precision, kind, make_trainer):
+    def collected(precision):
+        collect = CollectDataStatistics(kind, samples=24)
+        module = MergeModule(make_net(), net_vectors())
+        make_trainer(precision=precision, callbacks=[collect]).validate(module, LOADERS, verbose=False)
+        return collect.statistics
+
+    found, exact = collected(precision), collected("32-true")
+    for task, tensors in exact.items():
+        for name, tensor in tensors.items():
+            difference = (found[task][name] - tensor).norm() / tensor.norm()
+            assert difference <= TOLERANCE[precision], (task, name)
+
+
+@EVERY_PRECISION
+def test_a_foreign_module_is_merged_from_exact_task_vectors(precision, make_trainer):
+    module, seen = FineTuning(), []
+
+    class Look(Callback):
+        def on_validation_batch_start(self, trainer, pl_module, *batch):
+            seen.append(pl_module.net.stem.weight.clone())
+
+    trainer = make_trainer(precision=precision, callbacks=[PruneAndMerge(net_vectors(), "ties"), Look()])
+    trainer.validate(module, LOADERS["id/a"], verbose=False)
+    exact = merge(net_vectors(), "ties")["stem.weight"]
+    dtype = PRECISIONS[precision]
+    assert torch.equal(seen[0], exact.to(dtype))
+    assert torch.equal(module.net.stem.weight, make_net(3).stem.weight.to(dtype))
