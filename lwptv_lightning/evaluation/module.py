@@ -30,12 +30,13 @@ from lwptv_lightning.evaluation.loaders import require_loaders
 from lwptv_lightning.evaluation.merging import merge_model_, require_fit
 from lwptv_lightning.evaluation.metrics import LoaderMetrics
 from lwptv_lightning.evaluation.shares import Replicas, must_meet
+from lwptv_lightning.evaluation.stored import restore_, store
 from lwptv_lightning.functional import keep_plain_names_
 from lwptv_lightning.layers import Layers, trace_layers
 from lwptv_lightning.merging import (
     MergeOptions,
     PruningPlan,
-    in_dtype,
+    in_dtypes_of,
     materialize_,
     provenance_of,
     require_options,
@@ -45,9 +46,6 @@ from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.rules import DataStatistics
 from lwptv_lightning.saliency import LayerStatistics
 from lwptv_lightning.task_vectors import TaskVectors
-
-_STORED = "lwptv_merge_module"
-"""Where a checkpoint holds what `MergeModule` needs besides its state dict and its hyper-parameters."""
 
 
 class MergeModule(LightningModule):
@@ -231,9 +229,7 @@ class MergeModule(LightningModule):
             self.merge_()
         headers = {} if self._vectors is None else self._vectors.headers
         state = {name: value for name, value in whole_state(self.model).items() if name not in self.heads.instead_of}
-        dtypes = {name: headers[name].dtype if name in headers else value.dtype for name, value in state.items()}
-        state = {name: in_dtype(name, value, dtypes[name]) for name, value in state.items()}
-        return write_safetensors(state, path, self.provenance().to_metadata())
+        return write_safetensors(in_dtypes_of(headers, state), path, self.provenance().to_metadata())
 
     def forward(self, inputs: Tensor, head: str | None = None) -> Tensor:
         """Return a head's logits ``(B, classes)`` for inputs such as images, or by default what the model returns.
@@ -255,24 +251,11 @@ class MergeModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add which merge the weights are of, and which heads belong to them."""
-        recipe = None if self.installed is None else self.installed.to_dict()
-        metadata = self.provenance().to_metadata()
-        checkpoint[_STORED] = {"recipe": recipe, "metadata": metadata, "heads": self.heads.described()}
-        if recipe is not None:
-            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["recipe"] = recipe
+        store(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make way for the weights of `load_from_checkpoint`; the trainer's ``ckpt_path`` is refused."""
-        # The trainer knows of the path only from here on; in `setup` it is None still.
-        if (trainer := trainer_of(self)) is not None and trainer.ckpt_path is not None:
-            raise ValueError(
-                f"ckpt_path={str(trainer.ckpt_path)!r} cannot be used with a MergeModule, whose weights come from its "
-                "task vectors; leave it out, or evaluate what MergeModule.load_from_checkpoint(...) returns."
-            )
-        if stored := checkpoint.get(_STORED):
-            self.heads.restore_(stored["heads"], checkpoint["state_dict"], "heads.")
-            self.installed = None if stored["recipe"] is None else MergeRecipe.from_dict(stored["recipe"])
-            self.provenance = partial(Provenance.from_metadata, stored["metadata"])
+        restore_(self, checkpoint)
 
     def prepare(self, loaders: object, replicas: Replicas | None = None) -> None:
         """Check loaders as `require_loaders` does, and against the heads, and make a metric for each.
