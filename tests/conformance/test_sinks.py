@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from _helpers.every_rule import statistics_for
-from _helpers.models import make_model, states_of
+from _helpers.models import make_model, vectors_of_model
 from _helpers.states import as_bytes
 from lightning.pytorch import LightningModule
 from safetensors.torch import save_file
@@ -84,9 +84,11 @@ def watch(model):
     seen = []
 
     def look(module, inputs):
-        seen.append({name: tensor.detach().clone() for name, tensor in module.state_dict().items()})
+        seen.append({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
 
-    model.register_forward_pre_hook(look)
+    # On the first layer, as a head on the features goes without the model's own forward.
+    first_layer = next(module for module in model.modules() if not list(module.children()))
+    first_layer.register_forward_pre_hook(look)
     return seen
 
 
@@ -174,13 +176,15 @@ def by_command_line(case):
     names = ("base", *case.vectors.tasks)
     for name in names:
         read = case.vectors.base if name == "base" else partial(case.vectors.expert, name)
-        state = {tensor: read(tensor).clone() for tensor in case.vectors.headers}
+        state = {tensor: read(tensor).clone() for tensor in case.vectors.headers}  # classifiers of their own included
         save_file(state, case.folder / f"{name}.safetensors")
     (case.folder / "recipe.json").write_text(case.recipe.to_json())
     base, *tasks = (str(case.folder / f"{name}.safetensors") for name in names)
     out = case.folder / "cli.safetensors"
     arguments = [f"{task}={path}" for task, path in zip(case.vectors.tasks, tasks, strict=True)]
     arguments += ["--recipe", str(case.folder / "recipe.json"), "--out", str(out)]
+    for path in case.vectors.classifiers:
+        arguments += ["--exclude", f"{path}.*"]
     if case.data is not None:
         arguments += ["--data-statistics", str(write_data_statistics(case.data, case.folder / "data.safetensors"))]
     main(["merge", base, *arguments])
@@ -206,7 +210,7 @@ SINKS = {
 SOME = ("task arithmetic", "TIES, half the layers pruned", "Fisher", "RegMean")
 CASES = [
     *((kind, recipe) for kind in ("ViT", "tied weights") for recipe in RECIPES),
-    *((kind, recipe) for kind in ("ResNet", "1x1 convolutions") for recipe in SOME),
+    *((kind, recipe) for kind in ("ResNet", "own classifiers", "1x1 convolutions") for recipe in SOME),
 ]
 
 
@@ -221,7 +225,7 @@ COMPARED = [(*case, sink) for case in CASES for sink in SINKS if not sees_less(*
 @cache
 def inputs_of(kind):
     model = make_model(kind)
-    return model, TaskVectors.open(*states_of(model))
+    return model, vectors_of_model(model)
 
 
 def data_for(recipe, vectors):
