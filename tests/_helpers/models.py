@@ -128,8 +128,8 @@ def states_of(model, tasks=("a", "b")):
     tuned = {task: fine_tuned_model(model, seed).state_dict() for seed, task in enumerate(tasks, start=1)}
     if isinstance(model, OwnClassifiers):
         for classes, state in enumerate(tuned.values(), start=5):
-            own = nn.Linear(model.fc.in_features, classes)
-            state |= {"fc.weight": own.weight.detach(), "fc.bias": own.bias.detach()}
+            shapes = {"fc.weight": (classes, model.fc.in_features), "fc.bias": (classes,)}
+            state |= noise({name: torch.zeros(shape) for name, shape in shapes.items()}, classes, 0.3)
     return copy.deepcopy(model).state_dict(), tuned
 
 
