@@ -8,6 +8,7 @@ from _helpers.every_rule import SHAPES, changed, statistics_for, task_names, vec
 from _helpers.states import assert_same_bits, open_vectors, random_state
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import CombinedLoader
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
@@ -92,19 +93,24 @@ def test_surroundings_change_no_bit(rule, surrounding):
         assert_same_bits(merge(vectors, recipe, data=data), expected)
 
 
-@pytest.mark.parametrize("surrounding", SURROUNDINGS)
-def test_an_adapter_is_as_precise_in_any_surroundings(surrounding, tmp_path):
-    from safetensors.torch import save_file
-
-    base = {"fc.weight": torch.randn(16, 16, generator=torch.Generator().manual_seed(0))}
+def write_adapter(folder):
     factors = random_state(1, shapes={"A": (4, 16), "B": (16, 4)})
     named = {f"base_model.model.fc.lora_{factor}.weight": tensor for factor, tensor in factors.items()}
-    save_file(named, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 4, "r": 4}')
+    save_file(named, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 4, "r": 4}')
+    return factors["B"].double() @ factors["A"].double()
+
+
+@pytest.mark.parametrize("surrounding", SURROUNDINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_adapter_is_as_precise_in_any_surroundings(surrounding, dtype, tmp_path):
+    product = write_adapter(tmp_path)
+    base = {"fc.weight": torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).to(dtype)}
     with SURROUNDINGS[surrounding]():
-        merged = merge(TaskVectors.open(base, {"a": tmp_path}), MergeRecipe(scale=1.0, dtype="float64"))
-    exact = (factors["B"].double() @ factors["A"].double()) + base["fc.weight"].double()
-    assert torch.equal(merged["fc.weight"], exact.float())
+        vectors = TaskVectors.open(base, {"a": tmp_path})
+        merged = merge(vectors, MergeRecipe(scale=1.0, dtype="float64"))
+    assert torch.equal(merged["fc.weight"], (product + base["fc.weight"].double()).to(dtype))
+    assert torch.equal(vectors.expert("a", "fc.weight"), base["fc.weight"] + product.to(dtype))
 
 
 @pytest.mark.parametrize("surrounding", SURROUNDINGS)
@@ -356,6 +362,30 @@ def test_eight_bits_are_merged_and_do_not_overflow(dtype):
     assert merged["w"].float().tolist() == [1.5] * 4
     with pytest.raises(ValueError, match=f"'w' would overflow.*{dtype}"):
         merge(vectors, MergeRecipe(scale=1e6))
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)
+def test_tied_weights_of_eight_bits_are_found(dtype):
+    generator = torch.Generator().manual_seed(0)
+    names = ("embed.weight", "head.weight", "fc.weight")
+
+    def state():
+        shared, own = torch.randn(2, 16, 16, generator=generator).to(dtype)
+        return dict(zip(names, (shared, shared.clone(), own), strict=True))
+
+    base, tasks = state(), {"a": state(), "b": state()}
+    vectors = TaskVectors.open(base, tasks)
+    assert vectors.tied == {"head.weight": "embed.weight"}
+    merged = merge(vectors, MergeRecipe("dare", scale=0.3))
+    assert torch.equal(merged["head.weight"].float(), merged["embed.weight"].float())
+    assert [found.task for found in check(base, tasks)] == ["a", "b"]
+
+
+def test_nan_of_a_base_whose_expert_is_a_difference_is_named(tmp_path):
+    write_adapter(tmp_path)
+    base = {"fc.weight": torch.full((16, 16), torch.nan)}
+    with pytest.raises(ValueError, match="'fc.weight' holds NaN"):
+        merge(TaskVectors.open(base, {"a": tmp_path}), MergeRecipe())
 
 
 # The trainer's precision
