@@ -31,6 +31,7 @@ from lwptv_lightning import (
 )
 from lwptv_lightning.callbacks import CollectDataStatistics
 from lwptv_lightning.checkpoints import CheckpointError
+from lwptv_lightning.evaluation import in_precision
 from lwptv_lightning.inspection import check
 from lwptv_lightning.merging import Merge, install_
 from lwptv_lightning.rules import RULES
@@ -517,7 +518,9 @@ def test_running_statistics_that_overflow_are_named(make_trainer):
 def test_a_sweep_finds_what_a_validation_finds(precision, make_trainer):
     candidates = {"ties": MergeRecipe("ties"), "sum": MergeRecipe(scale=1.0, ratio=0.5)}
     module = MergeModule(make_net(), net_vectors())
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     result = sweep(make_trainer(precision=precision), module, candidates, LOADERS)
+    assert_same_bits(dict(module.state_dict()), before)
     for name, recipe in candidates.items():
         figures = validated(make_trainer, MergeModule(make_net(), net_vectors(), recipe), precision)
         found = result.figures(name)
@@ -544,6 +547,18 @@ def test_adamerging_learns_in_every_precision(precision, per, make_trainer):
     made = merge(net_vectors(), recipe)
     for name, tensor in found.merged().items():
         torch.testing.assert_close(made[name].float(), tensor.detach().float(), atol=1e-6, rtol=1e-6)
+
+
+def test_a_module_keeps_what_a_precision_would_round(make_trainer):
+    module = MergeModule(make_net(), net_vectors())
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with in_precision(make_trainer(precision="bf16-true"), module):
+        assert module.model.fc.weight.dtype == torch.bfloat16
+        install_(module.model, {"fc.bias": torch.full((4,), 0.3)})
+    after = dict(module.state_dict())
+    assert after.pop("model.fc.bias").tolist() == [torch.tensor(0.3).bfloat16().item()] * 4
+    before.pop("model.fc.bias")
+    assert_same_bits(after, before)
 
 
 def test_adamerging_merges_exactly_inside_autocast(make_trainer):
