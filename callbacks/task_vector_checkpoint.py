@@ -173,7 +173,8 @@ class TaskVectorCheckpoint(Callback):
     def _write_task_vector(self, trainer: Trainer, weights: Mapping[str, Tensor]) -> None:
         base = open_checkpoint(self.folder / BASE_FILE)
         floating = [name for name in base.names if base.headers[name].dtype.is_floating_point]
-        vector = {name: weights[name].float() - base.read(name).float() for name in floating}
+        wide = {name: torch.promote_types(base.headers[name].dtype, torch.float32) for name in floating}
+        vector = {name: weights[name].to(wide[name]) - base.read(name).to(wide[name]) for name in floating}
         state = state_among(floating, named_submodule(trainer.lightning_module, self.backbone))
         _keep_largest_({name: tensor for name, tensor in vector.items() if name not in state}, self.density)
         provenance = Provenance(

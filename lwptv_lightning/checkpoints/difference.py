@@ -79,7 +79,8 @@ def add_difference(
                 named = match_names(filled, base.headers, model)
             whole = match_names(base.renamed({}) if replaced is None else replaced, base.headers)
             added = {
-                name: TensorHeader(head.shape, torch.float32) for name, head in (named.headers | own.headers).items()
+                name: TensorHeader(head.shape, torch.float32 if name in own.headers else _wide(base, name))
+                for name, head in (named.headers | own.headers).items()
             }
             made = named.with_tensors({**base.headers, **added, **whole.headers}, _AddedReader(base, named, whole, own))
             made.metadata = {}  # those of the difference would have it added to a base once more
@@ -150,7 +151,10 @@ class _AddedReader:
         if not is_difference:
             return values
         base = self.base.read(name)
-        return base.float() + values.float() if name in self.difference.headers else base
+        if name not in self.difference.headers:
+            return base
+        wide = _wide(self.base, name)
+        return base.to(wide) + values.to(wide)
 
     def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
         if name in self.replaced.headers:
@@ -167,6 +171,11 @@ class _AddedReader:
                 f"{BASE_FILE} that it was made from beside it."
             )
         return own.read(stored).float() + self.foreign.read(name).float()
+
+
+def _wide(base: Checkpoint, name: str) -> torch.dtype:
+    """Return what a base's tensor and a difference are added in."""
+    return torch.promote_types(base.headers[name].dtype, torch.float32)
 
 
 def _read_or_zeros(difference: Checkpoint, headers: Mapping[str, TensorHeader], name: str) -> Tensor:

@@ -21,7 +21,8 @@ def fisher_diagonal(
     """Sum up the exact diagonal Fisher information over the examples of a batch: tensors in the parameters' shapes.
 
     For each example x: ``sum_y p(y|x) (d log p(y|x) / d theta)^2``, with the expectation over the model's own
-    prediction, not over labels. It works inside ``torch.inference_mode`` too, as Lightning validates.
+    prediction, not over labels. Squares are summed up in float32 at least. It works inside ``torch.inference_mode``
+    too, as Lightning validates.
 
     Inputs are ``(B, ...)``, or a dict, tuple or list of such tensors; ``logits`` maps parameters and the inputs of one
     example, ``(1, ...)``, to ``(1, C)``.
@@ -39,7 +40,8 @@ def fisher_diagonal(
     with torch.inference_mode(False), torch.enable_grad():
         # Clones, since tensors made in inference mode cannot take part in a backward pass.
         own = {name: parameter.detach().clone().requires_grad_() for name, parameter in parameters.items()}
-        total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        wide = {name: torch.promote_types(parameter.dtype, torch.float32) for name, parameter in parameters.items()}
+        total = {name: torch.zeros_like(parameter, dtype=wide[name]) for name, parameter in parameters.items()}
         for example in each_sample(inputs):
             log_probabilities = logits(own, apply_to_collection(example, Tensor, torch.clone)).log_softmax(1)[0]
             classes = torch.eye(len(log_probabilities), device=log_probabilities.device, dtype=log_probabilities.dtype)
@@ -49,7 +51,8 @@ def fisher_diagonal(
             probabilities = log_probabilities.detach().exp()
             for name, gradient in zip(own, gradients, strict=True):
                 if gradient is not None:  # the model's own classifier has no part in what a head gives
-                    total[name] += torch.tensordot(probabilities, gradient.square(), dims=1)
+                    squares = gradient.to(wide[name]).square()
+                    total[name] += torch.tensordot(probabilities.to(squares.dtype), squares, dims=1)
     return total
 
 

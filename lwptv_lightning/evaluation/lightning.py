@@ -105,14 +105,16 @@ def validating(trainer: Trainer, module: LightningModule) -> Iterator[None]:
 
 @contextmanager
 def in_precision(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Give a module that is not the trainer's the trainer's precision, and its own dtypes back afterwards."""
-    dtypes = {name: tensor.dtype for name, tensor in _held_tensors(module)}
+    """Give a module the precision of a trainer, and afterwards its own dtypes back, and values that did not change."""
+    before = {name: tensor.data for name, tensor in _held_tensors(module)}
     trainer.precision_plugin.convert_module(module)
     try:
         yield
     finally:
         for name, tensor in _held_tensors(module):
-            tensor.data = tensor.data.to(dtypes[name])
+            if tensor.dtype != before[name].dtype:
+                own = before[name].to(tensor.device)
+                tensor.data = own if torch.equal(own.to(tensor.dtype), tensor) else tensor.data.to(own.dtype)
 
 
 def _held_tensors(module: LightningModule) -> Iterator[tuple[str, Tensor]]:

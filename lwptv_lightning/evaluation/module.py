@@ -95,7 +95,7 @@ class MergeModule(LightningModule):
     plan: PruningPlan | None
     """What that recipe pruned."""
     treatment: str | None
-    """How many tensors its rule treated as matrices, in words; None where it treats all tensors alike."""
+    """How many tensors its rule did its own with, in words; see `lwptv_lightning.merging.MergePlan`."""
     provenance: Callable[[], Provenance]
     """Tells what a file of the model says of itself."""
 

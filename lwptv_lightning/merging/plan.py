@@ -65,7 +65,8 @@ class MergePlan:
         mask: What is pruned; ``None`` for nothing.
         jobs: Name to job of each tensor that is merged, in the order in which they are made.
         owner: Name to the number of its process, of every tensor; those without a job are the base's and come last.
-        treatment: How many tensors the rule treats as matrices, in words; ``None`` where it treats all tensors alike.
+        treatment: How many tensors the rule does its own with, in words, such as those that it treats as matrices;
+            ``None`` where it treats all tensors alike.
     """
 
     vectors: TaskVectors
@@ -183,6 +184,10 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     names = vectors.names if layers is None else merged_layers(vectors, layers).tensors
     data = None if merge.data is None else data_by_first_name(merge.data, vectors)
     whole = Stream.of(vectors, names, dtype=recipe.torch_dtype, data=data, execution=execution)
+    rule = rule_by_first_names(recipe.rule, vectors.tied)
+    treatment = treatment_of(rule, whole)
+    if names and ranks.rank == 0 and rule.treated(whole) == ():
+        warnings.warn(f"{treatment}; it takes {rule.tensors}.", stacklevel=2)
     thins = layers if recipe.elements is not None else None
     if execution.max_memory is not None:  # what layers are pruned is not known yet, and pruning only lessens the need
         require_memory(execution.max_memory, recipe.rule, whole, thins)
@@ -204,7 +209,6 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
         pruned = thinned(whole, layers, recipe.elements)
         if recipe.elements.ratio == 1:
             averaged = replace(averaged, kept=lambda name: torch.zeros(len(vectors), dtype=torch.bool))
-    rule = rule_by_first_names(recipe.rule, vectors.tied)
     with ranks.sharing_errors(), execution.exact():
         jobs = _jobs(recipe.replace(rule=rule), whole, pruned) if names else {}
         own = {name: job for name, job in jobs.items() if job.owner == ranks.rank}
@@ -217,18 +221,16 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
         factors = tensor_factors(scaling, in_order, named_layers, lambda: published_alpha(own, pruned))
     jobs = {name: replace(job, scale=recipe.effective_scale * factors[name]) for name, job in jobs.items()}
     jobs |= _averaging_jobs(averaged)
-    treatment = treatment_of(rule, whole)
-    if treatment is not None and names and ranks.rank == 0 and not rule.matrices(whole):
-        warnings.warn(f"{treatment}; it takes {rule.tensors}.", stacklevel=2)
     decided: dict[str, Any] = {"pruning": pruning, "mask": mask, "jobs": jobs, "owner": owner, "treatment": treatment}
     return MergePlan(vectors=vectors, recipe=recipe, execution=execution, **decided)
 
 
 def treatment_of(rule: MergeRule[Any], stream: Stream) -> str | None:
-    """Return how many tensors a rule treats as matrices, in words, read off headers; see `MergePlan`."""
-    if not rule.works_on_matrices():
+    """Return how many tensors a rule does its own with, in words, read off headers; see `MergePlan`."""
+    treated = rule.treated(stream)
+    if treated is None:
         return None
-    return f"rule {rule.name!r} treated {len(rule.matrices(stream))} of {len(stream.names)} tensors as matrices"
+    return f"rule {rule.name!r} treated {len(treated)} of {len(stream.names)} tensors {rule.treats}"
 
 
 def _order(vectors: TaskVectors, layers: Layers | None) -> tuple[str, ...]:

@@ -29,10 +29,11 @@ def in_dtype(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
     # Up to half a step above the limit a value is rounded to it.
     if largest <= limit or largest < limit * (1 + torch.finfo(dtype).eps / 4):
         return cast
-    what = "holds NaN" if math.isnan(largest) else "would overflow"
+    if math.isnan(largest):
+        raise ValueError(f"{name!r} holds NaN; expected finite weights, and sums that do not overflow on the way.")
     raise ValueError(
-        f"{name!r} {what}: its largest merged value is {largest:g}, beyond {limit:g}, the largest of {dtype}. Give a "
-        "smaller scale, or a base and a model in a dtype of more range, such as torch.float32."
+        f"{name!r} would overflow: its largest merged value is {largest:g}, beyond {limit:g}, the largest of {dtype}. "
+        "Give a smaller scale, or a base and a model in a dtype of more range, such as torch.float32."
     )
 
 

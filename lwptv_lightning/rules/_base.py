@@ -60,6 +60,7 @@ class MergeRule(ABC, Generic[Survey]):
         needs: The kind of data statistics without which it cannot merge, such as ``"fisher"``; empty for none.
         per_task: Whether it can make a model for each task besides the merged one.
         tensors: Which tensors it treats how, in a few words.
+        treats: How it treats those that it does not treat like all rules: ``"as matrices"``.
     """
 
     name: ClassVar[str]
@@ -68,6 +69,7 @@ class MergeRule(ABC, Generic[Survey]):
     needs: ClassVar[str] = ""
     per_task: ClassVar[bool] = False
     tensors: ClassVar[str] = "all alike"
+    treats: ClassVar[str] = "as matrices"
 
     @property
     def unit(self) -> Unit:
@@ -111,6 +113,10 @@ class MergeRule(ABC, Generic[Survey]):
         """Return the names of the tensors that are merged as matrices."""
         shapes, tasks = stream.shapes, len(stream.tasks)
         return tuple(name for name in stream.names if self.treats_as_matrix(name, shapes[name], tasks))
+
+    def treated(self, stream: Stream) -> tuple[str, ...] | None:
+        """Return the names of the tensors that the rule does its own with; ``None`` where these are all, always."""
+        return self.matrices(stream) if self.works_on_matrices() else None
 
     @classmethod
     def works_on_matrices(cls) -> bool:

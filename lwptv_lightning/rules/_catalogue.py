@@ -89,8 +89,8 @@ rule's source.
 - **parts**: the rule is a sum over tasks, so `MergeRecipe(prune_on="parts")` can prune what it made of each task.
 - **tensors**: which tensors the rule treats how. A 1x1 convolution, a `weight` of shape `(out, in, 1, 1)` (or of one or
   three such dimensions) with more than one input channel, is the matrix `(out, in)`. A larger kernel is none, as in the
-  papers and their code. A merge says how many tensors it treated as matrices (`MergePlan.treatment`, `MergeReport`),
-  and warns where there are none.
+  papers and their code. A merge says how many tensors the rule treated so (`MergePlan.treatment`, `MergeReport`), and
+  warns where there are none.
 
 {table}
 

@@ -36,10 +36,18 @@ class AdaMerging(MergeRule[TrimSurvey]):
     """
 
     unit = "element"
+    tensors = "those that a glob of coefficients matches alike; others stay the base's"
+    treats = "by their coefficients"
 
     coefficients: Mapping[str, tuple[float, ...]] | None = per_task_by_tensor()
     plus_plus: bool = flag(False)
     density: float = number(0.2, "(0, 1]")
+
+    def treated(self, stream: Stream) -> tuple[str, ...] | None:
+        """Return the names of the tensors that have coefficients; ``None`` where all have the same."""
+        if self.coefficients is None:
+            return None
+        return tuple(name for name in stream.names if matches(name, self.coefficients))
 
     def survey(self, stream: Stream) -> TrimSurvey | None:
         """Find the thresholds and the majority sign, for AdaMerging++."""

@@ -38,9 +38,15 @@ class Fisher(MergeRule[Tensor]):
 
     unit = "element"
     needs = "fisher"
+    tensors = "those with Fisher information alike; others averaged"
+    treats = "by their Fisher information"
 
     normalize: bool = flag(True)
     floor: float = number(1e-6, "(0, inf)")
+
+    def treated(self, stream: Stream) -> tuple[str, ...]:
+        """Return the names of the tensors that have Fisher information."""
+        return tuple(name for name in stream.names if stream.collected(name) is not None)
 
     def survey(self, stream: Stream) -> Tensor:
         """Return ``c_t``, ``(T,)``."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from lwptv_lightning.engine import Block, Execution, Stream, divide
 from lwptv_lightning.functional import sum_tasks
 from lwptv_lightning.layers import Layer, Layers
+from lwptv_lightning.registry import natural_order
 from lwptv_lightning.task_vectors import TaskVectors
 
 _LEAST_USUAL, _MOST_USUAL = 1e-15, 1e15
@@ -156,8 +157,8 @@ def _by_layer(vectors: TaskVectors, layers: Layers, sums: Mapping[str, Tensor]) 
     tasks = len(vectors.tasks)
 
     def total(layer: Layer) -> Tensor:
-        # In tensor order, so that the result does not depend on who summed up which tensor.
-        return torch.stack([sums[name] for name in layer.tensors]).sum(0)
+        # In an order that depends neither on who summed up which tensor nor on the order of a file.
+        return torch.stack([sums[name] for name in natural_order(layer.tensors)]).sum(0)
 
     sizes = [tasks * tasks, tasks, tasks, tasks, tasks, tasks, 1]
     totals = torch.stack([total(layer) for layer in layers])

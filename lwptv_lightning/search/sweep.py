@@ -17,6 +17,7 @@ from lwptv_lightning.evaluation import (
     MergeModule,
     Replicas,
     draws_kept,
+    in_precision,
     loaders_of,
     replicas_of,
     require_labels,
@@ -80,7 +81,7 @@ def sweep(
         made = {name: weights.of(candidates[name]) for name in names[start : start + at_once]}
         seconds |= {name: taken for name, (_, taken) in made.items()}
         step = _SweepModule(module, [tensors for tensors, _ in made.values()], passes)
-        with draws_kept(dataloaders.values()):
+        with draws_kept(dataloaders.values()), in_precision(trainer, module):
             trainer.validate(step, dataloaders, verbose=False)
         for loader, correct in step.outcomes.items():
             outcomes.setdefault(loader, []).append(correct)

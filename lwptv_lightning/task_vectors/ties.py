@@ -161,9 +161,17 @@ def _is_large(header: TensorHeader) -> bool:
 def _is_varied(values: Tensor) -> bool:
     """Whether a matrix has many different values, unlike zeros or an identity."""
     sample = values.reshape(-1)[:: -(-values.numel() // _SAMPLE)].float()
-    return 2 * len(torch.unique(sample)) >= len(sample)
+    # Eight bits have few values at all.
+    return 2 * len(torch.unique(sample)) >= min(len(sample), 1 << (8 * values.dtype.itemsize - 2))
 
 
 def _is_trained(base: Checkpoint, experts: Mapping[str, Checkpoint], name: str) -> bool:
     values = base.read(name)
-    return any(not torch.equal(expert.read(name), values) for expert in experts.values())
+    return any(not _equal(expert.read(name), values) for expert in experts.values())
+
+
+def _equal(values: Tensor, others: Tensor) -> bool:
+    # torch compares neither floats of eight bits nor tensors of two dtypes.
+    if values.dtype == others.dtype and values.dtype.itemsize > 1:
+        return torch.equal(values, others)
+    return torch.equal(values.double(), others.double())

@@ -100,9 +100,26 @@ def test_a_rule_without_a_matrix_warns_by_name(rule):
 @pytest.mark.parametrize("rule", sorted(set(RULES) - set(MATRIX_RULES)))
 def test_a_rule_that_treats_all_tensors_alike_says_nothing(rule):
     data = {task: {"conv1.weight": torch.ones(4, 3, 3, 3)} for task in "ab"} if rule == "fisher" else None
+    expected = "rule 'fisher' treated 1 of 4 tensors by their Fisher information" if rule == "fisher" else None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert Merge(vectors_with(CNN), MergeRecipe(rule), data=data).plan().treatment is None
+        assert Merge(vectors_with(CNN), MergeRecipe(rule), data=data).plan().treatment == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("fisher", "rule 'fisher' treated 0 of 4 tensors by their Fisher information"),
+        (
+            {"name": "adamerging", "coefficients": {"blocks.*": [1, 1]}},
+            "rule 'adamerging' treated 0 of 4 tensors by their c",
+        ),
+    ],
+)
+def test_other_rules_without_anything_of_theirs_warn_too(rule, words):
+    other = {"model.conv1.weight": torch.ones(4, 3, 3, 3)}
+    with pytest.warns(UserWarning, match=words):
+        merge(vectors_with(CNN), MergeRecipe(rule), data={"a": other, "b": other})
 
 
 @EVERY_MATRIX_RULE

@@ -8,6 +8,7 @@ from _helpers.every_rule import SHAPES, changed, statistics_for, task_names, vec
 from _helpers.states import assert_same_bits, open_vectors, random_state
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import CombinedLoader
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
@@ -30,6 +31,7 @@ from lwptv_lightning import (
 )
 from lwptv_lightning.callbacks import CollectDataStatistics
 from lwptv_lightning.checkpoints import CheckpointError
+from lwptv_lightning.evaluation import in_precision
 from lwptv_lightning.inspection import check
 from lwptv_lightning.merging import Merge, install_
 from lwptv_lightning.rules import RULES
@@ -92,19 +94,24 @@ def test_surroundings_change_no_bit(rule, surrounding):
         assert_same_bits(merge(vectors, recipe, data=data), expected)
 
 
-@pytest.mark.parametrize("surrounding", SURROUNDINGS)
-def test_an_adapter_is_as_precise_in_any_surroundings(surrounding, tmp_path):
-    from safetensors.torch import save_file
-
-    base = {"fc.weight": torch.randn(16, 16, generator=torch.Generator().manual_seed(0))}
+def write_adapter(folder):
     factors = random_state(1, shapes={"A": (4, 16), "B": (16, 4)})
     named = {f"base_model.model.fc.lora_{factor}.weight": tensor for factor, tensor in factors.items()}
-    save_file(named, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 4, "r": 4}')
+    save_file(named, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 4, "r": 4}')
+    return factors["B"].double() @ factors["A"].double()
+
+
+@pytest.mark.parametrize("surrounding", SURROUNDINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_adapter_is_as_precise_in_any_surroundings(surrounding, dtype, tmp_path):
+    product = write_adapter(tmp_path)
+    base = {"fc.weight": torch.randn(16, 16, generator=torch.Generator().manual_seed(0)).to(dtype)}
     with SURROUNDINGS[surrounding]():
-        merged = merge(TaskVectors.open(base, {"a": tmp_path}), MergeRecipe(scale=1.0, dtype="float64"))
-    exact = (factors["B"].double() @ factors["A"].double()) + base["fc.weight"].double()
-    assert torch.equal(merged["fc.weight"], exact.float())
+        vectors = TaskVectors.open(base, {"a": tmp_path})
+        merged = merge(vectors, MergeRecipe(scale=1.0, dtype="float64"))
+    assert torch.equal(merged["fc.weight"], (product + base["fc.weight"].double()).to(dtype))
+    assert torch.equal(vectors.expert("a", "fc.weight"), base["fc.weight"] + product.to(dtype))
 
 
 @pytest.mark.parametrize("surrounding", SURROUNDINGS)
@@ -358,6 +365,30 @@ def test_eight_bits_are_merged_and_do_not_overflow(dtype):
         merge(vectors, MergeRecipe(scale=1e6))
 
 
+@pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)
+def test_tied_weights_of_eight_bits_are_found(dtype):
+    generator = torch.Generator().manual_seed(0)
+    names = ("embed.weight", "head.weight", "fc.weight")
+
+    def state():
+        shared, own = torch.randn(2, 16, 16, generator=generator).to(dtype)
+        return dict(zip(names, (shared, shared.clone(), own), strict=True))
+
+    base, tasks = state(), {"a": state(), "b": state()}
+    vectors = TaskVectors.open(base, tasks)
+    assert vectors.tied == {"head.weight": "embed.weight"}
+    merged = merge(vectors, MergeRecipe("dare", scale=0.3))
+    assert torch.equal(merged["head.weight"].float(), merged["embed.weight"].float())
+    assert [found.task for found in check(base, tasks)] == ["a", "b"]
+
+
+def test_nan_of_a_base_whose_expert_is_a_difference_is_named(tmp_path):
+    write_adapter(tmp_path)
+    base = {"fc.weight": torch.full((16, 16), torch.nan)}
+    with pytest.raises(ValueError, match="'fc.weight' holds NaN"):
+        merge(TaskVectors.open(base, {"a": tmp_path}), MergeRecipe())
+
+
 # The trainer's precision
 
 PRECISIONS = {
@@ -487,7 +518,9 @@ def test_running_statistics_that_overflow_are_named(make_trainer):
 def test_a_sweep_finds_what_a_validation_finds(precision, make_trainer):
     candidates = {"ties": MergeRecipe("ties"), "sum": MergeRecipe(scale=1.0, ratio=0.5)}
     module = MergeModule(make_net(), net_vectors())
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     result = sweep(make_trainer(precision=precision), module, candidates, LOADERS)
+    assert_same_bits(dict(module.state_dict()), before)
     for name, recipe in candidates.items():
         figures = validated(make_trainer, MergeModule(make_net(), net_vectors(), recipe), precision)
         found = result.figures(name)
@@ -514,6 +547,18 @@ def test_adamerging_learns_in_every_precision(precision, per, make_trainer):
     made = merge(net_vectors(), recipe)
     for name, tensor in found.merged().items():
         torch.testing.assert_close(made[name].float(), tensor.detach().float(), atol=1e-6, rtol=1e-6)
+
+
+def test_a_module_keeps_what_a_precision_would_round(make_trainer):
+    module = MergeModule(make_net(), net_vectors())
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with in_precision(make_trainer(precision="bf16-true"), module):
+        assert module.model.fc.weight.dtype == torch.bfloat16
+        install_(module.model, {"fc.bias": torch.full((4,), 0.3)})
+    after = dict(module.state_dict())
+    assert after.pop("model.fc.bias").tolist() == [torch.tensor(0.3).bfloat16().item()] * 4
+    before.pop("model.fc.bias")
+    assert_same_bits(after, before)
 
 
 def test_adamerging_merges_exactly_inside_autocast(make_trainer):
