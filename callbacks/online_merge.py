@@ -182,10 +182,11 @@ class OnlineMerge(Callback):
         if self.head is not None or self.task not in names or self.task not in self.module.heads:
             return
         shapes = {name: value.shape for name, value in self.module.head(self.task).state_dict().items()}
-        merged = plain_name(self._backbone)
+        prefix = f"{plain_name(self._backbone)}." if self._backbone else ""
+        merged = {prefix + name for name in self.module.vectors.shared_names}
         for path, submodule in pl_module.named_modules() if shapes else ():
             own = plain_state(submodule, keep_vars=True)
-            is_merged = not merged or f"{plain_name(path)}.".startswith(f"{merged}.")
+            is_merged = merged.issuperset(f"{plain_name(path)}.{name}" for name in own)
             if is_merged or {name: value.shape for name, value in own.items()} != shapes:
                 continue
             if any(value.requires_grad for value in own.values()):

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,14 @@ def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint if tuple(old_names) == checkpoint.names else checkpoint.renamed(old_names)
 
 
-def _count_prefixes(names: Iterable[str], known: Container[str]) -> Counter[str]:
-    """Count, for each prefix that some names have, how many of them are known without it."""
+def _count_prefixes(headers: Mapping[str, TensorHeader], known: Collection[str]) -> Counter[str]:
+    """Count, for each prefix that some names have, how many of them are known without it, in the same shape."""
     covered: Counter[str] = Counter()
-    for name in names:
+    for name, header in headers.items():
         parts = name.split(".")
         for cut in range(1, len(parts)):
-            if ".".join(parts[cut:]) in known:
+            rest = ".".join(parts[cut:])
+            if rest in known and (not isinstance(known, Mapping) or known[rest].shape == header.shape):
                 covered[".".join(parts[:cut]) + "."] += 1
     return covered
 
@@ -70,8 +71,10 @@ def align_prefix(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
     Raises:
         CheckpointError: Several prefixes do, such as those of a teacher and a student, of which one may lack some.
     """
-    wanted = set(names)
-    if wanted.intersection(checkpoint.names) or not (found := _likely_prefixes(checkpoint.names, wanted)):
+    wanted = names if isinstance(names, Mapping) else set(names)
+    if any(name in wanted for name in checkpoint.names):
+        return checkpoint
+    if not (found := _likely_prefixes(checkpoint.headers, wanted)):
         return checkpoint
     if len(found) > 1:
         raise CheckpointError(
@@ -81,9 +84,12 @@ def align_prefix(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
     return checkpoint.without_prefix(found[0])
 
 
-def _likely_prefixes(names: Iterable[str], known: Container[str]) -> list[str]:
-    """Return the prefix under which most names are known, and others under which more than half as many are."""
-    covered = _count_prefixes(names, known).most_common()
+def _likely_prefixes(headers: Mapping[str, TensorHeader], known: Collection[str]) -> list[str]:
+    """Return the prefix under which most tensors are known, and others under which more than half as many are.
+
+    Where shapes are known and none fits, names alone count: what is amiss is told later.
+    """
+    covered = (_count_prefixes(headers, known) or _count_prefixes(headers, set(known))).most_common()
     return [
         prefix
         for prefix, count in covered
@@ -108,7 +114,7 @@ def match_names(
         return direct
     candidates = [direct, *_conversions(checkpoint, reference, model)]
     best = max(candidates, key=lambda candidate: _hits(candidate, reference))
-    if len(under := _likely_prefixes(reference, set(checkpoint.names))) > 1 and best.names[0].startswith(tuple(under)):
+    if len(under := _likely_prefixes(reference, checkpoint.headers)) > 1 and best.names[0].startswith(tuple(under)):
         raise CheckpointError(
             f"{checkpoint.source}: its tensors would fit at several places of the model, "
             f"{', '.join(map(repr, sorted(under)))}; open it for the one that is meant: model=model.get_submodule(...)."
@@ -152,7 +158,7 @@ def _conversions(
     checkpoint: Checkpoint, reference: Mapping[str, TensorHeader], model: nn.Module | None
 ) -> Iterable[Checkpoint]:
     # The reference may have most of the names under a prefix.
-    for prefix in _likely_prefixes(reference, set(checkpoint.names))[:1]:
+    for prefix in _likely_prefixes(reference, checkpoint.headers)[:1]:
         yield checkpoint.renamed({prefix + name: name for name in checkpoint.names})
     normalised = _normalised(checkpoint)
     maps: list[Callable[[dict[str, Tensor]], Mapping[str, Tensor]]] = [open_clip_to_timm, transformers_clip_to_timm]

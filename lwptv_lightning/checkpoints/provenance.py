@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -110,6 +110,9 @@ class Provenance:
         density: The fraction of entries that a task vector keeps.
         progress: The epoch and step that a task vector is of.
         metrics: The metrics that its trainer had then.
+        changed: Tensors of a merged model that hold other values than the merge gave them, such as statistics that were
+            measured anew.
+        evaluated_in: The dtypes in which a merged model was held that are narrower than the base's.
 
     Example:
         >>> made = Provenance(kind="merged", tasks={"a,b": None}, recipe={"rule": "ties"}, scale=1.0)
@@ -128,6 +131,8 @@ class Provenance:
     density: float | None = None
     progress: Mapping[str, int] | None = None
     metrics: Mapping[str, float] | None = None
+    changed: Sequence[str] = field(default_factory=list)
+    evaluated_in: Sequence[str] = field(default_factory=list)
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata of a safetensors file, with the keys that earlier versions read among them."""
@@ -179,6 +184,10 @@ def _mapping_of(*kinds: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and all(type(entry) in kinds for entry in value.values())
 
 
+def _is_list_of_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
 def _is_mask(value: Any) -> bool:
     return _mapping_of(list)(value) and all(isinstance(name, str) for names in value.values() for name in names)
 
@@ -193,6 +202,8 @@ _AS_JSON: dict[str, tuple[str, str, Callable[[Any], bool]]] = {
     "density": ("lwptv_density", "a fraction", lambda value: type(value) in (int, float) and 0 < value <= 1),
     "progress": ("lwptv_progress", "epoch and step", _mapping_of(int)),
     "metrics": ("lwptv_metrics", "metrics to numbers", _mapping_of(int, float)),
+    "changed": ("lwptv_changed", "tensor names", _is_list_of_names),
+    "evaluated_in": ("lwptv_evaluated_in", "dtypes", _is_list_of_names),
 }
 """Of each attribute its key, what its JSON holds, and whether a value is that."""
 

@@ -15,6 +15,7 @@ from torchmetrics import Metric, MetricCollection
 from typing_extensions import Unpack
 
 from lwptv_lightning.checkpoints import Provenance, require_safetensors_path, write_safetensors
+from lwptv_lightning.evaluation.contents import Contents
 from lwptv_lightning.evaluation.heads import Heads, require_same_classifiers
 from lwptv_lightning.evaluation.labels import require_labels, require_logits
 from lwptv_lightning.evaluation.lightning import (
@@ -30,17 +31,15 @@ from lwptv_lightning.evaluation.loaders import require_loaders
 from lwptv_lightning.evaluation.merging import merge_model_, require_fit
 from lwptv_lightning.evaluation.metrics import LoaderMetrics
 from lwptv_lightning.evaluation.shares import Replicas, must_meet
-from lwptv_lightning.evaluation.stored import restore_, store
+from lwptv_lightning.evaluation.stored import described, restore_, store
 from lwptv_lightning.functional import keep_plain_names_
 from lwptv_lightning.layers import Layers, trace_layers
 from lwptv_lightning.merging import (
     MergeOptions,
     PruningPlan,
-    in_dtypes_of,
     materialize_,
     provenance_of,
     require_options,
-    whole_state,
 )
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.rules import DataStatistics
@@ -97,7 +96,9 @@ class MergeModule(LightningModule):
     treatment: str | None
     """How many tensors its rule did its own with, in words; see `lwptv_lightning.merging.MergePlan`."""
     provenance: Callable[[], Provenance]
-    """Tells what a file of the model says of itself."""
+    """Tells what a file of the merge says of itself."""
+    contents: Contents
+    """What the merge put into the model."""
 
     def __init__(
         self,
@@ -134,6 +135,7 @@ class MergeModule(LightningModule):
         self._vectors = None if vectors is None else vectors.knowing(model)
         self._heads_of = self._vectors
         self.provenance = Provenance
+        self.contents = Contents()
         self.save_hyperparameters({"recipe": self.recipe.to_dict(), "tasks": list(self.tasks)})
 
     @property
@@ -216,20 +218,20 @@ class MergeModule(LightningModule):
         self.plan, self.treatment = plan.pruning, plan.treatment
         self.installed = plan.recipe
         self.provenance = partial(provenance_of, vectors, plan.recipe, plan.mask)
+        self.contents = Contents.of(self.model, vectors.headers, vectors.tasks)
         return self
 
     def save_merged(self, path: str | Path) -> Path:
         """Write the model as it is, merged and without heads, to a ``.safetensors`` file, in the dtypes of the base.
 
-        What was validated is what is written; a model that holds no merge yet is merged first. All processes call it,
-        where it is sharded.
+        What was validated is what is written; a model that holds no merge yet is merged first. Where a tensor is not as
+        the merge left it, the file's metadata say so. All processes call it, where it is sharded.
         """
         require_safetensors_path(path)
         if self.installed is None:
             self.merge_()
-        headers = {} if self._vectors is None else self._vectors.headers
-        state = {name: value for name, value in whole_state(self.model).items() if name not in self.heads.instead_of}
-        return write_safetensors(in_dtypes_of(headers, state), path, self.provenance().to_metadata())
+        state = self.contents.stored(self.model, self.heads.instead_of)
+        return write_safetensors(state, path, described(self).to_metadata())
 
     def forward(self, inputs: Tensor, head: str | None = None) -> Tensor:
         """Return a head's logits ``(B, classes)`` for inputs such as images, or by default what the model returns.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lwptv_lightning.checkpoints import Provenance
+from lwptv_lightning.evaluation.contents import Contents
 from lwptv_lightning.evaluation.lightning import trainer_of
+from lwptv_lightning.merging import provenance_of
 from lwptv_lightning.recipe import MergeRecipe
 
 if TYPE_CHECKING:
@@ -15,11 +18,25 @@ if TYPE_CHECKING:
 _KEY = "lwptv_merge_module"
 
 
+def described(module: MergeModule) -> Provenance:
+    """Return what a file of a module's model as it is says of itself."""
+    made, vectors = module.provenance(), module.held_vectors
+    if made.recipe is None and module.installed is not None and vectors is not None:
+        # The task vectors of a run in training are not kept; the module's own are.
+        made = provenance_of(vectors, module.installed, None if module.plan is None else module.plan.mask)
+        made = replace(made, tasks={task: made.tasks.get(task) for task in module.contents.tasks})
+    return module.contents.describe(made, module.model, module.heads.instead_of)
+
+
 def store(module: MergeModule, checkpoint: dict[str, Any]) -> None:
     """Add to a checkpoint which merge the weights are of, and which heads belong to them."""
     recipe = None if module.installed is None else module.installed.to_dict()
-    metadata = module.provenance().to_metadata()
-    checkpoint[_KEY] = {"recipe": recipe, "metadata": metadata, "heads": module.heads.described()}
+    checkpoint[_KEY] = {
+        "recipe": recipe,
+        "metadata": described(module).to_metadata(),
+        "heads": module.heads.described(),
+        "contents": module.contents.to_dict(),
+    }
     if recipe is not None:
         checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY]["recipe"] = recipe
 
@@ -40,3 +57,4 @@ def restore_(module: MergeModule, checkpoint: dict[str, Any]) -> None:
         module.heads.restore_(stored["heads"], checkpoint["state_dict"], "heads.")
         module.installed = None if stored["recipe"] is None else MergeRecipe.from_dict(stored["recipe"])
         module.provenance = partial(Provenance.from_metadata, stored["metadata"])
+        module.contents = Contents(**stored.get("contents", {}))

@@ -1,12 +1,9 @@
 """Merged values in the dtype of what holds them, which they must not overflow."""
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-
-from lwptv_lightning.checkpoints import TensorHeader
 
 
 def in_dtype(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -35,11 +32,3 @@ def in_dtype(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
         f"{name!r} would overflow: its largest merged value is {largest:g}, beyond {limit:g}, the largest of {dtype}. "
         "Give a smaller scale, or a base and a model in a dtype of more range, such as torch.float32."
     )
-
-
-def in_dtypes_of(headers: Mapping[str, TensorHeader], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors in the dtypes of headers of the same names, as `in_dtype` does; others as they are."""
-    return {
-        name: in_dtype(name, tensor, headers[name].dtype) if name in headers else tensor
-        for name, tensor in tensors.items()
-    }

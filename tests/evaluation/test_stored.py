@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from lwptv_lightning import MergeModule, MergeRecipe, TaskVectors
-from lwptv_lightning.evaluation.stored import restore_, store
+from lwptv_lightning.evaluation.stored import described, restore_, store
 
 
 def module_of(model, **options):
@@ -32,3 +32,15 @@ def test_a_module_that_holds_no_merge_stores_none():
     fresh = MergeModule(nn.Linear(2, 3))
     restore_(fresh, checkpoint)
     assert fresh.installed is None
+
+
+def test_what_has_changed_since_the_merge_is_told_after_a_checkpoint_too():
+    module = module_of(nn.Linear(2, 3)).merge_()
+    checkpoint = {module.CHECKPOINT_HYPER_PARAMS_KEY: {}, "state_dict": module.state_dict()}
+    store(module, checkpoint)
+    fresh = MergeModule(nn.Linear(2, 3))
+    restore_(fresh, checkpoint)
+    fresh.load_state_dict(checkpoint["state_dict"])
+    assert described(fresh) == described(module) == module.provenance()
+    nn.init.ones_(fresh.model.bias)
+    assert described(fresh).changed == ["bias"]

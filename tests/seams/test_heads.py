@@ -256,6 +256,16 @@ def test_online_merge_does_not_forget_the_head_that_is_trained(excluded, make_tr
         assert follows == (callback.head == "head")
 
 
+def test_a_head_inside_of_the_backbone_is_not_forgotten_either(excluded, make_trainer):
+    run = Run()
+    run.net, run.head = Net(4), nn.Identity()
+    with pytest.raises(ValueError, match="while 'net.fc', of the same shapes, is trained: say head='net.fc'"):
+        make_trainer(callbacks=[online(excluded)], max_epochs=1).fit(run, images())
+    callback = online(excluded, head="net.fc")
+    make_trainer(callbacks=[callback], max_epochs=1).fit(run, images())
+    assert torch.equal(callback.module.head("mine").weight, run.net.fc.weight)
+
+
 # Labels
 
 

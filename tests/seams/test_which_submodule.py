@@ -233,6 +233,21 @@ def test_a_single_model_does_not_fit_one_of_two_places():
         TaskVectors.open(state, {"a": noise(state, 1)}, model=both)
 
 
+def test_another_part_of_the_same_names_and_other_shapes_is_no_rival():
+    image, text = net(), nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4))
+    for names in (("a", "b"), ("b", "a")):
+        whole = {
+            f"{place}.{name}": v
+            for place, part in zip(names, (image, text), strict=True)
+            for name, v in part.state_dict().items()
+        }
+        state = noise(image.state_dict(), 1)
+        vectors = TaskVectors.open(state, {"x": whole})
+        assert torch.equal(vectors.expert("x", "0.weight"), image.state_dict()["0.weight"])
+        root = nn.ModuleDict(dict(zip(names, (image, text), strict=True)))
+        assert place_of(root, image) == names[0]
+
+
 # Compiled
 
 
