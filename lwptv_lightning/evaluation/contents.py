@@ -14,8 +14,8 @@ from lwptv_lightning.checkpoints import Provenance, TensorHeader
 from lwptv_lightning.functional import plain_state
 from lwptv_lightning.merging import in_dtype, whole_state
 
-_AT_ONCE = 1 << 20
-"""Elements that are summed up at once."""
+_LANES = 61
+"""How many sums are kept apart, so that elements that change places show; a prime, unlike the widths of tensors."""
 _ODD = 0x9E3779B97F4A7C15 - 2**64
 """Spreads bits over a whole number; from the golden ratio."""
 
@@ -26,7 +26,8 @@ class Contents:
 
     Attributes:
         dtypes: Tensor name to the base's dtype, in which it is stored.
-        sums: Tensor name to a sum over its bits, which tells whether it has changed, in whatever dtype it is held.
+        sums: Tensor name to the dtype in which it was held and a sum over its bits, which tells whether it has changed,
+            in whatever dtype that holds as much it is held since.
         tasks: Whose task vectors were merged.
 
     Example:
@@ -39,7 +40,7 @@ class Contents:
     """
 
     dtypes: Mapping[str, str] = field(default_factory=dict)
-    sums: Mapping[str, int] = field(default_factory=dict)
+    sums: Mapping[str, str] = field(default_factory=dict)
     tasks: Sequence[str] = ()
 
     @classmethod
@@ -50,7 +51,10 @@ class Contents:
 
     def changed_in(self, model: nn.Module) -> list[str]:
         """Return the tensors that a model holds with other values than then."""
-        return [name for name, sums in (_sums_of(model) if self.sums else {}).items() if self.sums.get(name) != sums]
+        dtypes = {name: sums.partition(" ")[0] for name, sums in self.sums.items()}
+        return [
+            name for name, sums in (_sums_of(model, dtypes) if dtypes else {}).items() if self.sums.get(name) != sums
+        ]
 
     def describe(self, provenance: Provenance, model: nn.Module, aside: Container[str] = ()) -> Provenance:
         """Return a provenance that says what of a model is not as merged, and in which dtype it was evaluated."""
@@ -79,21 +83,23 @@ class Contents:
         return dtype
 
 
-def _sums_of(model: nn.Module) -> dict[str, int]:
-    state = plain_state(model)
-    return {name: _sum_of(value) for name, value in state.items() if isinstance(value, Tensor) and not value.is_meta}
+def _sums_of(model: nn.Module, dtypes: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return for each tensor its dtype, or another to see it in, and a sum over its bits."""
+    found = {}
+    for name, value in plain_state(model).items():
+        if isinstance(value, Tensor) and not value.is_meta:
+            dtype = (dtypes or {}).get(name, str(value.dtype).removeprefix("torch."))
+            found[name] = f"{dtype} {_sum_of(value.detach(), getattr(torch, dtype))}"
+    return found
 
 
-def _sum_of(value: Tensor) -> int:
-    """Return a sum over the mixed bits of all elements, weighted by their places, which is the same on every device."""
-    local = value.detach()
-    flat = (local.to_local() if isinstance(local, DTensor) else local).reshape(-1)
-    total = 0
-    for start in range(0, len(flat), _AT_ONCE):
-        # A float64 holds every narrower value exactly.
-        bits = flat[start : start + _AT_ONCE].double().view(torch.int64)
-        mixed = (bits ^ (bits >> 32)) * _ODD  # integers wrap around
-        mixed ^= mixed >> 29
-        places = torch.arange(start, start + len(bits), device=bits.device) * 2 + 1
-        total += int((mixed * places).sum())
-    return total % 2**63
+def _sum_of(value: Tensor, dtype: torch.dtype) -> int:
+    """Return a sum over the bits of all elements in a dtype, weighted by place, which is the same on every device."""
+    local = (value.to_local() if isinstance(value, DTensor) else value).to(dtype).contiguous().reshape(-1)
+    aligned = local.nbytes % 8 == local.storage_offset() * local.itemsize % 8 == 0
+    bits = local.view(torch.int64 if aligned else torch.uint8)
+    whole = len(bits) // _LANES * _LANES
+    sums = bits[:whole].view(-1, _LANES).sum(0, dtype=torch.int64)  # integers wrap around
+    rest = bits[whole:].to(torch.int64)
+    places = torch.arange(2 * _LANES, device=bits.device).add_(1) * _ODD
+    return int((sums * places[:_LANES]).sum() + (rest * places[_LANES:][: len(rest)]).sum())
