@@ -14,9 +14,9 @@ from lwptv_lightning.checkpoints import Provenance, TensorHeader
 from lwptv_lightning.functional import plain_state
 from lwptv_lightning.merging import in_dtype, whole_state
 
-_AT_ONCE = 1 << 20
+_AT_ONCE = 1 << 17
 """Elements that are summed up at once."""
-_ODD = 0x9E3779B97F4A7C15 - 2**64
+_ODD = 0x9E3779B1 - 2**32
 """Spreads bits over a whole number; from the golden ratio."""
 
 
@@ -44,7 +44,7 @@ class Contents:
 
     @classmethod
     def of(cls, model: nn.Module, headers: Mapping[str, TensorHeader], tasks: Sequence[str] = ()) -> Contents:
-        """Return what a model holds now, of a base with these headers."""
+        """Return what a model holds now, of a base with these headers; all processes call it for a sharded one."""
         dtypes = {name: str(header.dtype).removeprefix("torch.") for name, header in headers.items()}
         return cls(dtypes, _sums_of(model), tuple(tasks))
 
@@ -85,15 +85,18 @@ def _sums_of(model: nn.Module) -> dict[str, int]:
 
 
 def _sum_of(value: Tensor) -> int:
-    """Return a sum over the mixed bits of all elements, weighted by their places, which is the same on every device."""
-    local = value.detach()
-    flat = (local.to_local() if isinstance(local, DTensor) else local).reshape(-1)
+    """Return a sum over the mixed bits of all elements, weighted by their places, on any device or in any shards."""
+    own = value.detach()
+    flat = (own.full_tensor() if isinstance(own, DTensor) else own).reshape(-1)
     total = 0
     for start in range(0, len(flat), _AT_ONCE):
-        # A float64 holds every narrower value exactly.
-        bits = flat[start : start + _AT_ONCE].double().view(torch.int64)
-        mixed = (bits ^ (bits >> 32)) * _ODD  # integers wrap around
-        mixed ^= mixed >> 29
-        places = torch.arange(start, start + len(bits), device=bits.device) * 2 + 1
-        total += int((mixed * places).sum())
+        part = flat[start : start + _AT_ONCE]
+        # A float32 holds every narrower value exactly, and a wider one that came of it.
+        single = part.float()
+        exact = part.dtype.itemsize < 4 or part.dtype == torch.float32 or bool((single == part).all())
+        bits = single.view(torch.int32) if exact else part.double().view(torch.int32)
+        mixed = (bits ^ (bits >> 15)) * _ODD  # integers wrap around
+        mixed ^= mixed >> 13
+        places = torch.arange(2 * start + 1, 2 * (start + len(bits)), 2, dtype=torch.int64, device=bits.device)
+        total += int((mixed * places.int()).sum())
     return total % 2**63
