@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lwptv_lightning.evaluation import MergeModule, WeightsOwner, draws_kept, owner_of, transferred
 from lwptv_lightning.functional import plain_name
-from lwptv_lightning.merging import in_dtype
+from lwptv_lightning.merging import in_dtype, install_, snapshot
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -25,9 +25,10 @@ class RecalibrateBatchNorm(Callback):
     The merged weights give other activations than any task's, so that averaged statistics fit them only roughly. Each
     process runs all the batches, so that all get the same statistics; give every process the same loader. The
     statistics become plain averages over the batches. Where weights are merged, that is those of the layers which have
-    merged tensors; others keep theirs. A `MergeModule` keeps what was measured, as it keeps what was merged; any other
-    module gets its own statistics back. Where this callback stands in the list is of no consequence. The batches go
-    through the module's hooks as those of an evaluation do, and draw no random number of the run.
+    merged tensors; others keep theirs, as do those that no batch goes through. A `MergeModule` keeps what was measured,
+    as it keeps what was merged; any other module gets its own statistics back. Where this callback stands in the list
+    is of no consequence. The batches go through the module's hooks as those of an evaluation do, and draw no random
+    number of the run.
 
     Args:
         batches: Inputs or ``(inputs, ...)``, such as a loader of training data without shuffling; labels are not used.
@@ -68,7 +69,7 @@ class RecalibrateBatchNorm(Callback):
 
     def recalibrate_(self, pl_module: LightningModule) -> None:
         """Run the batches through a module, a `MergeModule` without a head, with only batch normalisation training."""
-        self._measure(pl_module, _norms_of(pl_module))
+        self._measure(pl_module, _norms_of(pl_module.model if isinstance(pl_module, MergeModule) else pl_module))
 
     def _measure(
         self, pl_module: LightningModule, named: dict[str, _BatchNorm], trainer: Trainer | None = None
@@ -88,6 +89,8 @@ class RecalibrateBatchNorm(Callback):
         try:
             ran = False
             with ExitStack() as hooks, torch.no_grad(), draws_kept([self.batches]):
+                # Compiled code would pass over the hooks.
+                hooks.enter_context(torch.compiler.set_stance("force_eager"))
                 for average in averages:
                     hooks.enter_context(average.norm.register_forward_hook(average.add))
                 for batch in islice(self.batches, self.limit):
@@ -116,6 +119,7 @@ class _Average:
         self._path = path
         self._count = 0
         self._sums: dict[str, Tensor] = {}
+        self._before = snapshot(norm, STATISTICS)
 
     def add(self, *call: object) -> None:
         self._count += 1
@@ -125,6 +129,8 @@ class _Average:
             getattr(self.norm, name).zero_()  # an infinite one would spoil the next
 
     def install_(self) -> None:
+        if not self._count:
+            install_(self.norm, self._before)  # no batch went through it
         with torch.no_grad():
             for name, total in self._sums.items():
                 own = getattr(self.norm, name)

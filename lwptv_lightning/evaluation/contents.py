@@ -45,7 +45,7 @@ class Contents:
 
     @classmethod
     def of(cls, model: nn.Module, headers: Mapping[str, TensorHeader], tasks: Sequence[str] = ()) -> Contents:
-        """Return what a model holds now, of a base with these headers."""
+        """Return what a model holds now, of a base with these headers; all processes call it for a sharded one."""
         dtypes = {name: str(header.dtype).removeprefix("torch.") for name, header in headers.items()}
         return cls(dtypes, _sums_of(model), tuple(tasks))
 
@@ -94,12 +94,12 @@ def _sums_of(model: nn.Module, dtypes: Mapping[str, str] | None = None) -> dict[
 
 
 def _sum_of(value: Tensor, dtype: torch.dtype) -> int:
-    """Return a sum over the bits of all elements in a dtype, weighted by place, which is the same on every device."""
-    local = (value.to_local() if isinstance(value, DTensor) else value).to(dtype).contiguous().reshape(-1)
-    aligned = local.nbytes % 8 == local.storage_offset() * local.itemsize % 8 == 0
-    bits = local.view(torch.int64 if aligned else torch.uint8)
-    whole = len(bits) // _LANES * _LANES
-    sums = bits[:whole].view(-1, _LANES).sum(0, dtype=torch.int64)  # integers wrap around
-    rest = bits[whole:].to(torch.int64)
+    """Return a sum over the bits of all elements in a dtype, weighted by place, which is the same on any device and in any shards."""
+    flat = (value.full_tensor() if isinstance(value, DTensor) else value).to(dtype).contiguous().reshape(-1)
+    aligned = flat.nbytes % 8 == flat.storage_offset() * flat.itemsize % 8 == 0
+    bits = flat.view(torch.int64 if aligned else torch.uint8)
+    most = len(bits) // _LANES * _LANES
+    sums = bits[:most].view(-1, _LANES).sum(0, dtype=torch.int64)  # integers wrap around
+    rest = bits[most:].to(torch.int64)
     places = torch.arange(2 * _LANES, device=bits.device).add_(1) * _ODD
     return int((sums * places[:_LANES]).sum() + (rest * places[_LANES:][: len(rest)]).sum())

@@ -501,6 +501,39 @@ def test_it_recalibrates_in_the_trainers_precision(precision, vectors, make_trai
     torch.testing.assert_close(module.model[1].running_mean.float(), expected, atol=0.02, rtol=0.02)
 
 
+def test_what_no_batch_goes_through_keeps_its_statistics(make_trainer):
+    module = Run()
+    module.forward = lambda inputs: module.net(inputs)  # the head is another step's
+    module.validation_step = lambda batch, batch_idx: module.seen.append(copy.deepcopy(module.state_dict()))
+    before = copy.deepcopy(module.state_dict())
+    for norm in (before["head.0.running_mean"], module.head[0].running_mean):
+        norm.fill_(3)
+    make_trainer(callbacks=[RecalibrateBatchNorm(data(9))]).validate(module, data(6), verbose=False)
+    assert same(of(module.seen[0], "head"), of(before, "head"))
+    torch.testing.assert_close(module.seen[0]["net.1.running_mean"], statistics(module.net, data(9)))
+
+
+def test_norms_of_heads_are_left_alone(vectors):
+    module = MergeModule(make_net(7), vectors, heads={"a": make_head()}).merge_()
+    before = copy.deepcopy(module.heads.state_dict())
+    RecalibrateBatchNorm(data(9)).recalibrate_(module)
+    assert same(module.heads.state_dict(), before)
+    torch.testing.assert_close(module.model[1].running_mean, statistics(module.model, data(9)))
+
+
+@pytest.mark.parametrize("stage", ["callback", "by hand"])
+def test_a_compiled_model_is_recalibrated(stage, vectors, make_trainer):
+    module = MergeModule(torch.compile(make_net(7), backend="eager"), vectors).merge_()
+    for _ in range(2):
+        if stage == "callback":
+            trainer = make_trainer(callbacks=[RecalibrateBatchNorm(data(9))])
+            trainer.validate(module, {"id/a": data(6)}, verbose=False)
+        else:
+            RecalibrateBatchNorm(data(9)).recalibrate_(module)
+        plain = module.model._orig_mod
+        torch.testing.assert_close(plain[1].running_mean, statistics(plain, data(9)))
+
+
 def test_its_batches_go_through_the_modules_hooks(make_trainer):
     module = Run()
     module.on_after_batch_transfer = lambda batch, index: (batch[0] + 1, batch[1])
