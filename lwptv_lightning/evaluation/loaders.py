@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lwptv_lightning.registry import DOMAINS, LoaderName
@@ -92,7 +93,7 @@ def _require_iterable(name: str, loader: Any) -> None:
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise ValueError(f"loader {name!r} is a data set, which yields samples; give a DataLoader of it.")
     inner = loader if isinstance(loader, list | tuple) else ()
-    if isinstance(loader, Mapping) or any(isinstance(item, DataLoader) for item in inner):
+    if isinstance(loader, Mapping | CombinedLoader) or any(isinstance(item, DataLoader) for item in inner):
         raise ValueError(f"loader {name!r} is a {type(loader).__name__} of loaders; give each a name of its own.")
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise TypeError(f"loader {name!r} must be a loader or yield batches, not a {type(loader).__name__}.")
