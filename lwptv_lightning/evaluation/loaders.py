@@ -78,6 +78,8 @@ def require_loaders(loaders: object) -> dict[str, Any]:
         raise ValueError(f"dataloaders must be a dict such as {{'id/svhn': loader, 'ood/mnist': loader}}, not {given}.")
     for name, loader in loaders.items():
         LoaderName.parse(str(name))
+        if "/dataloader_idx_" in str(name):
+            raise ValueError(f"loader {name!r}: '/dataloader_idx_' is taken by Lightning; choose another name.")
         _require_iterable(name, loader)
         if getattr(getattr(loader, "batch_sampler", None), "drop_last", False):
             raise ValueError(f"loader {name!r} has drop_last=True, so that samples would not be counted.")
