@@ -10,9 +10,11 @@ import torch
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from rich.markup import escape
 from torch import Tensor
 
 from lwptv_lightning.engine import ALONE, Ranks
@@ -166,6 +168,13 @@ def share_evaluation_(trainer: Trainer, stage: str, share: Callable[..., dict[st
         return
     source = loops[stage]._data_source
     source.instance = share(uncombined(source.dataloader()), replicas_of(trainer), limits[stage])
+    loops[stage]._print_results = _print_results  # type: ignore[method-assign]
+
+
+def _print_results(results: list[dict[str, Any]], stage: str) -> None:
+    """Print what an evaluation returns as the trainer does, with names as they are, which it would take for markup."""
+    escaped = [{escape(name): value for name, value in entry.items()} for entry in results]
+    _EvaluationLoop._print_results(escaped, stage)  # type: ignore[arg-type]
 
 
 def uncombined(loaders: Any) -> Any:

@@ -117,6 +117,16 @@ def test_every_step_of_a_validation(model, fine_tuned, make_trainer, tmp_path):
     assert loaded.head_names == NAMES
 
 
+def test_the_trainers_own_table(model, fine_tuned, make_trainer, capsys):
+    names = [f"id/{name}" for name in NAMES]
+    module = MergeModule(model, vectors_of(model, NAMES, fine_tuned))
+    make_trainer().validate(module, {name: loader() for name in names})
+    shown = capsys.readouterr().out
+    assert all(f"id/{name} " in shown for name in ("[/]", "costs $5", "a|b", "中文", "<b>"))
+    assert "[bold]" in shown
+    make_trainer().test(module, {name: loader() for name in names})
+
+
 def test_a_sweep_and_its_differences(model, fine_tuned, make_trainer):
     vectors = vectors_of(model, NAMES[:2], fine_tuned)
     loaders = {"ood/domainnet/clipart": loader(), "ood/domainnet/sketch": loader(), "id/[b] $|中": loader()}
