@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import isfinite, nan
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
+from rich.text import Text
 
 from lwptv_lightning.callbacks.log_picture import log_picture
 from lwptv_lightning.evaluation import MergeModule
@@ -44,7 +46,7 @@ class MergeReport(Callback):
         """Add a row and write the files, unless this is the sanity check."""
         metrics = {} if trainer.sanity_checking else trainer.callback_metrics
         logged = {name.removeprefix("merged/"): float(value) for name, value in metrics.items()}
-        figures = {name: value for name, value in logged.items() if LoaderName.of_figure(name).domain in DOMAINS}
+        figures = {name: value for name, value in logged.items() if _is_figure(name)}
         if not figures:
             return
         recipe, plan, treatment = None, None, None
@@ -60,21 +62,28 @@ class MergeReport(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         report = f"# Merged models over ID and OOD loaders\n\n{self.table.markdown()}\n"
         if treatment is not None:
-            console.print(f"The {treatment}.")
+            console.print(Text(f"The {treatment}."))
             report += f"\nThe last {treatment}.\n"
-        (self.folder / "report.md").write_text(report)
-        (self.folder / "results.csv").write_text(self.table.csv())
+        (self.folder / "report.md").write_text(report, encoding="utf-8")
+        (self.folder / "results.csv").write_text(self.table.csv(), encoding="utf-8")
         if recipe is not None:
-            (self.folder / "recipe.json").write_text(recipe.to_json() + "\n")
+            (self.folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
         for picture in self._draw(plan):
             for logger in trainer.loggers:
                 log_picture(logger, picture, trainer.global_step)
-        console.print(f"Report written to {self.folder}")
+        console.print(Text(f"Report written to {self.folder}"))
 
     on_test_end = on_validation_end
 
     def _draw(self, plan: PruningPlan | None) -> list[Path]:
         pictures = [] if plan is None else [plot_saliency(plan, self.folder / "saliency.png")]
-        if all({"id/avg", "ood/avg"} <= row.figures.keys() for row in self.table.rows):
+        averages = [row.figures.get(name, nan) for row in self.table.rows for name in ("id/avg", "ood/avg")]
+        if all(map(isfinite, averages)):
             pictures.append(plot_id_ood(self.table.rows, self.folder / "id_ood.png"))
         return pictures
+
+
+def _is_figure(name: str) -> bool:
+    """Tell whether something was logged for a loader or an average of some, not only under a domain's own name."""
+    parsed = LoaderName.of_figure(name)
+    return parsed.domain in DOMAINS and bool(parsed.name)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from itertools import islice
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lwptv_lightning.evaluation import MergeModule, WeightsOwner, draws_kept, owner_of, transferred
+from lwptv_lightning.evaluation import MergeModule, WeightsOwner, draws_kept, inputs_of, owner_of, transferred
 from lwptv_lightning.functional import plain_name
 from lwptv_lightning.merging import in_dtype, install_, snapshot
 
@@ -32,6 +33,7 @@ class RecalibrateBatchNorm(Callback):
 
     Args:
         batches: Inputs or ``(inputs, ...)``, such as a loader of training data without shuffling; labels are not used.
+            Or batches of another kind, whose inputs a `MergeModule`'s own ``unpack`` and ``forward`` know.
         limit: How many batches to use at most; all by default.
 
     Raises:
@@ -86,6 +88,7 @@ class RecalibrateBatchNorm(Callback):
             norm.reset_running_stats()
             norm.momentum = 1.0  # what a batch has, which is averaged apart
             norm.train()
+        run = _runner_of(pl_module)
         try:
             ran = False
             with ExitStack() as hooks, torch.no_grad(), draws_kept([self.batches]):
@@ -96,9 +99,9 @@ class RecalibrateBatchNorm(Callback):
                 for batch in islice(self.batches, self.limit):
                     if trainer is not None:
                         batch = transferred(trainer, batch)
-                    inputs = batch[0] if isinstance(batch, list | tuple) else batch
+                    inputs = _inputs_of(pl_module, batch)
                     with nullcontext() if trainer is None else trainer.precision_plugin.val_step_context():
-                        model(inputs.to(pl_module.device))
+                        run(move_data_to_device(inputs, pl_module.device))
                     ran = True
             if not ran:
                 raise ValueError("RecalibrateBatchNorm has no batches to measure statistics on.")
@@ -135,6 +138,19 @@ class _Average:
             for name, total in self._sums.items():
                 own = getattr(self.norm, name)
                 own.copy_(in_dtype(f"{self._path}.{name}".lstrip("."), total / self._count, own.dtype))
+
+
+def _runner_of(pl_module: LightningModule) -> Callable[..., Any]:
+    """Return what takes inputs: the model of a `MergeModule`, without a head, unless a subclass knows better."""
+    if isinstance(pl_module, MergeModule) and type(pl_module).forward is MergeModule.forward:
+        return pl_module.model
+    return pl_module
+
+
+def _inputs_of(pl_module: LightningModule, batch: Any) -> Any:
+    if isinstance(pl_module, MergeModule):
+        return inputs_of(pl_module, batch)
+    return batch[0] if isinstance(batch, list | tuple) else batch
 
 
 def _norms_of(module: nn.Module) -> dict[str, _BatchNorm]:

@@ -3,7 +3,14 @@
 from lwptv_lightning.evaluation.builders import image_folders, timm_module
 from lwptv_lightning.evaluation.data_statistics import fisher_diagonal, input_grams
 from lwptv_lightning.evaluation.heads import Heads
-from lwptv_lightning.evaluation.inputs import count_samples, each_sample, fingerprints, take_samples, tensors_of
+from lwptv_lightning.evaluation.inputs import (
+    count_samples,
+    each_sample,
+    fingerprints,
+    inputs_of,
+    take_samples,
+    tensors_of,
+)
 from lwptv_lightning.evaluation.labels import require_labels
 from lwptv_lightning.evaluation.lightning import (
     batch_limit,
@@ -15,11 +22,13 @@ from lwptv_lightning.evaluation.lightning import (
     on_rank_zero,
     ranks_of,
     replicas_of,
+    require_every_loader,
     set_average_,
     share_evaluation_,
     shared_loaders,
     stage_of,
     transferred,
+    uncombined,
     validating,
 )
 from lwptv_lightning.evaluation.loaders import EvaluationSuite, require_loaders

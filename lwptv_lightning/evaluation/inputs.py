@@ -13,6 +13,14 @@ _ROWS = 16
 """How many samples to make a fingerprint of at once, whose numbers take eight bytes each."""
 
 
+def inputs_of(module: Any, batch: Any) -> Any:
+    """Return the inputs of a batch for a `MergeModule`; it may be inputs alone, a tensor or ``(inputs,)``."""
+    if isinstance(batch, Tensor):
+        return batch
+    alone = isinstance(batch, list | tuple) and len(batch) == 1
+    return batch[0] if alone else module.unpack(batch)[0]
+
+
 def tensors_of(batch: Any) -> list[Tensor]:
     """Return the tensors in dicts, lists, tuples and dataclasses, in their order."""
     found: list[Tensor] = []

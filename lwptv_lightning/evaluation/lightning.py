@@ -10,9 +10,11 @@ import torch
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from rich.markup import escape
 from torch import Tensor
 
 from lwptv_lightning.engine import ALONE, Ranks
@@ -159,25 +161,46 @@ def shared_loaders(trainer: Trainer, loaders: Mapping[str, Any]) -> dict[str, An
 
 
 def share_evaluation_(trainer: Trainer, stage: str, share: Callable[..., dict[str, Any]] = share_loaders) -> None:
-    """Let a trainer that sets up an evaluation take the loaders that `share_loaders` makes of its own.
-
-    Raises:
-        ValueError: A `CombinedLoader` does not go through its loaders one after the other.
-    """
+    """Let a trainer that sets up an evaluation take the loaders that `share_loaders` makes of its own."""
     loops = {"validate": trainer.validate_loop, "test": trainer.test_loop}
     limits = {"validate": trainer.limit_val_batches, "test": trainer.limit_test_batches}
     if stage not in loops or limits[stage] == 0:
         return
     source = loops[stage]._data_source
-    loaders = source.dataloader()
-    if isinstance(loaders, CombinedLoader):
-        if loaders._mode != "sequential":
-            raise ValueError(
-                f"a CombinedLoader of mode {loaders._mode!r} mixes the batches of several loaders; "
-                "use mode 'sequential', or give the dict of loaders itself."
-            )
-        loaders = loaders.iterables
-    source.instance = share(loaders, replicas_of(trainer), limits[stage])
+    source.instance = share(uncombined(source.dataloader()), replicas_of(trainer), limits[stage])
+    loops[stage]._print_results = _print_results  # type: ignore[method-assign]
+
+
+def _print_results(results: list[dict[str, Any]], stage: str) -> None:
+    """Print what an evaluation returns as the trainer does, with names as they are, which it would take for markup."""
+    escaped = [{escape(name): value for name, value in entry.items()} for entry in results]
+    _EvaluationLoop._print_results(escaped, stage)  # type: ignore[arg-type]
+
+
+def uncombined(loaders: Any) -> Any:
+    """Return the loaders in a `CombinedLoader`, or what else is given.
+
+    Raises:
+        ValueError: It does not go through them one after the other.
+    """
+    if not isinstance(loaders, CombinedLoader):
+        return loaders
+    if loaders._mode != "sequential":
+        raise ValueError(
+            f"a CombinedLoader of mode {loaders._mode!r} mixes the batches of several loaders; use mode 'sequential', "
+            "or give the dict of loaders itself."
+        )
+    return loaders.iterables
+
+
+def require_every_loader(trainer: Trainer) -> None:
+    """Raise `ValueError` where a training's batches leave out loaders that are exhausted."""
+    combined = trainer.fit_loop._combined_loader
+    if combined is not None and combined._mode == "max_size":
+        raise ValueError(
+            "a CombinedLoader of mode 'max_size' gives batches without the loaders that are exhausted; use "
+            "'max_size_cycle', which a dict of loaders gets, or 'min_size'."
+        )
 
 
 def is_last_batch(trainer: Trainer, loader: Any, batch_idx: int, index: int) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lwptv_lightning.registry import DOMAINS, LoaderName
@@ -77,6 +78,8 @@ def require_loaders(loaders: object) -> dict[str, Any]:
         raise ValueError(f"dataloaders must be a dict such as {{'id/svhn': loader, 'ood/mnist': loader}}, not {given}.")
     for name, loader in loaders.items():
         LoaderName.parse(str(name))
+        if "/dataloader_idx_" in str(name):
+            raise ValueError(f"loader {name!r}: '/dataloader_idx_' is taken by Lightning; choose another name.")
         _require_iterable(name, loader)
         if getattr(getattr(loader, "batch_sampler", None), "drop_last", False):
             raise ValueError(f"loader {name!r} has drop_last=True, so that samples would not be counted.")
@@ -92,7 +95,7 @@ def _require_iterable(name: str, loader: Any) -> None:
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise ValueError(f"loader {name!r} is a data set, which yields samples; give a DataLoader of it.")
     inner = loader if isinstance(loader, list | tuple) else ()
-    if isinstance(loader, Mapping) or any(isinstance(item, DataLoader) for item in inner):
+    if isinstance(loader, Mapping | CombinedLoader) or any(isinstance(item, DataLoader) for item in inner):
         raise ValueError(f"loader {name!r} is a {type(loader).__name__} of loaders; give each a name of its own.")
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise TypeError(f"loader {name!r} must be a loader or yield batches, not a {type(loader).__name__}.")

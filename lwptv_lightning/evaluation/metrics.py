@@ -43,6 +43,7 @@ class LoaderMetrics(nn.Module):
                 part.distributed_available_fn = _never  # processes meet in `figures` alone
         self._batches = dict.fromkeys(self.loaders, 0)
         self._seen: dict[str, list[Tensor]] = {loader: [] for loader in self.loaders}
+        self._workers: dict[str, int] = {}
         self._figures: dict[str, dict[str, float]] = {}
         self._is_one_number: dict[str, bool] = {}
         self._logged: set[str] = set()
@@ -61,7 +62,8 @@ class LoaderMetrics(nn.Module):
         self._batches[name] += 1
         if self._batches[name] == 1:
             self._require_figures(name)
-        if self.replicas.size > 1 and not is_located(loader):
+        self._workers[name] = 0 if is_located(loader) else getattr(loader, "num_workers", 0)
+        if (self.replicas.size > 1 or self._workers[name] > 1) and not is_located(loader):
             self._seen[name].append(fingerprints([inputs, targets]))
         return len(targets) if isinstance(targets, list) else count_samples(targets)
 
@@ -107,6 +109,7 @@ class LoaderMetrics(nn.Module):
     def _together(self, name: str) -> dict[str, float]:
         metric = self[name]
         seen = torch.cat(self._seen[name]) if self._seen[name] else torch.zeros(0, dtype=torch.int64)
+        warn_of_workers(name, seen, self._workers.get(name, 0))
         alone = self.replicas.ranks.size == 1
         counted = self._batches[name], seen, None if alone else states_of(metric)
         found = self._meet(name, counted)
@@ -169,6 +172,15 @@ def require_batches(name: str, batches: Sequence[int], seen: Sequence[Tensor]) -
         raise ValueError(
             f"loader {name!r} gave {len(batches)} processes {list(batches)} batches; each needs one at least. Use "
             "fewer processes, or a data set with a length, whose batches are divided among them."
+        )
+
+
+def warn_of_workers(name: str, seen: Tensor, workers: int) -> None:
+    """Warn where each worker of a loader without a sampler gave the same samples, by their fingerprints."""
+    if workers > 1 and len(seen) and not (torch.unique(seen, return_counts=True)[1] % workers).any():
+        rank_zero_warn(
+            f"loader {name!r} gives each sample {workers} times, by each of its workers, and each is counted. "
+            "Let the iterable data set yield each worker's own share: torch.utils.data.get_worker_info()."
         )
 
 

@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 from lwptv_lightning.checkpoints import Provenance, require_safetensors_path, write_safetensors
 from lwptv_lightning.evaluation.contents import Contents
 from lwptv_lightning.evaluation.heads import Heads, require_same_classifiers
+from lwptv_lightning.evaluation.inputs import inputs_of
 from lwptv_lightning.evaluation.labels import require_labels, require_logits
 from lwptv_lightning.evaluation.lightning import (
     callbacks_of,
@@ -233,8 +234,10 @@ class MergeModule(LightningModule):
         state = self.contents.stored(self.model, self.heads.instead_of)
         return write_safetensors(state, path, described(self).to_metadata())
 
-    def forward(self, inputs: Tensor, head: str | None = None) -> Tensor:
+    def forward(self, inputs: Any, head: str | None = None) -> Tensor:
         """Return a head's logits ``(B, classes)`` for inputs such as images, or by default what the model returns.
+
+        Override it where the model takes its inputs otherwise, such as by name: ``self.model(**inputs)``.
 
         Raises:
             UnknownNameError: No such head.
@@ -275,7 +278,7 @@ class MergeModule(LightningModule):
         """Raise a `ValueError` where neither the model nor a head makes the logits that the metric needs."""
         require_logits(self.model, self.heads, self._metric)
 
-    def unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
+    def unpack(self, batch: Any) -> tuple[Any, Any]:
         """Return inputs and targets of a batch; override it for batches that do not begin with these."""
         if isinstance(batch, list | tuple) and len(batch) >= 2:
             return batch[0], batch[1]
@@ -306,8 +309,8 @@ class MergeModule(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the logits of a batch, which may be inputs alone."""
-        inputs = batch if isinstance(batch, Tensor) else self.unpack(batch)[0]
-        logits: Tensor = self(inputs, self.head_of(tuple(self._loaders)[dataloader_idx]) if self.heads else None)
+        head = self.head_of(tuple(self._loaders)[dataloader_idx]) if self.heads else None
+        logits: Tensor = self(inputs_of(self, batch), head)
         return logits
 
     def on_validation_epoch_end(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from rich.markup import escape
 from rich.table import Column, Table
 from torch import nn
 
@@ -209,7 +210,8 @@ def check_tables(findings: Sequence[TaskCheck]) -> list[Table]:
         norm = "" if found.norm is None else f"{found.norm:.3g}"
         unchanged = "" if found.unchanged is None else f"{100 * found.unchanged:.0f} %"
         dtypes = ", ".join(found.dtypes)
-        table.add_row(found.task, found.format, str(found.matched), *counts, dtypes, norm, unchanged, found.verdict)
+        cells = found.task, found.format, str(found.matched), *counts, dtypes, norm, unchanged, found.verdict
+        table.add_row(*map(escape, cells))
     return [table, *_cosine_table(findings), *_outlier_table(findings)]
 
 
@@ -217,10 +219,10 @@ def _cosine_table(findings: Sequence[TaskCheck]) -> Iterator[Table]:
     cosines_of = {found.task: found.cosines for found in findings if found.cosines is not None}
     if len(cosines_of) < 2:
         return
-    columns = [Column(task, justify="right") for task in cosines_of]
+    columns = [Column(escape(task), justify="right") for task in cosines_of]
     cosines = Table("", *columns, title="Cosines of the task vectors", header_style="bold", pad_edge=False)
     for task, row in cosines_of.items():
-        cosines.add_row(task, *(f"{row[other]:.2f}" if other in row else "" for other in cosines_of))
+        cosines.add_row(escape(task), *(f"{row[other]:.2f}" if other in row else "" for other in cosines_of))
     yield cosines
 
 
@@ -228,6 +230,6 @@ def _outlier_table(findings: Sequence[TaskCheck]) -> Iterator[Table]:
     table = Table("task", "tensor", "outlier", title="Tensors that stand out", header_style="bold", pad_edge=False)
     for found in findings:
         for name, what in found.outliers.items():
-            table.add_row(found.task, name, what)
+            table.add_row(*map(escape, (found.task, name, what)))
     if table.row_count:
         yield table

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lwptv_lightning.engine import Execution, Stream
-from lwptv_lightning.evaluation import MergeModule
+from lwptv_lightning.evaluation import MergeModule, count_samples, inputs_of, require_every_loader
 from lwptv_lightning.functional import plain_name
 from lwptv_lightning.merging import installable, merge
 from lwptv_lightning.recipe import MergeRecipe
@@ -22,9 +22,10 @@ from lwptv_lightning.rules import get_rule
 class AdaMergingModule(LightningModule):
     """Learns the coefficients of AdaMerging by minimising the entropy of the merged model's predictions.
 
-    Train it with ``trainer.fit(module, {"id/svhn": loader, ...})`` on unlabelled batches of each task, given as inputs
-    or as ``(inputs, ...)``; labels are not looked at. Then ``module.recipe()`` is a recipe with the learnt
-    coefficients. The only parameters are the coefficients. All task vectors are held on the device while training.
+    Train it with ``trainer.fit(module, {"id/svhn": loader, ...})`` on unlabelled batches of each task, given as inputs,
+    as ``(inputs, ...)`` or as what the merge module's ``unpack`` knows; labels are not looked at. Then
+    ``module.recipe()`` is a recipe with the learnt coefficients. The only parameters are the coefficients. All task
+    vectors are held on the device while training.
 
     Args:
         merge_module: Model, task vectors and heads.
@@ -106,6 +107,10 @@ class AdaMergingModule(LightningModule):
 
     on_fit_start = load
 
+    def on_train_start(self) -> None:
+        """Refuse loaders that are combined in a way which leaves tasks out."""
+        require_every_loader(self.trainer)
+
     def merged(self) -> dict[str, Tensor]:
         """Return the merged tensors, through which gradients reach the coefficients."""
         coefficients = self.coefficients.clamp(0, 1) if self.clamp else self.coefficients
@@ -117,8 +122,8 @@ class AdaMergingModule(LightningModule):
         tied = {name: merged[first] for name, first in self.merge_module.vectors.tied.items()}
         return self._rest | merged | tied
 
-    def entropy(self, batches: Mapping[str, Tensor]) -> Tensor:
-        """Return the sum over loaders, by name to inputs ``(B, ...)``, of the predictions' mean entropy in nats."""
+    def entropy(self, batches: Mapping[str, Any]) -> Tensor:
+        """Return the sum over loaders of the predictions' mean entropy in nats, by name to inputs ``(B, ...)``."""
         own = {plain_name(name): name for name in self.merge_module.model.state_dict()}
         merged = {f"model.{own[name]}": tensor for name, tensor in self.merged().items()}
         weights = _in_dtype(self.merge_module.state_dict(keep_vars=True) | merged, self.dtype)
@@ -136,10 +141,9 @@ class AdaMergingModule(LightningModule):
         if not isinstance(batch, Mapping):
             given = type(batch).__name__
             raise TypeError(f"train on a dict of loaders such as {{'id/svhn': loader}}; a step got a {given}.")
-        unpack = self.merge_module.unpack
-        inputs = {name: part if isinstance(part, Tensor) else unpack(part)[0] for name, part in batch.items()}
+        inputs = {name: inputs_of(self.merge_module, part) for name, part in batch.items()}
         loss = self.entropy(inputs)
-        self.log("entropy", loss, prog_bar=True, batch_size=sum(map(len, inputs.values())))
+        self.log("entropy", loss, prog_bar=True, batch_size=sum(map(count_samples, inputs.values())))
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -54,22 +54,21 @@ def require_known(kind: str, name: str, known: Iterable[str]) -> None:
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a name matches one of some globs, in which case counts."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+    """Whether a name is or matches one of some globs, in which case counts; so a name with brackets is its own glob."""
+    return any(name == pattern or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
-    """Return what tells whether a name matches one of some globs, for many names.
+    """Return what tells whether a name is or matches one of some globs, for many names.
 
     Example:
         >>> [name for name in ("head.bias", "fc.bias") if matcher(["head.*"])(name)]
         ['head.bias']
     """
-    patterns = tuple(patterns)
-    plain = frozenset(pattern for pattern in patterns if not _WILD.search(pattern))
-    wild = [translate(pattern) for pattern in dict.fromkeys(patterns) if pattern not in plain]
+    patterns = frozenset(patterns)
+    wild = [translate(pattern) for pattern in patterns if _WILD.search(pattern)]
     found = re.compile("|".join(wild)).match if wild else None
-    return lambda name: name in plain or (found is not None and found(name) is not None)
+    return lambda name: name in patterns or (found is not None and found(name) is not None)
 
 
 def require_matches(kind: str, patterns: Iterable[str], names: Iterable[str]) -> None:

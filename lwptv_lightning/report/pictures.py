@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from lwptv_lightning.merging import PruningPlan
 from lwptv_lightning.report.table import ResultRow
@@ -28,8 +31,8 @@ def plot_saliency(plan: PruningPlan, path: Path) -> Path:
     image = axes.imshow(ranks.T.numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1)
     pruned_tasks, pruned_layers = (~plan.mask.kept).numpy().nonzero()
     axes.scatter(pruned_tasks, pruned_layers, marker="x", color="white", s=14, linewidths=1)
-    axes.set_xticks(range(len(tasks)), tasks, rotation=35, ha="right")
-    axes.set_yticks(range(len(layers)), layers, fontsize=6)
+    axes.set_xticks(range(len(tasks)), map(_drawable, tasks), rotation=35, ha="right", parse_math=False)
+    axes.set_yticks(range(len(layers)), map(_drawable, layers), fontsize=6, parse_math=False)
     axes.set_title("Saliency of each layer of each task vector\n(cross: pruned)", fontsize=10)
     figure.colorbar(image, label="rank within the task (1 = most salient)")
     return _save(figure, path)
@@ -48,11 +51,13 @@ def plot_id_ood(
     """
     figure = Figure(figsize=(8.5, 6), layout="constrained")
     axes = figure.subplots()
+    named: list[tuple[str, Any]] = []
     if curve:
         label = "task arithmetic, coefficient 0.1 … 1.0"
-        axes.plot(*_coordinates(curve), "-o", color="0.6", markersize=4, label=label, zorder=1)
+        named += [(label, line) for line in axes.plot(*_coordinates(curve), "-o", color="0.6", markersize=4, zorder=1)]
     if cloud:
-        axes.scatter(*_coordinates(cloud), color="tab:orange", alpha=0.5, s=18, label="random masks", zorder=1)
+        points = axes.scatter(*_coordinates(cloud), color="tab:orange", alpha=0.5, s=18, zorder=1)
+        named.append(("random masks", points))
     by_name = {row.name: row for row in rows}
     colors = {name: f"C{index % 10}" for index, name in enumerate(dict.fromkeys(map(_twin, by_name)))}
     for row in rows:
@@ -62,17 +67,41 @@ def plot_id_ood(
             (x0,), (y0,) = _coordinates([twin])
             axes.annotate("", (x, y), (x0, y0), arrowprops={"arrowstyle": "->", "color": "0.3", "alpha": 0.7})
         marker = "D" if row.name.endswith(PRUNED_SUFFIX) else "o"
-        axes.scatter(x, y, color=colors[_twin(row.name)], marker=marker, s=45, label=row.name, zorder=2)
+        point = axes.scatter(x, y, color=colors[_twin(row.name)], marker=marker, s=45, zorder=2)
+        named.append((row.name, point))
     # The ends of a curve can lie far from every model that one would use.
     xlim, ylim = (_around(values) for values in _coordinates([*rows, *cloud]))
     axes.set(xlim=xlim, ylim=ylim, xlabel="ID average (%)", ylabel="OOD average (%)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _add_legend(axes, named)
     return _save(figure, path)
 
 
 PRUNED_SUFFIX = " pruned"
 """What a pruned model's row is called beyond the name of its unpruned twin."""
+
+
+def _add_legend(axes: Any, named: Sequence[tuple[str, Any]]) -> None:
+    # Names are set afterwards: a legend leaves out those that begin with an underscore.
+    numbers = [str(number) for number in range(len(named))]
+    legend = axes.legend(
+        [artist for _, artist in named], numbers, fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5)
+    )
+    for text, (name, _) in zip(legend.get_texts(), named, strict=True):
+        text.set_parse_math(False)
+        text.set_text(_drawable(name))
+
+
+def _drawable(name: str) -> str:
+    """Return a name with Python's escapes for the characters that the fonts in use cannot draw."""
+    known = _characters(tuple(FontProperties().get_family()))
+    return "".join(letter if ord(letter) in known else letter.encode("unicode_escape").decode() for letter in name)
+
+
+@cache
+def _characters(families: tuple[str, ...]) -> frozenset[int]:
+    paths = {findfont(FontProperties(family=[family])) for family in families}
+    return frozenset(code for path in paths for code in get_font(path).get_charmap())
 
 
 def _around(values: Sequence[float]) -> tuple[float, float]:

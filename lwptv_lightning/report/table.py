@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lwptv_lightning.registry import LoaderName
 
@@ -65,17 +67,18 @@ class ResultTable:
 
     def rich(self, title: str | None = None) -> Table:
         """Return the table for a terminal."""
-        table = Table(title=title, header_style="bold", pad_edge=False)
+        table = Table(title=None if title is None else Text(title), header_style="bold", pad_edge=False)
         for index, heading in enumerate(self.headings):
             text = index in (0, len(self.headings) - 1)
-            table.add_column(heading.replace(" ", "\n"), justify="left" if text else "right", no_wrap=text)
+            table.add_column(Text(heading.replace(" ", "\n")), justify="left" if text else "right", no_wrap=text)
         for row in self.rows:
-            table.add_row(*self.cells(row))
+            table.add_row(*map(Text, self.cells(row)))  # as they are: a name may look like markup
         return table
 
     def markdown(self) -> str:
         """Return the table in Markdown."""
-        return markdown_table(self.headings, map(self.cells, self.rows))
+        rows = ([_literal(cell) for cell in self.cells(row)] for row in self.rows)
+        return markdown_table([_literal(heading) for heading in self.headings], rows)
 
     def csv(self) -> str:
         """Return the table as CSV, with fractions in full precision."""
@@ -86,9 +89,9 @@ class ResultTable:
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("|" + "|".join("---" if cell == "---" else f" {cell} " for cell in line) + "|" for line in lines)
+    """Return a table in Markdown, of cells in Markdown."""
+    first, *others = ("|" + "|".join(f" {cell} " for cell in line) + "|" for line in (headings, *rows))
+    return "\n".join([first, "|" + "---|" * len(headings), *others])
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -96,6 +99,11 @@ def print_table(table: Table, console: Console) -> None:
     needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
     console.width = max(console.width, needed)
     console.print(table)
+
+
+def _literal(cell: str) -> str:
+    """Return text as Markdown that shows it as it is, on one line."""
+    return re.sub(r"([\\|*`<$~\[\]])", r"\\\1", " ".join(cell.splitlines()))
 
 
 def _heading(figure: str) -> str:

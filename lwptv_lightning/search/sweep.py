@@ -23,6 +23,7 @@ from lwptv_lightning.evaluation import (
     require_labels,
     share_evaluation_,
     share_loaders,
+    uncombined,
 )
 from lwptv_lightning.functional import plain_name, plain_state
 from lwptv_lightning.merging import Merge, MergeOptions, in_dtype, installable, require_options
@@ -70,6 +71,7 @@ def sweep(
     require_options(sweep, options)
     if not candidates:
         raise ValueError("candidates is empty: expected at least one recipe.")
+    dataloaders = uncombined(dataloaders)
     module.prepare(dataloaders, Replicas())
     module.require_logits()
     weights = _Weights(module, trainer.strategy.root_device, {**module.options, **options})

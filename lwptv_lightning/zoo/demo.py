@@ -143,8 +143,8 @@ def _publish(demo: Demo, module: MergeModule, folder: Path, console: Console) ->
         f"Pruned minus unpruned, in points, with 95 % paired bootstrap intervals:\n{differences}", markup=False
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.csv").write_text(demo.table.csv())
-    (folder / "recipe.json").write_text(recipe.to_json() + "\n")
+    (folder / "results.csv").write_text(demo.table.csv(), encoding="utf-8")
+    (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
     save_merged(module.vectors, recipe, folder / "merged.safetensors", layers)
     plot_saliency(plan_pruning(module.vectors, recipe, layers), folder / "saliency.png")
     by_name = {row.name: row for row in demo.table.rows}

@@ -1,5 +1,7 @@
 """Whatever a loader's batches are made of, each sample that it gives is counted, and a sweep knows which it is."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -138,6 +140,35 @@ class Short(BatchSampler):
 def test_what_cannot_be_counted_is_refused_by_name(make, message, module, data, make_trainer):
     with pytest.raises(ValueError, match=message):
         figures(make_trainer(), module, {"id/a": make(data), "id/b": DataLoader(data, 4)})
+
+
+class OfWorkers(Claims):
+    """Of which each worker yields all samples, or its share."""
+
+    def __init__(self, data, shares):
+        super().__init__(data, len(data))
+        self.shares = shares
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        places = range(worker.id, SIZE, worker.num_workers) if self.shares else range(SIZE)
+        return iter([self.data[place] for place in places])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:Length of IterableDataset")
+@pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined")
+@pytest.mark.parametrize("shares", [True, False])
+def test_samples_that_each_worker_gives_are_told_of(shares, module, data, make_trainer):
+    loaders = {"id/a": DataLoader(OfWorkers(data, shares), 4, num_workers=2)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        (entry,) = figures(make_trainer(), module, loaders)
+    told = [str(warning.message) for warning in caught if "by each of its workers" in str(warning.message)]
+    assert len(told) == (0 if shares else 1)
+    assert all("'id/a' gives each sample 2 times" in text for text in told)
+    inputs, targets = data.tensors
+    with torch.no_grad():
+        assert entry["id/a"] == pytest.approx(float((module(inputs).argmax(1) == targets).float().mean()))
 
 
 def test_what_yields_nothing_is_no_loader(module, make_trainer):

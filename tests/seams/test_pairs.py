@@ -156,5 +156,5 @@ def test_a_sweep_draws_no_random_numbers_of_the_run(module, data, make_trainer):
 
 def test_labels_of_another_shape_are_refused_by_name(module, data, make_trainer):
     one_hot = TensorDataset(data.tensors[0], nn.functional.one_hot(data.tensors[1]))
-    with pytest.raises(ValueError, match=r"'id/x' gives targets of shape \(7, 4\); expected labels, \(7,\)"):
+    with pytest.raises(ValueError, match=r"'id/x' has targets of shape \(7, 4\), expected one label"):
         run(make_trainer(), module, DataLoader(one_hot, 7))
