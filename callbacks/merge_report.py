@@ -10,7 +10,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from lwptv_lightning.callbacks.log_picture import log_picture
-from lwptv_lightning.evaluation import MergeModule
+from lwptv_lightning.callbacks.online_merge import OnlineMerge
+from lwptv_lightning.callbacks.prune_and_merge import PruneAndMerge
+from lwptv_lightning.evaluation import MergeModule, callbacks_of
 from lwptv_lightning.merging import PruningPlan
 from lwptv_lightning.registry import DOMAINS, LoaderName
 from lwptv_lightning.report import ResultRow, ResultTable, plot_id_ood, plot_saliency, print_table
@@ -47,9 +49,8 @@ class MergeReport(Callback):
         figures = {name: value for name, value in logged.items() if LoaderName.of_figure(name).domain in DOMAINS}
         if not figures:
             return
-        recipe, plan, treatment = None, None, None
+        recipe, plan = None, None
         if isinstance(pl_module, MergeModule):
-            treatment = pl_module.treatment
             recipe, plan = pl_module.installed or pl_module.recipe, pl_module.plan
         name = type(pl_module).__name__ if recipe is None else recipe.describe()
         if trainer.state.fn == TrainerFn.FITTING:
@@ -59,7 +60,7 @@ class MergeReport(Callback):
         print_table(self.table.rich(), console)
         self.folder.mkdir(parents=True, exist_ok=True)
         report = f"# Merged models over ID and OOD loaders\n\n{self.table.markdown()}\n"
-        if treatment is not None:
+        if treatment := _treatment(trainer, pl_module):
             console.print(f"The {treatment}.")
             report += f"\nThe last {treatment}.\n"
         (self.folder / "report.md").write_text(report)
@@ -78,3 +79,12 @@ class MergeReport(Callback):
         if all({"id/avg", "ood/avg"} <= row.figures.keys() for row in self.table.rows):
             pictures.append(plot_id_ood(self.table.rows, self.folder / "id_ood.png"))
         return pictures
+
+
+def _treatment(trainer: Trainer, pl_module: LightningModule) -> str | None:
+    """Return how many tensors the rule of what was evaluated did its own with, whoever merged it."""
+    merged = [callback.module for callback in callbacks_of(trainer) if isinstance(callback, OnlineMerge)]
+    merged += [pl_module] if isinstance(pl_module, MergeModule) else []
+    found = [module.treatment for module in merged]
+    found += [callback.treatment for callback in callbacks_of(trainer) if isinstance(callback, PruneAndMerge)]
+    return next(filter(None, found), None)
