@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.text import Text
 
 from lwptv_lightning.callbacks.log_picture import log_picture
-from lwptv_lightning.evaluation import MergeModule
+from lwptv_lightning.callbacks.online_merge import OnlineMerge
+from lwptv_lightning.callbacks.prune_and_merge import PruneAndMerge
+from lwptv_lightning.evaluation import MergeModule, callbacks_of
 from lwptv_lightning.merging import PruningPlan
 from lwptv_lightning.registry import DOMAINS, LoaderName
 from lwptv_lightning.report import ResultRow, ResultTable, plot_id_ood, plot_saliency, print_table
@@ -49,9 +51,8 @@ class MergeReport(Callback):
         figures = {name: value for name, value in logged.items() if _is_figure(name)}
         if not figures:
             return
-        recipe, plan, treatment = None, None, None
+        recipe, plan = None, None
         if isinstance(pl_module, MergeModule):
-            treatment = pl_module.treatment
             recipe, plan = pl_module.installed or pl_module.recipe, pl_module.plan
         name = type(pl_module).__name__ if recipe is None else recipe.describe()
         if trainer.state.fn == TrainerFn.FITTING:
@@ -61,7 +62,7 @@ class MergeReport(Callback):
         print_table(self.table.rich(), console)
         self.folder.mkdir(parents=True, exist_ok=True)
         report = f"# Merged models over ID and OOD loaders\n\n{self.table.markdown()}\n"
-        if treatment is not None:
+        if treatment := _treatment(trainer, pl_module):
             console.print(Text(f"The {treatment}."))
             report += f"\nThe last {treatment}.\n"
         (self.folder / "report.md").write_text(report, encoding="utf-8")
@@ -87,3 +88,12 @@ def _is_figure(name: str) -> bool:
     """Tell whether something was logged for a loader or an average of some, not only under a domain's own name."""
     parsed = LoaderName.of_figure(name)
     return parsed.domain in DOMAINS and bool(parsed.name)
+
+
+def _treatment(trainer: Trainer, pl_module: LightningModule) -> str | None:
+    """Return how many tensors the rule of what was evaluated did its own with, whoever merged it."""
+    merged = [callback.module for callback in callbacks_of(trainer) if isinstance(callback, OnlineMerge)]
+    merged += [pl_module] if isinstance(pl_module, MergeModule) else []
+    found = [module.treatment for module in merged]
+    found += [callback.treatment for callback in callbacks_of(trainer) if isinstance(callback, PruneAndMerge)]
+    return next(filter(None, found), None)

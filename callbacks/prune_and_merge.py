@@ -88,6 +88,7 @@ class PruneAndMerge(Callback):
         self.task = task
         self.stages = tuple(stages)
         self.options: dict[str, Any] = {**options}
+        self.treatment: str | None = None  # of a foreign module's merge, as `MergeModule` has it of its own
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Bring the callbacks in order; let a `MergeModule` find its layers for this recipe before it is sharded."""
@@ -135,7 +136,8 @@ class PruneAndMerge(Callback):
                     vectors = vectors.with_task(self.task, backbone)
             request = {"device": trainer.strategy.root_device, "ranks": ranks, **self.options}
             with owner.holding(backbone, vectors.shared_names):
-                merge_model_(backbone, vectors, self.recipe or MergeRecipe(), partial(trace_layers, backbone), request)
+                recipe, layers = self.recipe or MergeRecipe(), partial(trace_layers, backbone)
+                self.treatment = merge_model_(backbone, vectors, recipe, layers, request).treatment
 
     def _find_backbone(self, pl_module: LightningModule) -> tuple[nn.Module, TaskVectors]:
         if self.vectors is None:

@@ -23,6 +23,7 @@ from lwptv_lightning.checkpoints import (
     write_safetensors,
 )
 from lwptv_lightning.evaluation import callbacks_of, on_rank_zero, owner_of
+from lwptv_lightning.functional import sum_dtype
 from lwptv_lightning.merging import gather_state, in_dtype, named_submodule
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.task_vectors import state_among
@@ -173,7 +174,7 @@ class TaskVectorCheckpoint(Callback):
     def _write_task_vector(self, trainer: Trainer, weights: Mapping[str, Tensor]) -> None:
         base = open_checkpoint(self.folder / BASE_FILE)
         floating = [name for name in base.names if base.headers[name].dtype.is_floating_point]
-        wide = {name: torch.promote_types(base.headers[name].dtype, torch.float32) for name in floating}
+        wide = {name: sum_dtype(base.headers[name].dtype) for name in floating}
         vector = {name: weights[name].to(wide[name]) - base.read(name).to(wide[name]) for name in floating}
         state = state_among(floating, named_submodule(trainer.lightning_module, self.backbone))
         _keep_largest_({name: tensor for name, tensor in vector.items() if name not in state}, self.density)

@@ -23,6 +23,7 @@ from lwptv_lightning.checkpoints.checkpoint import (
 from lwptv_lightning.checkpoints.names import match_names
 from lwptv_lightning.checkpoints.open import open_checkpoint
 from lwptv_lightning.checkpoints.provenance import Provenance, fingerprint, tensor_fingerprint, tensor_fingerprints
+from lwptv_lightning.functional import sum_dtype
 from lwptv_lightning.registry import matcher, matches, nearest
 
 BASE_FILE = "base.safetensors"
@@ -79,9 +80,10 @@ def add_difference(
                 named = match_names(filled, base.headers, model)
             whole = match_names(base.renamed({}) if replaced is None else replaced, base.headers)
             added = {
-                name: TensorHeader(head.shape, torch.float32 if name in own.headers else _wide(base, name))
-                for name, head in (named.headers | own.headers).items()
+                name: TensorHeader(head.shape, sum_dtype(base.headers[name].dtype))
+                for name, head in named.headers.items()
             }
+            added |= {name: TensorHeader(head.shape, torch.float32) for name, head in own.headers.items()}
             made = named.with_tensors({**base.headers, **added, **whole.headers}, _AddedReader(base, named, whole, own))
             made.metadata = {}  # those of the difference would have it added to a base once more
             made.foreign = own.names
@@ -153,7 +155,7 @@ class _AddedReader:
         base = self.base.read(name)
         if name not in self.difference.headers:
             return base
-        wide = _wide(self.base, name)
+        wide = sum_dtype(base.dtype)
         return base.to(wide) + values.to(wide)
 
     def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
@@ -171,11 +173,6 @@ class _AddedReader:
                 f"{BASE_FILE} that it was made from beside it."
             )
         return own.read(stored).float() + self.foreign.read(name).float()
-
-
-def _wide(base: Checkpoint, name: str) -> torch.dtype:
-    """Return what a base's tensor and a difference are added in."""
-    return torch.promote_types(base.headers[name].dtype, torch.float32)
 
 
 def _read_or_zeros(difference: Checkpoint, headers: Mapping[str, TensorHeader], name: str) -> Tensor:

@@ -94,7 +94,7 @@ def _sums_of(model: nn.Module, dtypes: Mapping[str, str] | None = None) -> dict[
 
 
 def _sum_of(value: Tensor, dtype: torch.dtype) -> int:
-    """Return a sum over the bits of all elements in a dtype, weighted by place, which is the same on any device and in any shards."""
+    """Return a sum over all bits in a dtype, weighted by place, the same on any device and in any shards."""
     flat = (value.full_tensor() if isinstance(value, DTensor) else value).to(dtype).contiguous().reshape(-1)
     aligned = flat.nbytes % 8 == flat.storage_offset() * flat.itemsize % 8 == 0
     bits = flat.view(torch.int64 if aligned else torch.uint8)

@@ -12,7 +12,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from lwptv_lightning.evaluation.inputs import each_sample
-from lwptv_lightning.functional import plain_name
+from lwptv_lightning.functional import plain_name, sum_dtype
 
 
 def fisher_diagonal(
@@ -40,7 +40,7 @@ def fisher_diagonal(
     with torch.inference_mode(False), torch.enable_grad():
         # Clones, since tensors made in inference mode cannot take part in a backward pass.
         own = {name: parameter.detach().clone().requires_grad_() for name, parameter in parameters.items()}
-        wide = {name: torch.promote_types(parameter.dtype, torch.float32) for name, parameter in parameters.items()}
+        wide = {name: sum_dtype(parameter.dtype) for name, parameter in parameters.items()}
         total = {name: torch.zeros_like(parameter, dtype=wide[name]) for name, parameter in parameters.items()}
         for example in each_sample(inputs):
             log_probabilities = logits(own, apply_to_collection(example, Tensor, torch.clone)).log_softmax(1)[0]

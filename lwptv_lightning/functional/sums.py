@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 
@@ -41,3 +42,13 @@ def as_rows(tau: Tensor) -> Tensor:
         (torch.Size([2, 12]), torch.Size([2, 1]))
     """
     return tau.reshape(len(tau), math.prod(tau.shape[1:]))
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return what values of a dtype are added up in: float64 for float64, else float32; torch promotes no float8.
+
+    Example:
+        >>> sum_dtype(torch.float8_e5m2), sum_dtype(torch.float64)
+        (torch.float32, torch.float64)
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32

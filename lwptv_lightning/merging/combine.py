@@ -69,7 +69,9 @@ class Piece:
         """
         if self.merged is None:
             return self.base
-        total = self.base.to(self.merged, copy=True).add_(self.merged, alpha=job.scale)
+        # In float64 for a base in float64, whatever the rule computes in: what the rule leaves alone keeps its bits.
+        dtype = torch.float64 if self.base.dtype == torch.float64 else self.merged.dtype
+        total = self.base.to(self.merged.device, dtype, copy=True).add_(self.merged, alpha=job.scale)
         return in_dtype(self.name, total if job.least is None else total.clamp_(min=job.least), self.base.dtype)
 
 

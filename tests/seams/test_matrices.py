@@ -7,12 +7,13 @@ import pytest
 import torch
 from _helpers.models import Pointwise, vectors_of_model
 from _helpers.states import open_vectors, plus, random_state
+from lightning.pytorch import LightningModule
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lwptv_lightning import MergeModule, MergeRecipe, merge
-from lwptv_lightning.callbacks import CollectDataStatistics, MergeReport
+from lwptv_lightning.callbacks import CollectDataStatistics, MergeReport, PruneAndMerge
 from lwptv_lightning.cli.main import main
 from lwptv_lightning.evaluation.data_statistics import input_grams
 from lwptv_lightning.merging import Merge
@@ -227,6 +228,25 @@ def test_a_validation_reports_it(make_trainer, tmp_path):
     assert module.treatment == words
     assert words in text.getvalue()
     assert words in (tmp_path / "report.md").read_text()
+
+
+class Foreign(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = Pointwise()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("id/a", self.net(batch[0]).mean())
+
+
+def test_a_validation_of_a_foreign_module_reports_it(make_trainer, tmp_path):
+    callbacks = [
+        PruneAndMerge(vectors_of_model(Pointwise()), "tsv_m"),
+        MergeReport(tmp_path, Console(file=io.StringIO())),
+    ]
+    loader = DataLoader(TensorDataset(torch.zeros(4, 3, 8, 8), torch.zeros(4).long()), batch_size=4)
+    make_trainer(callbacks=callbacks).validate(Foreign(), loader, verbose=False)
+    assert "rule 'tsv_m' treated 2 of 5 tensors as matrices" in (tmp_path / "report.md").read_text()
 
 
 def test_the_command_line_reports_it(tmp_path, capsys):

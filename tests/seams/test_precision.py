@@ -212,6 +212,15 @@ def test_scores_of_a_recipe_in_float64_are_of_differences_in_float64():
     assert not torch.equal(merged["l0.weight"], base["l0.weight"])
 
 
+@pytest.mark.parametrize("asked", ["float32", "float64"])
+def test_what_a_rule_leaves_alone_of_a_float64_base_keeps_its_bits(asked):
+    base = {"w": torch.tensor([1 + 1e-12, 2 + 1e-12], dtype=torch.float64)}
+    vectors = TaskVectors.open(base, {"a": {"w": base["w"] + torch.tensor([1.0, 0.0])}})
+    merged = merge(vectors, MergeRecipe(scale=1.0, dtype=asked))["w"]
+    assert merged[1] == base["w"][1]
+    assert abs(merged[0] - base["w"][0] - 1) < 1e-6
+
+
 # Statistics of nearly equal experts
 
 
@@ -380,6 +389,14 @@ def test_tied_weights_of_eight_bits_are_found(dtype):
     merged = merge(vectors, MergeRecipe("dare", scale=0.3))
     assert torch.equal(merged["head.weight"].float(), merged["embed.weight"].float())
     assert [found.task for found in check(base, tasks)] == ["a", "b"]
+
+
+def test_an_adapter_on_a_base_of_eight_bits(tmp_path):
+    product = write_adapter(tmp_path)
+    vectors = TaskVectors.open({"fc.weight": torch.ones(16, 16).to(torch.float8_e4m3fn)}, {"a": tmp_path})
+    torch.testing.assert_close(vectors.expert("a", "fc.weight"), product.float() + 1)
+    merged = merge(vectors, MergeRecipe(scale=1.0))["fc.weight"]
+    assert torch.equal(merged.float(), (product.float() + 1).to(torch.float8_e4m3fn).float())
 
 
 def test_nan_of_a_base_whose_expert_is_a_difference_is_named(tmp_path):
