@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from rich.markup import escape
 from rich.table import Column, Table
 from torch import nn
 
-from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, is_task_vector, some_of
+from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, some_of
 from lwptv_lightning.engine import spans
 from lwptv_lightning.inspection.permuted import is_permuted
 from lwptv_lightning.registry import natural_order
@@ -134,7 +135,8 @@ def _from_headers(task: str, aligned: Aligned) -> TaskCheck:
 def _format_of(checkpoint: Checkpoint) -> str:
     if is_adapter(checkpoint):
         return "LoRA adapter"
-    return "task vector" if is_task_vector(checkpoint) else checkpoint.format
+    # Not `is_task_vector`, which refuses broken metadata: that is a finding here.
+    return "task vector" if checkpoint.metadata.get("lwptv_kind") == "task_vector" else checkpoint.format
 
 
 def _with_figures(findings: Mapping[str, TaskCheck], aligned: Aligned, model: nn.Module | None) -> dict[str, TaskCheck]:
@@ -209,7 +211,8 @@ def check_tables(findings: Sequence[TaskCheck]) -> list[Table]:
         norm = "" if found.norm is None else f"{found.norm:.3g}"
         unchanged = "" if found.unchanged is None else f"{100 * found.unchanged:.0f} %"
         dtypes = ", ".join(found.dtypes)
-        table.add_row(found.task, found.format, str(found.matched), *counts, dtypes, norm, unchanged, found.verdict)
+        texts = found.format, str(found.matched), *counts, dtypes, norm, unchanged, found.verdict
+        table.add_row(*map(escape, (found.task, *texts)))
     return [table, *_cosine_table(findings), *_outlier_table(findings)]
 
 
@@ -217,10 +220,10 @@ def _cosine_table(findings: Sequence[TaskCheck]) -> Iterator[Table]:
     cosines_of = {found.task: found.cosines for found in findings if found.cosines is not None}
     if len(cosines_of) < 2:
         return
-    columns = [Column(task, justify="right") for task in cosines_of]
+    columns = [Column(escape(task), justify="right") for task in cosines_of]
     cosines = Table("", *columns, title="Cosines of the task vectors", header_style="bold", pad_edge=False)
     for task, row in cosines_of.items():
-        cosines.add_row(task, *(f"{row[other]:.2f}" if other in row else "" for other in cosines_of))
+        cosines.add_row(escape(task), *(f"{row[other]:.2f}" if other in row else "" for other in cosines_of))
     yield cosines
 
 
@@ -228,6 +231,6 @@ def _outlier_table(findings: Sequence[TaskCheck]) -> Iterator[Table]:
     table = Table("task", "tensor", "outlier", title="Tensors that stand out", header_style="bold", pad_edge=False)
     for found in findings:
         for name, what in found.outliers.items():
-            table.add_row(found.task, name, what)
+            table.add_row(escape(found.task), escape(name), what)
     if table.row_count:
         yield table

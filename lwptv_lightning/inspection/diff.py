@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -92,6 +93,6 @@ def diff_table(differences: list[LayerDifference]) -> Table:
     changed = [layer for layer in differences if layer.changed]
     for layer in changed:
         counts = f"{layer.changed} of {layer.tensors}"
-        table.add_row(layer.layer, counts, f"{layer.norm:.3g}", f"{layer.largest:.3g}", layer.note)
+        table.add_row(escape(layer.layer), counts, f"{layer.norm:.3g}", f"{layer.largest:.3g}", escape(layer.note))
     table.caption = f"{len(differences) - len(changed)} of {len(differences)} layers are equal."
     return table
