@@ -32,7 +32,7 @@ BASE_FILE = "base.safetensors"
 
 def is_task_vector(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint says of itself that it holds a task vector."""
-    return checkpoint.metadata.get("lwptv_kind") == "task_vector"
+    return Provenance.of(checkpoint).kind == "task_vector"
 
 
 def add_difference(

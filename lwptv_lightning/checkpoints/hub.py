@@ -36,7 +36,7 @@ def fetch(name: str) -> Path:
         if (path := _download(name, repo, revision, wanted)) is not None:
             _download_companions(name, repo, revision, wanted, path)
             return path
-    expected = repr(file) if file else f"none of {', '.join(_WEIGHTS)}"
+    expected = f"no {file!r}" if file else f"none of {', '.join(_WEIGHTS)}"
     raise FileNotFoundError(f"{name}: {expected} found on the hub or, without a network, in the local cache.")
 
 

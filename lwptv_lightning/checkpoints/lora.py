@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -116,6 +117,9 @@ def _configuration(adapter: Checkpoint) -> dict[str, Any]:
             f"{adapter.source}: holds LoRA factors, whose scaling stands in an adapter_config.json beside them that "
             f"cannot be read ({error})."
         ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: expected a mapping of options, not {config!r}.")
+    _check_numbers(path, config)
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{path}: peft_type is {config.get('peft_type')!r}, expected 'LORA'.")
     for option, reason in _REFUSED.items():
@@ -128,3 +132,21 @@ def _configuration(adapter: Checkpoint) -> dict[str, Any]:
             "base; convert it to plain LoRA or merge it into its base first."
         )
     return config
+
+
+def _check_numbers(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise a `CheckpointError` where the scaling cannot be computed from a configuration."""
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"{path}: alpha_pattern must map patterns of modules to numbers, not be {patterns!r}.")
+    alphas = {"lora_alpha": config.get("lora_alpha", 8)} | {
+        f"alpha_pattern of {key!r}": patterns[key] for key in patterns
+    }
+    for what, alpha in alphas.items():
+        if type(alpha) not in (int, float):
+            raise CheckpointError(f"{path}: {what} must be a number, not {alpha!r}.")
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise CheckpointError(f"{path}: alpha_pattern has {pattern!r}, which is no pattern ({error}).") from error

@@ -43,8 +43,10 @@ def _from_index(path: Path) -> Checkpoint:
         weight_map: dict[str, str] = json.loads(path.read_text())["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not an index of sharded safetensors ({error!r}).") from error
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{path}: weight_map must map tensor names to files.")
     shards = [path.parent / name for name in dict.fromkeys(weight_map.values())]
-    absent = [shard.name for shard in shards if not shard.exists()]
+    absent = [shard.name for shard in shards if not shard.is_file()]
     if absent:
         raise CheckpointError(f"{path}: shards named in the index are missing: {', '.join(absent)}.")
     checkpoint = _from_safetensors(path, shards, "sharded safetensors")

@@ -83,6 +83,11 @@ def _tensors_of(content: Mapping[str, Any], source: str, ema: bool | None = None
     strangers = [name for name, value in entries.items() if not isinstance(value, Tensor)]
     if strangers:
         raise CheckpointError(f"{source}: expected a state dict of tensors, but these are none: {some_of(strangers)}")
+    if unnamed := [name for name in entries if not isinstance(name, str)]:
+        raise CheckpointError(f"{source}: tensors must have texts as names, not {some_of(map(repr, unnamed))}")
+    odd = [name for name, value in entries.items() if value.layout != torch.strided or value.is_quantized]
+    if odd:
+        raise CheckpointError(f"{source}: these tensors are sparse or quantized; make them dense: {some_of(odd)}")
     return entries
 
 

@@ -58,10 +58,33 @@ def naming_options(options: argparse.Namespace) -> dict[str, Any]:
     import timm
 
     own = settings("--model-option", options.model_option)
+    if fixed := sorted({"model_name", "pretrained", "checkpoint_path"} & own.keys()):
+        raise ValueError(f"--model-option: {fixed[0]} cannot be given, since the weights come from the checkpoints.")
     try:
         return {"prefix": options.prefix, "model": timm.create_model(options.model, pretrained=False, **own)}
-    except RuntimeError as error:  # what timm raises for an unknown name
-        raise ValueError(f"--model: {error}") from error
+    except Exception as error:  # an unknown name is a RuntimeError, and what a model makes of its options may be any
+        given = f" with --model-option {' '.join(options.model_option)}" if own else ""
+        reason = str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"--model: {reason}{given}") from error
+
+
+def usable_device(option: str, name: str | None) -> str | None:
+    """Return a device's name after a computation on it.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    if name is None:
+        return None
+    import torch
+
+    try:
+        torch.zeros(1, device=name).add_(1).item()
+    except Exception as error:  # each kind of device fails in its own way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise ValueError(f"{option} {name!r} cannot be used: {reason}. Here are {', '.join(here)}.") from error
+    return name
 
 
 def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """The command ``lwptv``. What a subcommand needs is imported when that subcommand runs, so that help is instant."""
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from lwptv_lightning import __version__
 from lwptv_lightning.cli import check, demo, diff, merge, rules, scores, validate, zoo
@@ -11,6 +14,10 @@ COMMANDS = {
     module.__name__.rpartition(".")[2]: module for module in (demo, merge, check, diff, validate, rules, scores, zoo)
 }
 """Each has ``run``, whose docstring is the command's help, and ``add_arguments`` where it takes some."""
+
+_ARGUMENT = re.compile(r"\b(exclude|prefix|ema|model|keep|prune|task)=(\(\.\.\.\)|\.\.\.|True|\([^()]*\)|'[^']*')")
+_VALUE = {"(...)": "", "...": "", "True": ""}
+"""What follows an argument's name in messages, and in an option's place."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,9 +40,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         options = _parser().parse_args(given)
     try:
-        COMMANDS[options.command].run(options)
+        with _warning_in_one_line(options.command):
+            COMMANDS[options.command].run(options)
     except (ValueError, OSError, TypeError) as error:
-        sys.exit(f"lwptv {options.command}: {error}")
+        sys.exit(f"lwptv {options.command}: {_in_shell_words(str(error))}")
+
+
+def _in_shell_words(text: str) -> str:
+    """Name options as the shell does, where an error names a function's argument."""
+    text = text.replace("statistics=... or data=...", "--data-statistics")
+    text = re.sub(r"(?<![\w-])(max_memory|max_shard_size)\b", lambda found: f"--{found[0].replace('_', '-')}", text)
+    return _ARGUMENT.sub(lambda found: f"--{found[1]}{_VALUE.get(found[2], ' ' + found[2])}", text)
+
+
+@contextmanager
+def _warning_in_one_line(command: str) -> Iterator[None]:
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"lwptv {command}: warning: {_in_shell_words(str(message))}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from lwptv_lightning.cli import arguments
@@ -37,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
     from lwptv_lightning.task_vectors import TaskVectors
 
     require_safetensors_path(options.out)
+    _require_place(options.out)
     for path in (options.out, index_of(options.out)):
         if path.exists() and not options.overwrite:
             raise ValueError(f"{path} exists; give another --out or --overwrite.")
@@ -48,9 +50,21 @@ def run(options: argparse.Namespace) -> None:
         print(f"The {treatment}.")
 
 
+def _require_place(path: Path) -> None:
+    """Raise an OSError where a file cannot be written, before any work; its folder is made."""
+    if path.is_dir():
+        raise IsADirectoryError(f"--out {path} is a folder; name a file in it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"--out {path}: nothing can be written to {path.parent} ({error.strerror or error}).") from error
+
+
 def _costs(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `save_merged` that no recipe holds."""
-    given: dict[str, Any] = {"device": options.device}
+    given: dict[str, Any] = {"device": arguments.usable_device("--device", options.device)}
     for name in ("max_memory", "max_shard_size"):
         if (size := getattr(options, name)) is not None:
             given[name] = parse_bytes(f"--{name.replace('_', '-')}", size)

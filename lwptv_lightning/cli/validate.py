@@ -12,21 +12,28 @@ def run(options: argparse.Namespace) -> None:
     """Validate a merged model as a configuration file says."""
     # Imported here, because the other commands do not wait for Lightning.
     from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from lwptv_lightning.evaluation import EvaluationSuite, MergeModule
 
-    with warnings.catch_warnings():
-        # Lightning suspects a mistake where its arguments are given and the program has some of its own.
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-        cli = LightningCLI(
-            MergeModule,
-            EvaluationSuite,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            run=False,
-            save_config_callback=None,
-            seed_everything_default=False,
-            args=options.arguments,
-            parser_kwargs={"prog": "lwptv validate", "description": "Validate a merged model over ID and OOD sets."},
-        )
-    cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+    try:
+        with warnings.catch_warnings():
+            # Lightning suspects a mistake where its arguments are given and the program has some of its own.
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            cli = LightningCLI(
+                MergeModule,
+                EvaluationSuite,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                run=False,
+                save_config_callback=None,
+                seed_everything_default=False,
+                args=options.arguments,
+                parser_kwargs={
+                    "prog": "lwptv validate",
+                    "description": "Validate a merged model over ID and OOD sets.",
+                },
+            )
+        cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error

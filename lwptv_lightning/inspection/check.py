@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from torch import nn
 
-from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, is_task_vector, some_of
+from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, some_of
 from lwptv_lightning.engine import spans
 from lwptv_lightning.inspection.permuted import is_permuted
 from lwptv_lightning.registry import natural_order
@@ -135,7 +135,8 @@ def _from_headers(task: str, aligned: Aligned) -> TaskCheck:
 def _format_of(checkpoint: Checkpoint) -> str:
     if is_adapter(checkpoint):
         return "LoRA adapter"
-    return "task vector" if is_task_vector(checkpoint) else checkpoint.format
+    # Not `is_task_vector`, which refuses broken metadata: that is a finding here.
+    return "task vector" if checkpoint.metadata.get("lwptv_kind") == "task_vector" else checkpoint.format
 
 
 def _with_figures(findings: Mapping[str, TaskCheck], aligned: Aligned, model: nn.Module | None) -> dict[str, TaskCheck]:

@@ -36,9 +36,12 @@ def read_data_statistics(path: str | Path) -> dict[str, dict[str, Tensor]]:
     checkpoint = open_checkpoint(path, prefix="")
     if checkpoint.metadata.get("lwptv_kind") != _KIND:
         raise CheckpointError(f"{path}: expected a file of data statistics, as CollectDataStatistics(file=...) writes.")
-    tasks = json.loads(checkpoint.metadata["lwptv_tasks"])
-    data: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
-    for stored in checkpoint.names:
-        number, _, name = stored.partition(".")
-        data[tasks[int(number)]][name] = checkpoint.read(stored)
+    try:
+        tasks = json.loads(checkpoint.metadata["lwptv_tasks"])
+        data: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
+        for stored in checkpoint.names:
+            number, _, name = stored.partition(".")
+            data[tasks[int(number)]][name] = checkpoint.read(stored)
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise CheckpointError(f"{path}: a damaged file of data statistics ({error!r}).") from error
     return data

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.checkpoints import Provenance
-from lwptv_lightning.engine import Execution, Stream, divide
+from lwptv_lightning.engine import DataStatistics, Execution, Stream, divide
 from lwptv_lightning.layers import Layers, layers_from_names
 from lwptv_lightning.merging.combine import Job, merged_pieces, published_alpha
 from lwptv_lightning.merging.memory import require_memory
@@ -273,7 +273,20 @@ def _check(merge: Merge) -> None:
         raise ValueError(f"rule {rule.name!r} needs statistics=... or data=..., its {rule.needs} on each task's data.")
     if data is not None and (absent := [name for name in vectors.tasks if name not in data]):
         raise ValueError(f"statistics has no entry for task {absent[0]!r}; it has {', '.join(data) or 'none'}.")
+    if rule.needs == "fisher" and data is not None:
+        _check_shapes(vectors, data)
     if merge.recipe.task is not None:
         require_known("task", merge.recipe.task, vectors.tasks)
     if merge.mask is not None and merge.recipe.elements is not None:
         raise ValueError("mask=... prunes whole layers; it cannot stand beside the recipe's elements.")
+
+
+def _check_shapes(vectors: TaskVectors, data: DataStatistics) -> None:
+    """Raise where there is not one number for each weight."""
+    for task in vectors.tasks:
+        for name in vectors.names:
+            if name in data[task] and data[task][name].shape != vectors.headers[name].shape:
+                raise ValueError(
+                    f"the data statistics of task {task!r} have shape {tuple(data[task][name].shape)} for {name!r}, "
+                    f"expected {vectors.headers[name].shape}, one number for each weight."
+                )

@@ -216,7 +216,7 @@ class MergeRecipe:
             return cls.from_dict(json.loads(text))
         try:
             return cls.from_json(text.read_text(encoding="utf-8"))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{text}: {error}") from error
 
     def describe(self) -> str:

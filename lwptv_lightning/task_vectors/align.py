@@ -107,6 +107,9 @@ def align(
             if strict:
                 raise
             failures[task] = error
+    stored = (each.stored_name(name) for each in (raw_base, *opened.values()) for name in each.names[:1])
+    if prefix and not any(prefix in name for name in stored):
+        raise CheckpointError(f"no tensor of any checkpoint starts with prefix={prefix!r}. {some_of(raw_base.names)}")
     every_name = dict.fromkeys(
         name for each in (aligned_base, *opened.values(), *experts.values()) for name in each.names
     )

@@ -70,6 +70,7 @@ def run_demo(
     Returns:
         The figures.
     """
+    folder.mkdir(parents=True, exist_ok=True)  # what cannot be written had better fail now
     module = zoo_module()
     controlled = RULES if full else ("task_arithmetic",)
     with quiet_lightning():
