@@ -212,12 +212,10 @@ class MergeModule(LightningModule):
         if vectors is self._vectors is None and recipe == self.installed and options.keys() <= {"device", "ranks"}:
             return self  # what was loaded is this merge
         vectors = vectors or self.vectors
-        if self._vectors is not None and vectors is not self._vectors:
-            require_fit(self.model, vectors)
-            require_same_classifiers(self._heads_of or vectors, vectors)
+        require_fit(self.model, vectors)
+        require_same_classifiers(self._heads_of or vectors, vectors)
         plan = merge_model_(self.model, vectors, recipe, self.layers, options, whole=True)
-        self.plan, self.treatment = plan.pruning, plan.treatment
-        self.installed = plan.recipe
+        self.plan, self.treatment, self.installed = plan.pruning, plan.treatment, plan.recipe
         self.provenance = partial(provenance_of, vectors, plan.recipe, plan.mask)
         self.contents = Contents.of(self.model, vectors.headers, vectors.tasks)
         return self
