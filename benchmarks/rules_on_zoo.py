@@ -146,7 +146,8 @@ included.
 
 A rule's published scale was chosen for other models, often much larger ones, so compare rules at their best scale. And
 compare pruned with unpruned at the best scale of each: what pruning gains at a fixed scale, a smaller scale often gives
-as well.
+as well. The scales here are few: [tuned.md](tuned.md) tunes task arithmetic, pruned and unpruned, on a fine grid, with
+intervals.
 
 {table}
 """
