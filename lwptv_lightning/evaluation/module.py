@@ -261,10 +261,7 @@ class MergeModule(LightningModule):
         restore_(self, checkpoint)
 
     def prepare(self, loaders: object, replicas: Replicas | None = None) -> None:
-        """Check loaders as `require_loaders` does, and against the heads, and make a metric for each.
-
-        ``replicas`` are the processes that evaluate them; by default those of the module's trainer.
-        """
+        """Check loaders and heads, and make a metric for each; ``replicas`` evaluate them, by default the trainer's."""
         self._loaders = require_loaders(loaders)
         replicas = replicas or replicas_of(trainer_of(self))
         self.heads.require_for(self._loaders)
@@ -315,7 +312,6 @@ class MergeModule(LightningModule):
         """Log the averages over the loaders."""
         for loader in self._loaders:
             log_figures_(self, self.metrics.unlogged(loader))  # of one that had fewer batches than it said
-        # The figures are those of all processes already.
         self.log_dict(self.metrics.averages(self.expert_accuracy), rank_zero_only=False)
 
     def on_test_epoch_end(self) -> None:
