@@ -13,7 +13,8 @@ from typing_extensions import TypedDict, Unpack
 
 from lwptv_lightning.engine import DataStatistics, Execution, Ranks
 from lwptv_lightning.layers import Layers
-from lwptv_lightning.merging.plan import MergePlan, PruningPlan, make_plan, prune_layers
+from lwptv_lightning.merging.plan import MergePlan, make_plan
+from lwptv_lightning.merging.prune import PruningPlan, prune_layers
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.registry import nearest
 from lwptv_lightning.saliency import LayerMask, LayerStatistics, LayerTable

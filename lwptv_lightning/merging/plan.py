@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -12,44 +12,20 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.checkpoints import Provenance
-from lwptv_lightning.engine import DataStatistics, Execution, Stream, divide
-from lwptv_lightning.layers import Layers, layers_from_names
+from lwptv_lightning.engine import DataStatistics, Execution, Ranks, Stream, divide
+from lwptv_lightning.layers import Layers
 from lwptv_lightning.merging.combine import Job, merged_pieces, published_alpha
 from lwptv_lightning.merging.memory import require_memory
-from lwptv_lightning.merging.ties import data_by_first_name, further_names, patterns_of_layers, rule_by_first_names
+from lwptv_lightning.merging.prune import PruningPlan, plan_layers, prune_layers
+from lwptv_lightning.merging.ties import data_by_first_name, further_names, rule_by_first_names
 from lwptv_lightning.recipe import MergeRecipe, tensor_factors
 from lwptv_lightning.registry import natural_order, require_known
 from lwptv_lightning.rules import MergeRule, RunningStatistics
-from lwptv_lightning.saliency import (
-    LayerMask,
-    LayerTable,
-    collect_statistics,
-    keep_most_salient,
-    masked,
-    masked_beside,
-    merged_layers,
-    score_layers,
-    thinned,
-)
+from lwptv_lightning.saliency import LayerMask, masked, masked_beside, merged_layers, thinned
 from lwptv_lightning.task_vectors import TaskVectors
 
 if TYPE_CHECKING:
     from lwptv_lightning.merging.merge import Merge
-
-
-@dataclass(frozen=True)
-class PruningPlan:
-    """Which layers a recipe prunes of which task, and the scores that say so.
-
-    Attributes:
-        layers: The layers that hold merged tensors, in execution order.
-        scores: ``(T, L)``, higher is kept.
-        mask: ``(T, L)``.
-    """
-
-    layers: Layers
-    scores: LayerTable
-    mask: LayerMask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,39 +118,6 @@ def provenance_of(vectors: TaskVectors, recipe: MergeRecipe, mask: LayerMask | N
     )
 
 
-def plan_layers(vectors: TaskVectors, recipe: MergeRecipe, layers: Layers | None) -> Layers:
-    """Return the layers of the merged tensors, from their names in natural order where no layers are given.
-
-    Raises:
-        ValueError: The layers have another granularity than the recipe, or miss a merged tensor.
-    """
-    if layers is None:
-        return layers_from_names(natural_order(vectors.names), granularity=recipe.granularity)
-    if layers.granularity != recipe.granularity:
-        raise ValueError(f"layers are of granularity {layers.granularity!r}, the recipe's is {recipe.granularity!r}.")
-    return merged_layers(vectors, layers)
-
-
-def prune_layers(merge: Merge, execution: Execution) -> PruningPlan:
-    """Score the layers of every task vector and choose which to keep; see `plan_pruning`."""
-    recipe, scores = merge.recipe, merge.scores
-    layers = plan_layers(merge.vectors, recipe, merge.layers)
-    if scores is None:
-        options: dict[str, Any] = {"execution": execution, "dtype": recipe.torch_dtype}
-        statistics = merge.statistics or collect_statistics(merge.vectors, layers, **options)
-        scores = score_layers(statistics, recipe.score, seed=recipe.seed)
-    scores = scores.in_order_of(layers.names)
-    for what, given, own in (("task", scores.tasks, merge.vectors.tasks), ("layer", scores.layers, layers.names)):
-        if given != own:
-            raise ValueError(f"scores and statistics must be of the {what}s {list(own)}, not of {list(given)}.")
-    further = further_names(merge.vectors, layers)
-    keep, prune = (patterns_of_layers(patterns, layers, further) for patterns in (recipe.keep, recipe.prune))
-    mask = merge.mask or keep_most_salient(
-        scores, recipe.ratio, ranking=recipe.ranking, count=recipe.count, keep=keep, prune=prune
-    )
-    return PruningPlan(layers, scores, mask)
-
-
 def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     """Prune, and let the rule survey the whole model; see `Merge.plan`."""
     vectors, recipe, ranks = merge.vectors, merge.recipe, execution.ranks
@@ -184,45 +127,62 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     names = vectors.names if layers is None else merged_layers(vectors, layers).tensors
     data = None if merge.data is None else data_by_first_name(merge.data, vectors)
     whole = Stream.of(vectors, names, dtype=recipe.torch_dtype, data=data, execution=execution)
-    rule = rule_by_first_names(recipe.rule, vectors.tied)
-    treatment = treatment_of(rule, whole)
-    if names and ranks.rank == 0 and rule.treated(whole) == ():
-        warnings.warn(f"{treatment}; it takes {rule.tensors}.", stacklevel=2)
+    recipe = recipe.replace(rule=rule_by_first_names(recipe.rule, vectors.tied))
+    treatment = treatment_of(recipe.rule, whole)
+    if names and ranks.rank == 0 and recipe.rule.treated(whole) == ():
+        warnings.warn(f"{treatment}; it takes {recipe.rule.tensors}.", stacklevel=2)
     thins = layers if recipe.elements is not None else None
     if execution.max_memory is not None:  # what layers are pruned is not known yet, and pruning only lessens the need
         require_memory(execution.max_memory, recipe.rule, whole, thins)
     pruning = prune_layers(merge, execution) if merge.mask is None and recipe.prunes_layers else None
     mask = merge.mask if pruning is None else pruning.mask
+    owner = _owner(vectors, names, thins, ranks)
+    whole = replace(whole, owner=owner)
+    pruned, averaged = _views(merge, layers, mask, whole)
+    with ranks.sharing_errors(), execution.exact():
+        jobs = _jobs(recipe, whole, pruned) if names else {}
+        in_order = natural_order(names) if layers is None else names
+        jobs = _scaled(merge, jobs, pruned, in_order) | _averaging_jobs(averaged)
+    decided: dict[str, Any] = {"pruning": pruning, "mask": mask, "jobs": jobs, "owner": owner, "treatment": treatment}
+    return MergePlan(vectors=vectors, recipe=merge.recipe, execution=execution, **decided)
+
+
+def _owner(vectors: TaskVectors, names: Sequence[str], thins: Layers | None, ranks: Ranks) -> dict[str, int]:
+    """Divide all tensors among processes: those of a layer that is ranked together, and of one weight, to the same."""
     # Making one tensor of a layer whose elements are ranked together reads them all, so one process has them all.
     together = [(name,) for name in names] if thins is None else [layer.tensors for layer in thins]
     groups = [tuple(each for name in group for each in vectors.names_of(name)) for group in together]
     grouped = {name for group in groups for name in group}
     rest = [(name,) for name in vectors.headers if name not in grouped]
-    owner = divide([*groups, *rest], vectors.headers, ranks.size)
-    whole = pruned = replace(whole, owner=owner)
-    averaged = replace(Stream.of(vectors, vectors.averaged, dtype=recipe.torch_dtype, execution=execution), owner=owner)
+    return divide([*groups, *rest], vectors.headers, ranks.size)
+
+
+def _views(merge: Merge, layers: Layers | None, mask: LayerMask | None, whole: Stream) -> tuple[Stream, Stream]:
+    """Return what is left of the weights, and of what is averaged, where something is pruned."""
+    vectors, elements = merge.vectors, merge.recipe.elements
+    averaged = replace(whole, shapes={name: vectors.headers[name].shape for name in vectors.averaged}, data=None)
     if layers is not None and mask is not None:
         ordered = mask.in_order_of(layers.names)
-        pruned = masked(whole, layers, ordered)
-        averaged = masked_beside(averaged, layers, ordered, _order(vectors, merge.layers))
-    elif layers is not None and recipe.elements is not None:
-        pruned = thinned(whole, layers, recipe.elements)
-        if recipe.elements.ratio == 1:
-            averaged = replace(averaged, kept=lambda name: torch.zeros(len(vectors), dtype=torch.bool))
-    with ranks.sharing_errors(), execution.exact():
-        jobs = _jobs(recipe.replace(rule=rule), whole, pruned) if names else {}
-        own = {name: job for name, job in jobs.items() if job.owner == ranks.rank}
-        scaling, named_layers = recipe.layer_scaling, None
-        if isinstance(scaling, Mapping):
-            named_layers = plan_layers(vectors, recipe, merge.layers)
-            further = further_names(vectors, named_layers)
-            scaling = {further.get(name, name): factor for name, factor in scaling.items()}
-        in_order = natural_order(names) if layers is None else names
-        factors = tensor_factors(scaling, in_order, named_layers, lambda: published_alpha(own, pruned))
-    jobs = {name: replace(job, scale=recipe.effective_scale * factors[name]) for name, job in jobs.items()}
-    jobs |= _averaging_jobs(averaged)
-    decided: dict[str, Any] = {"pruning": pruning, "mask": mask, "jobs": jobs, "owner": owner, "treatment": treatment}
-    return MergePlan(vectors=vectors, recipe=recipe, execution=execution, **decided)
+        order = _order(vectors, merge.layers)
+        return masked(whole, layers, ordered), masked_beside(averaged, layers, ordered, order)
+    if layers is not None and elements is not None:
+        nothing = torch.zeros(len(vectors), dtype=torch.bool)
+        left = replace(averaged, kept=lambda name: nothing) if elements.ratio == 1 else averaged
+        return thinned(whole, layers, elements), left
+    return whole, averaged
+
+
+def _scaled(merge: Merge, jobs: Mapping[str, Job], pruned: Stream, in_order: Sequence[str]) -> dict[str, Job]:
+    """Return jobs with the recipe's coefficient of each tensor; names are in execution order, as far as it is known."""
+    vectors, recipe = merge.vectors, merge.recipe
+    own = {name: job for name, job in jobs.items() if job.owner == pruned.execution.ranks.rank}
+    scaling, layers = recipe.layer_scaling, None
+    if isinstance(scaling, Mapping):
+        layers = plan_layers(vectors, recipe, merge.layers)
+        further = further_names(vectors, layers)
+        scaling = {further.get(name, name): factor for name, factor in scaling.items()}
+    factors = tensor_factors(scaling, tuple(in_order), layers, lambda: published_alpha(own, pruned))
+    return {name: replace(job, scale=recipe.effective_scale * factors[name]) for name, job in jobs.items()}
 
 
 def treatment_of(rule: MergeRule[Any], stream: Stream) -> str | None:

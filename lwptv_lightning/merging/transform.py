@@ -17,7 +17,7 @@ from lwptv_lightning.functional import plain_module, plain_state, uncompile_
 from lwptv_lightning.layers import Layers, trace, trace_layers
 from lwptv_lightning.merging.install import install_plan_, installable, require_fit
 from lwptv_lightning.merging.merge import Merge, MergeOptions
-from lwptv_lightning.merging.plan import PruningPlan, prune_layers
+from lwptv_lightning.merging.prune import PruningPlan, prune_layers
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.task_vectors import TaskVectors
 

@@ -1,0 +1,72 @@
+"""Which layers a merge prunes of which task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lwptv_lightning.engine import Execution
+from lwptv_lightning.layers import Layers, layers_from_names
+from lwptv_lightning.merging.ties import further_names, patterns_of_layers
+from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.registry import natural_order
+from lwptv_lightning.saliency import (
+    LayerMask,
+    LayerTable,
+    collect_statistics,
+    keep_most_salient,
+    merged_layers,
+    score_layers,
+)
+from lwptv_lightning.task_vectors import TaskVectors
+
+if TYPE_CHECKING:
+    from lwptv_lightning.merging.merge import Merge
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which layers a recipe prunes of which task, and the scores that say so.
+
+    Attributes:
+        layers: The layers that hold merged tensors, in execution order.
+        scores: ``(T, L)``, higher is kept.
+        mask: ``(T, L)``.
+    """
+
+    layers: Layers
+    scores: LayerTable
+    mask: LayerMask
+
+
+def plan_layers(vectors: TaskVectors, recipe: MergeRecipe, layers: Layers | None) -> Layers:
+    """Return the layers of the merged tensors, from their names in natural order where no layers are given.
+
+    Raises:
+        ValueError: The layers have another granularity than the recipe, or miss a merged tensor.
+    """
+    if layers is None:
+        return layers_from_names(natural_order(vectors.names), granularity=recipe.granularity)
+    if layers.granularity != recipe.granularity:
+        raise ValueError(f"layers are of granularity {layers.granularity!r}, the recipe's is {recipe.granularity!r}.")
+    return merged_layers(vectors, layers)
+
+
+def prune_layers(merge: Merge, execution: Execution) -> PruningPlan:
+    """Score the layers of every task vector and choose which to keep; see `plan_pruning`."""
+    recipe, scores = merge.recipe, merge.scores
+    layers = plan_layers(merge.vectors, recipe, merge.layers)
+    if scores is None:
+        options: dict[str, Any] = {"execution": execution, "dtype": recipe.torch_dtype}
+        statistics = merge.statistics or collect_statistics(merge.vectors, layers, **options)
+        scores = score_layers(statistics, recipe.score, seed=recipe.seed)
+    scores = scores.in_order_of(layers.names)
+    for what, given, own in (("task", scores.tasks, merge.vectors.tasks), ("layer", scores.layers, layers.names)):
+        if given != own:
+            raise ValueError(f"scores and statistics must be of the {what}s {list(own)}, not of {list(given)}.")
+    further = further_names(merge.vectors, layers)
+    keep, prune = (patterns_of_layers(patterns, layers, further) for patterns in (recipe.keep, recipe.prune))
+    mask = merge.mask or keep_most_salient(
+        scores, recipe.ratio, ranking=recipe.ranking, count=recipe.count, keep=keep, prune=prune
+    )
+    return PruningPlan(layers, scores, mask)
