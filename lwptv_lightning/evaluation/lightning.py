@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from rich.markup import escape
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from lwptv_lightning.engine import ALONE, Ranks
 from lwptv_lightning.evaluation.shares import Replicas, Stream, share_loaders
@@ -62,6 +63,14 @@ def suspend_averaging_(trainer: Trainer, suspended: bool) -> None:
                     setattr(callback, hook, None)  # a hook that cannot be called is left out
                 else:
                     vars(callback).pop(hook, None)
+
+
+def sync_buffers_(trainer: Trainer) -> None:
+    """Give all processes the first one's buffers, as DistributedDataParallel does at a validation's first batch."""
+    model: Any = trainer.model
+    if isinstance(model, DistributedDataParallel) and model.broadcast_buffers:
+        for buffer in model.module.buffers():
+            torch.distributed.broadcast(buffer.detach(), src=0)
 
 
 def set_average_(trainer: Trainer, module: LightningModule) -> None:

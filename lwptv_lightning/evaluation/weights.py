@@ -18,6 +18,7 @@ from lwptv_lightning.evaluation.lightning import (
     set_callbacks_,
     suspend_averaging_,
     swap_averaged_,
+    sync_buffers_,
 )
 from lwptv_lightning.functional import plain_name
 from lwptv_lightning.merging import install_, snapshot
@@ -76,6 +77,7 @@ class WeightsOwner(Callback):
             self._is_open, self._lays_averages = True, averaged
             if averaged:
                 swap_averaged_(trainer, module, into=True)
+                sync_buffers_(trainer)  # which would reach what is put on top of them alone
             suspend_averaging_(trainer, True)
 
     @contextmanager

@@ -124,9 +124,12 @@ class AdaMergingModule(LightningModule):
 
     def entropy(self, batches: Mapping[str, Any]) -> Tensor:
         """Return the sum over loaders of the predictions' mean entropy in nats, by name to inputs ``(B, ...)``."""
-        own = {plain_name(name): name for name in self.merge_module.model.state_dict()}
-        merged = {f"model.{own[name]}": tensor for name, tensor in self.merged().items()}
-        weights = _in_dtype(self.merge_module.state_dict(keep_vars=True) | merged, self.dtype)
+        module = self.merge_module
+        tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+        own = {plain_name(name): name for name, _ in tensors}  # where something is compiled, the two differ
+        merged = {f"model.{name}": tensor for name, tensor in self.merged().items()}
+        state = _in_dtype(module.state_dict(keep_vars=True) | merged, self.dtype)
+        weights = {own[name]: tensor for name, tensor in state.items()}
         total = self.coefficients.new_zeros(())
         for loader, inputs in batches.items():
             head = self.merge_module.head_of(loader)

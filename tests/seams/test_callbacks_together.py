@@ -2,14 +2,18 @@
 
 import copy
 import itertools
+import os
 import random
 import signal
+import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from _helpers.processes import report, run_script
 from _helpers.states import noise
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     EMAWeightAveraging,
     ModelCheckpoint,
@@ -97,10 +101,14 @@ def tuned(state, seed):
     return {name: value.abs() if "var" in name else value for name, value in noise(state, seed, 0.5).items()}
 
 
-@pytest.fixture(scope="module")
-def vectors():
+def make_vectors():
     state = make_net().state_dict()
     return TaskVectors.open(state, {"a": tuned(state, 1), "b": tuned(state, 2)})
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return make_vectors()
 
 
 @pytest.fixture(scope="module")
@@ -606,3 +614,49 @@ def test_two_kinds_of_data_statistics_are_collected_at_once(vectors, make_traine
         alone = CollectDataStatistics(callback.kind)
         make_trainer(callbacks=[alone]).validate(module, loaders, verbose=False)
         assert all(same(callback.statistics[task], alone.statistics[task]) for task in "ab")
+
+
+# On two processes; run as a script, this file is what each of them does
+
+
+def train_on_two(folder, watches):
+    vectors, module = make_vectors(), Run()
+    watching = [
+        OnlineMerge(online(vectors).module, online(vectors).loaders, task="mine", backbone="net", head="head"),
+        PruneAndMerge(vectors, RECIPE),
+        RecalibrateBatchNorm(data(9)),
+        TaskVectorCheckpoint(folder, "x", backbone="net"),
+    ]
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    callbacks = [*(watching if watches else []), ema()]
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, callbacks=callbacks, **quiet)
+    torch.manual_seed(1), random.seed(1), np.random.seed(1)
+    trainer.fit(module, data(5, shuffle=True), data(6))
+    return trainer, module
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    plain, watched = (train_on_two(sys.argv[1], watches) for watches in (False, True))
+    (tensors, *rest), (others, *others_rest) = left_behind(*plain), left_behind(*watched)
+    merged_ones = merge(make_vectors(), RECIPE, trace_layers(make_net()))
+    found = {
+        "changed": [name for name, value in tensors.items() if not torch.equal(value, others[name])],
+        "rest": rest == others_rest,
+        "evaluated": all(torch.equal(seen["net.0.weight"], merged_ones["0.weight"]) for seen in watched[1].seen),
+        "figures": {name: float(value) for name, value in watched[0].callback_metrics.items()},
+    }
+    report(sys.argv[1], int(os.environ.get("LOCAL_RANK", 0)), found)
+    torch.distributed.destroy_process_group()
+
+
+def test_on_two_processes_too(tmp_path):
+    first, second = run_script(__file__, tmp_path)
+    assert first == second
+    assert (first["changed"], first["rest"], first["evaluated"]) == ([], True, True)
+    assert "merged/id/mine" in first["figures"]
