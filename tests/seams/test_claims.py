@@ -105,8 +105,10 @@ def test_pruning_makes_the_choice_of_the_scale_less_delicate(script, found):
 def test_the_random_masks_are_told_as_they_are(found, readme):
     pruned, random = found["test"]["task_arithmetic pruned"], found["test"]["random masks"]
     gains = (f"{pruned[domain] - random[domain]:.1f}" for domain in ("id", "ood"))
-    assert "by {} points ID and {} OOD, and the best of them beats it".format(*gains) in words(readme)
-    assert all(random[f"{domain} largest"] > pruned[domain] for domain in ("id", "ood"))
+    said = "by {} points ID and {} OOD. None of them beats it ID, and the best of them does OOD."
+    assert said.format(*gains) in words(readme)
+    assert random["id largest"] <= pruned["id"]
+    assert random["ood largest"] > pruned["ood"]
 
 
 def test_what_chooses_is_no_part_of_what_is_reported():
