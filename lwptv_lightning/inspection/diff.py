@@ -59,6 +59,7 @@ def diff(
         CheckpointError: A checkpoint cannot be opened.
 
     Example:
+        >>> import torch
         >>> diff({"fc.weight": torch.ones(2, 2)}, {"fc.weight": torch.full((2, 2), 1.5)})
         [LayerDifference(layer='fc', tensors=1, changed=1, norm=0.5, largest=0.5, note='')]
     """
