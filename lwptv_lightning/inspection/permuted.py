@@ -7,6 +7,10 @@ from torch import Tensor
 
 _LIKE = 0.8
 """Least cosine of a row to the base's row that it was."""
+_CLOSER = 10.0
+"""How many times closer to its best match, by one less the cosine, such a row is than by chance."""
+_SHORTEST = 4
+"""Elements of a row that has a direction to be told by, less its mean."""
 _SAMPLED_ROWS = 32
 _ROWS_AT_ONCE = 1 << 12
 _MOST_SORTED = 1 << 24
@@ -29,18 +33,32 @@ def is_permuted(base: Tensor, other: Tensor) -> bool:
             return True
     if base.numel() > _MOST_SORTED:
         return False
-    ours, theirs = (tensor.float().flatten().sort().values for tensor in (base, other))
+    ours, theirs = (tensor.float().flatten() for tensor in (base, other))
+    if not torch.allclose(torch.stack(ours.aminmax()), torch.stack(theirs.aminmax()), rtol=1e-5, atol=0.0):
+        return False  # told without sorting
+    ours, theirs = (values.sort().values for values in (ours, theirs))
     return torch.allclose(ours, theirs, rtol=1e-5, atol=0.0)
 
 
 def _rows_are_elsewhere(base: Tensor, other: Tensor) -> bool:
     """Whether rows of a matrix are mostly like rows of another one, wherever these stand."""
+    if base.shape[1] < _SHORTEST:
+        return False
     sampled = _directions(other[:: -(-len(other) // _SAMPLED_ROWS)])
-    best = torch.zeros(len(sampled))
+    best = _best_cosine(sampled, base)
+    # Of many short rows one is near by chance: as near as one of the same elements in any order.
+    order = torch.randperm(base.shape[1], generator=torch.Generator().manual_seed(0))
+    chance = _best_cosine(sampled[:, order], base)
+    return best > _LIKE and _CLOSER * (1 - best) < 1 - chance
+
+
+def _best_cosine(rows: Tensor, base: Tensor) -> float:
+    """Return the cosine of a row to the nearest one of a base, the median over the rows."""
+    best = torch.zeros(len(rows))
     for start in range(0, len(base), _ROWS_AT_ONCE):
-        cosines = sampled @ _directions(base[start : start + _ROWS_AT_ONCE]).T
+        cosines = rows @ _directions(base[start : start + _ROWS_AT_ONCE]).T
         best = torch.maximum(best, cosines.max(1).values)
-    return float(best.median()) > _LIKE
+    return float(best.median())
 
 
 def _directions(rows: Tensor) -> Tensor:

@@ -228,6 +228,14 @@ def test_an_outlier_is_named_by_check_and_told_by_a_merge(kind, name, make_vit):
         merge(TaskVectors.open(base, {"good": tuned, "bad": spoilt}), "simple_average")
 
 
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_classifier_of_few_classes_is_not_taken_for_a_permuted_one(classes, make_vit):
+    """Among its many short columns one is like any other."""
+    base = {**make_vit().state_dict(), "head.weight": torch.randn(classes, 256)}
+    tuned = noise(base, 1, 0.002) | {"head.weight": torch.randn(classes, 256)}
+    assert check(base, {"a": tuned})[0].outliers == {"head.weight": "re-initialised"}
+
+
 def test_a_merge_of_another_base_warns_with_figures_as_check_does(make_vit, tmp_path, capsys):
     base = make_vit().state_dict()
     experts = {"a": noise(base, 1, 0.002), "b": another_vit(make_vit)}
