@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lwptv_lightning.registry import matches
 
 _STATISTICS = ("running_mean", "running_var")
-_COMPUTED = ("*inv_freq", "*attn_mask", "*masked_bias")
-"""What a model computes itself: rotary frequencies and masks."""
+_COMPUTED = ("*inv_freq", "*attn_mask", "*masked_bias", "*num_batches_tracked")
+"""What a model computes itself: rotary frequencies, masks, and counters that were stored as floating numbers."""
 _SPECTRAL = re.compile(r"(.*weight)_[uv]|(.*parametrizations\.\w+\.)\d+\._[uv]")
 
 
@@ -24,7 +24,7 @@ class State:
     Attributes:
         averaged: Running statistics of batch normalisation, and buffers that a model changes as it is trained, such as
             moving averages: in a merged model these are means over the tasks.
-        computed: What a model computes itself, such as masks: these stay the base's.
+        computed: What a model computes itself, such as masks and counters: these stay the base's.
     """
 
     averaged: frozenset[str]

@@ -254,3 +254,17 @@ def test_held_and_selected_task_vectors_keep_them_apart(vectors):
     for made in (vectors.load(), vectors.select(["b", "a"]), vectors.with_task("c", make_model("ResNet"))):
         assert (made.names, made.averaged, made.copied) == (vectors.names, vectors.averaged, vectors.copied)
     assert vectors.select(["b"]).without_weights().names == ()
+
+
+def test_counters_stored_as_floating_numbers_are_no_weights(states, vectors):
+    """As after ``.float()`` over a state dict, or in the average of several."""
+
+    def counting(state, count):
+        return {**state, **{f"{norm}.num_batches_tracked": torch.tensor(float(count)) for norm in ("bn1", "bn2")}}
+
+    base, tasks = states
+    tuned = {task: counting(state, 1000 * number) for number, (task, state) in enumerate(tasks.items(), start=1)}
+    counted = TaskVectors.open(counting(base, 7), tuned)
+    assert (counted.names, counted.averaged) == (vectors.names, vectors.averaged)
+    assert merge(counted, "ties")["bn1.num_batches_tracked"] == 7
+    assert [found.norm for found in check(counting(base, 7), tuned)] == [found.norm for found in check(base, tasks)]
