@@ -20,6 +20,7 @@ from lwptv_lightning.registry.declared import (
 from lwptv_lightning.registry.lookup import (
     Registry,
     UnknownNameError,
+    first_match,
     matcher,
     matches,
     nearest,

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase, translate
+from functools import partial
 from typing import Generic, TypeVar
 
 Record = TypeVar("Record")
@@ -69,6 +70,24 @@ def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
     wild = [translate(pattern) for pattern in patterns if _WILD.search(pattern)]
     found = re.compile("|".join(wild)).match if wild else None
     return lambda name: name in patterns or (found is not None and found(name) is not None)
+
+
+def first_match(patterns: Iterable[str]) -> Callable[[str], str | None]:
+    """Return what tells the first of some globs that a name is or matches, for many names and many globs.
+
+    Example:
+        >>> list(map(first_match(["head.bias", "head.*"]), ("head.bias", "head.weight", "fc.bias")))
+        ['head.bias', 'head.*', None]
+    """
+    position = {pattern: number for number, pattern in enumerate(dict.fromkeys(patterns))}
+    # Not a nested function, which those who keep it could not be pickled with.
+    return partial(_first_match, position, [pattern for pattern in position if _WILD.search(pattern)])
+
+
+def _first_match(position: Mapping[str, int], wild: Iterable[str], name: str) -> str | None:
+    own = position.get(name, len(position))
+    earlier = (pattern for pattern in wild if position[pattern] < own and fnmatchcase(name, pattern))
+    return next(earlier, name if name in position else None)
 
 
 def require_matches(kind: str, patterns: Iterable[str], names: Iterable[str]) -> None:

@@ -1,14 +1,15 @@
 """AdaMerging: task arithmetic with learnt coefficients."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lwptv_lightning.engine import Stream
 from lwptv_lightning.functional import agreeing_magnitudes, elect_signs, per_row, trim_
-from lwptv_lightning.registry import flag, matches, number, per_task_by_tensor, require_per_task
+from lwptv_lightning.registry import first_match, flag, number, per_task_by_tensor, require_per_task
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 from lwptv_lightning.rules._trim import TrimSurvey, survey_trim
 
@@ -47,7 +48,7 @@ class AdaMerging(MergeRule[TrimSurvey]):
         """Return the names of the tensors that have coefficients; ``None`` where all have the same."""
         if self.coefficients is None:
             return None
-        return tuple(name for name in stream.names if matches(name, self.coefficients))
+        return tuple(name for name in stream.names if self._glob_of(name) is not None)
 
     def survey(self, stream: Stream) -> TrimSurvey | None:
         """Find the thresholds and the majority sign, for AdaMerging++."""
@@ -66,8 +67,14 @@ class AdaMerging(MergeRule[TrimSurvey]):
         tau = self.split(tau, context.survey)
         if self.coefficients is None:
             return 0.3 * tau
-        for pattern, coefficients in self.coefficients.items():
-            if matches(context.name, [pattern]):
-                require_per_task(f"coefficients[{pattern!r}]", coefficients, context.tasks)
-                return tau * per_row(torch.tensor(coefficients, dtype=torch.float64), tau)
-        return torch.zeros_like(tau)
+        pattern = self._glob_of(context.name)
+        if pattern is None:
+            return torch.zeros_like(tau)
+        coefficients = self.coefficients[pattern]
+        require_per_task(f"coefficients[{pattern!r}]", coefficients, context.tasks)
+        return tau * per_row(torch.tensor(coefficients, dtype=torch.float64), tau)
+
+    @cached_property
+    def _glob_of(self) -> Callable[[str], str | None]:
+        """What tells the first glob of the coefficients that matches a name; there may be one for each tensor."""
+        return first_match(self.coefficients or ())

@@ -24,7 +24,7 @@ from lwptv_lightning import (
     save_merged,
 )
 from lwptv_lightning.inspection import check, diff
-from lwptv_lightning.registry import UnknownNameError, matcher, matches
+from lwptv_lightning.registry import UnknownNameError, first_match, matcher, matches
 
 # Time
 
@@ -74,6 +74,9 @@ STEPS = {
     "one more task": lambda many: many.vectors().with_task("b", many.tuned),
     "check": lambda many: check(many.base, {"a": many.tuned}),
     "diff": lambda many: diff(many.base, many.tuned, "block"),
+    "a coefficient for each tensor": lambda many: merge(
+        many.vectors(), {"rule": {"name": "adamerging", "coefficients": dict.fromkeys(many.base, (0.5,))}}
+    ),
 }
 
 
@@ -118,6 +121,8 @@ def test_a_matcher_is_the_globs():
     names = ["a.b", "a.c", "A.b", "a[0]", "ab", "x\ny.b", "a*b", ""]
     for patterns in (["a.*"], ["a.b", "?b"], ["a[[]0]", "[!a]*"], ["*.b", "a.c", ""], []):
         assert [matcher(patterns)(name) for name in names] == [matches(name, patterns) for name in names]
+        first = [next((each for each in patterns if matches(name, [each])), None) for name in names]
+        assert list(map(first_match(patterns), names)) == first
 
 
 def test_an_unknown_name_among_many_lists_some():
