@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 
 from torch import nn
 
@@ -25,7 +26,7 @@ from lwptv_lightning.checkpoints import (
 )
 from lwptv_lightning.functional import plain_module, plain_state
 from lwptv_lightning.registry import matcher, nearest, require_matches
-from lwptv_lightning.task_vectors.ties import complete
+from lwptv_lightning.task_vectors.ties import complete, tied_to
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Aligned:
         opened: Task name to checkpoint as its file has it, of the tasks that could be opened.
         failures: Task name to error, of the tasks that are not among ``experts``.
         classifiers: Module paths of the model's classifiers that differ in shape.
-        ignored: Globs of the tensors that may differ: the excluded ones and these classifiers.
+        ignored: Globs of the tensors that may differ: the excluded ones, by all their names, and these classifiers.
     """
 
     base: Checkpoint
@@ -98,11 +99,13 @@ def align(
     opened: dict[str, Checkpoint] = {}
     experts: dict[str, Checkpoint] = {}
     failures: dict[str, Exception] = {}
+    owned = dict.fromkeys(aligned_base.names)
     for task, source in {str(task): source for task, source in tasks.items()}.items():
         try:
             opened[task] = _open_unprefixed(source, prefix, ema)
             aligned = _align_expert(opened[task], raw_base, aligned_base, model, apart)
             experts[task] = complete(aligned_base, aligned)
+            owned = {name: None for name in owned if name in aligned.headers}
         except (ValueError, OSError, TypeError) as error:
             if strict:
                 raise
@@ -116,6 +119,10 @@ def align(
     require_matches("exclude pattern", exclude, every_name)
     classifiers = _differing_classifiers(model, aligned_base, experts, exclude)
     ignored = (*exclude, *(f"{path}.*" for path in classifiers))
+    # A tied weight is excluded by any of its names; not by one that a task has without it, as an encoder alone does.
+    is_ignored = matcher(ignored)
+    out, rest = ([name for name in owned if is_ignored(name) == is_out] for is_out in (True, False))
+    ignored += tuple(map(escape, sorted(tied_to(out, aligned_base, experts, rest, model))))
     return Aligned(aligned_base, experts, opened, failures, classifiers, ignored)
 
 

@@ -23,7 +23,7 @@ from lwptv_lightning.task_vectors.align import align, require_fit
 from lwptv_lightning.task_vectors.judgement import doubts
 from lwptv_lightning.task_vectors.stacks import StoredStack, whole
 from lwptv_lightning.task_vectors.state import state_among
-from lwptv_lightning.task_vectors.ties import find_ties, untied
+from lwptv_lightning.task_vectors.ties import find_ties, require_not_apart, untied
 
 
 class TaskVectors:
@@ -82,7 +82,8 @@ class TaskVectors:
         Args:
             base: The pre-trained weights; see `lwptv_lightning.checkpoints.open_checkpoint` for the formats.
             tasks: Task name to fine-tuned weights, to a LoRA adapter of PEFT, or to a task vector.
-            exclude: Glob patterns of tensor names that are not merged and may differ, such as ``("head.*",)``.
+            exclude: Glob patterns of tensor names that are not merged and may differ, such as ``("head.*",)``. A tied
+                weight is excluded by any of its names.
             model: The module that the weights belong to. Its timm classifier is excluded where its shape differs
                 between the checkpoints, and kept as each task's head (`classifier_state`). Its names are also what
                 checkpoints of other libraries are converted to; the base's names without it. Its buffers are no
@@ -178,8 +179,12 @@ class TaskVectors:
         ``strict``, the model's ties must hold in all checkpoints.
 
         Raises:
-            CheckpointError: A checkpoint holds different values of what is one tensor in the model.
+            CheckpointError: A checkpoint holds different values of what is one tensor in the model, or only one of its
+                names is excluded.
         """
+        if model is not None and strict:
+            shared = set(self.shared_names)
+            require_not_apart(model, self.names, [name for name in self.headers if name not in shared])
         state = state_among(self.names, model, self.base)
         weights = tuple(name for name in self.names if name not in state)
         tied = find_ties(self._base, self._experts, weights, model, strict=strict)

@@ -41,14 +41,54 @@ def find_ties(
     Raises:
         CheckpointError: A checkpoint holds different values under names that are one tensor in the model.
     """
+    groups = _groups(base, experts, names, model, strict=strict)
+    if model is None:
+        groups = [group for group in groups if _is_trained(base, experts, group[0])]
+    return {name: min(group) for group in groups for name in group if name != min(group)}
+
+
+def tied_to(
+    excluded: Collection[str],
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    names: Collection[str],
+    model: nn.Module | None = None,
+) -> set[str]:
+    """Return which of some names are further names of a tensor that is excluded; as in `find_ties`."""
+    headers = base.headers
+    shapes = {headers[name] for name in excluded}
+    alike = [name for name in names if headers[name] in shapes]
+    groups = _groups(base, experts, [*excluded, *alike], model, strict=False) if alike else []
+    return {name for group in groups if not set(group).isdisjoint(excluded) for name in group} - set(excluded)
+
+
+def require_not_apart(model: nn.Module, names: Iterable[str], excluded: Collection[str]) -> None:
+    """Raise a `CheckpointError` where what is one tensor in a model is to be merged under one name and not another."""
+    for group in tied_in(model, [*names, *excluded]):
+        out = [name for name in group if name in excluded]
+        if out and len(out) < len(group):
+            rest = next(name for name in group if name not in excluded)
+            raise CheckpointError(
+                f"{out[0]!r} is excluded and {rest!r} is to be merged, but they are one tensor in the model, which "
+                "ties them. Exclude both or neither."
+            )
+
+
+def _groups(
+    base: Checkpoint,
+    experts: Mapping[str, Checkpoint],
+    names: Collection[str],
+    model: nn.Module | None,
+    *,
+    strict: bool,
+) -> list[list[str]]:
+    """Return the groups of names that are tied in a model, or alike in the base, and equal in all checkpoints."""
     groups = _alike(base, names) if model is None else tied_in(model, names)
     for checkpoint in (base, *experts.values()):
         for group in groups if model is not None and strict else ():
             _require_equal(checkpoint, group)
         groups = [part for group in groups for part in _split(checkpoint, group)]
-    if model is None:
-        groups = [group for group in groups if _is_trained(base, experts, group[0])]
-    return {name: min(group) for group in groups for name in group if name != min(group)}
+    return groups
 
 
 def untied(expert: Checkpoint, ties: Mapping[str, str]) -> set[str]:

@@ -131,6 +131,36 @@ def test_rules_that_are_told_tensors_by_name_know_all_names(vectors, single):
         assert as_bytes(found[FIRST]) != as_bytes(vectors.base(FIRST))
 
 
+@pytest.mark.parametrize("pattern", [FIRST, OTHER, "*coder.weight"])
+@pytest.mark.parametrize("known", [False, True], ids=["told by values", "told by the model"])
+def test_it_is_excluded_by_any_name(pattern, known, states):
+    base, tasks = states
+    model = make_model("tied weights")
+    vectors = TaskVectors.open(base, tasks, exclude=[pattern], model=model if known else None)
+    module = MergeModule(copy.deepcopy(model), vectors, "task_arithmetic").merge_()
+    for merged in (merge(vectors, "task_arithmetic"), module.model.state_dict()):
+        assert as_bytes(merged[FIRST]) == as_bytes(merged[OTHER]) == as_bytes(base[FIRST])
+    assert not {FIRST, OTHER} & set(vectors.names)
+    found, expected = (check(base, tasks, exclude=patterns) for patterns in ([pattern], [FIRST, OTHER]))
+    assert [(each.norm, each.cosines) for each in found] == [(each.norm, each.cosines) for each in expected]
+
+
+def test_a_name_that_tasks_lack_does_not_exclude_it_and_a_tied_model_refuses_that(states):
+    """As the head of a language model that encoders do not have: their embeddings are merged."""
+    base, tasks = states
+    encoders = {task: without(state, OTHER) for task, state in tasks.items()}
+    vectors = TaskVectors.open(base, encoders, exclude=[OTHER])
+    assert FIRST in vectors.names
+    expected = f"'{OTHER}' is excluded and '{FIRST}' is to be merged, but they are one tensor"
+    for use in (
+        lambda: MergeModule(make_model("tied weights"), vectors),
+        lambda: merge_transform(make_model("tied weights"), vectors, MergeRecipe()),
+        lambda: TaskVectors.open(base, encoders, exclude=[OTHER], model=make_model("tied weights")),
+    ):
+        with pytest.raises(CheckpointError, match=expected):
+            use()
+
+
 def test_check_counts_it_once(states):
     base, tasks = states
     expected = check(without(base, OTHER), {task: without(state, OTHER) for task, state in tasks.items()})
