@@ -31,9 +31,8 @@ _FAR = 5.0
 """Times the usual change of an element, above which a grown tensor stands out."""
 _NOTHING = 1e-12
 """Ratio of squares below which float64 sums are rounding."""
-_LEAST_ELEMENTS = 64
 _LEAST_SAMPLE = 1024
-"""Fewer elements of a tensor, and of a model, tell nothing beyond chance to one who did not ask for a check."""
+"""Fewer elements of a model tell nothing beyond chance to one who did not ask for a check."""
 _SAMPLED_TENSORS = 512
 _SAMPLED_PARTS = 4
 _SAMPLED_ELEMENTS = 1024
@@ -109,10 +108,9 @@ def measure(name: str, base: Checkpoint, experts: Sequence[Checkpoint | None], p
 def doubts(names: Sequence[str], base: Checkpoint, experts: Sequence[Checkpoint]) -> list[str]:
     """Judge each of T experts by a sample, which takes a time that hardly depends on the size of the model.
 
-    Small tensors, and models of few elements, agree or not by chance, and are left out.
+    Models of few elements agree or not by chance, and are left out.
     """
-    telling = [name for name in names if base.headers[name].numel >= _LEAST_ELEMENTS]
-    chosen = telling[:: -(-len(telling) // _SAMPLED_TENSORS) or 1]
+    chosen = names[:: -(-len(names) // _SAMPLED_TENSORS) or 1]
     if sum(base.headers[name].numel for name in chosen) < _LEAST_SAMPLE:
         return [""] * len(experts)
     sampled = {name: measure(name, base, experts, _spread(base.headers[name].numel)) for name in chosen}

@@ -228,6 +228,14 @@ def test_an_outlier_is_named_by_check_and_told_by_a_merge(kind, name, make_vit):
         merge(TaskVectors.open(base, {"good": tuned, "bad": spoilt}), "simple_average")
 
 
+def test_a_merge_tells_of_small_tensors_too(make_vit):
+    base = noise(make_vit().state_dict(), 5, 0.02)
+    small = [name for name in base if base[name].numel() < 64]
+    spoilt = noise(base, 1, 0.002) | {small[0]: torch.zeros_like(base[small[0]])}
+    with pytest.warns(UserWarning, match=f"task 'a' .*zeroed: {re.escape(small[0])}"):
+        merge(TaskVectors.open(base, {"a": spoilt}), "simple_average")
+
+
 @pytest.mark.parametrize("classes", [2, 5])
 def test_a_classifier_of_few_classes_is_not_taken_for_a_permuted_one(classes, make_vit):
     """Among its many short columns one is like any other."""
