@@ -23,6 +23,7 @@ from lwptv_lightning.evaluation.lightning import (
     ranks_of,
     replicas_of,
     require_every_loader,
+    require_results_here,
     set_average_,
     share_evaluation_,
     shared_loaders,
