@@ -22,6 +22,7 @@ from lwptv_lightning.evaluation import (
     on_rank_zero,
     owner_of,
     replicas_of,
+    require_results_here,
     share_of,
     take_samples,
 )
@@ -73,6 +74,8 @@ class CollectDataStatistics(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Bring the callbacks in order, and refuse those whose weights would not be there."""
+        if self.file is None:
+            require_results_here(trainer, "the statistics that CollectDataStatistics writes to no file=...")
         owner_of(trainer)
         for other in callbacks_of(trainer):
             merges = getattr(other, "installs_weights", False) or getattr(other, "place", None) == "measures"

@@ -24,6 +24,7 @@ from lwptv_lightning.evaluation import (
     shared_loaders,
     transferred,
     validating,
+    with_own_workers,
 )
 from lwptv_lightning.functional import plain_name, plain_state
 from lwptv_lightning.merging import find_backbone, gather_state, install_, named_submodule
@@ -90,7 +91,7 @@ class OnlineMerge(Callback):
         if head:
             module.head(task)
         self.module = module
-        self.loaders = require_loaders(loaders)
+        self.loaders = {name: with_own_workers(loader) for name, loader in require_loaders(loaders).items()}
         module.heads.require_for(self.loaders)
         module.require_logits()
         self.task = task

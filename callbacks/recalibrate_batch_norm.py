@@ -13,7 +13,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lwptv_lightning.evaluation import MergeModule, WeightsOwner, draws_kept, inputs_of, owner_of, transferred
+from lwptv_lightning.evaluation import (
+    MergeModule,
+    WeightsOwner,
+    draws_kept,
+    inputs_of,
+    owner_of,
+    transferred,
+    with_own_workers,
+)
 from lwptv_lightning.functional import plain_name
 from lwptv_lightning.merging import in_dtype, install_, snapshot
 
@@ -47,7 +55,7 @@ class RecalibrateBatchNorm(Callback):
     def __init__(self, batches: Iterable[Any], *, limit: int | None = None) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}.")
-        self.batches = batches
+        self.batches = with_own_workers(batches)
         self.limit = limit
 
     place = "measures"  # after what was merged; see `lwptv_lightning.evaluation.owner_of`

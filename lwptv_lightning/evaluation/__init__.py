@@ -23,6 +23,7 @@ from lwptv_lightning.evaluation.lightning import (
     ranks_of,
     replicas_of,
     require_every_loader,
+    require_results_here,
     set_average_,
     share_evaluation_,
     shared_loaders,
@@ -31,7 +32,7 @@ from lwptv_lightning.evaluation.lightning import (
     uncombined,
     validating,
 )
-from lwptv_lightning.evaluation.loaders import EvaluationSuite, require_loaders
+from lwptv_lightning.evaluation.loaders import EvaluationSuite, require_loaders, with_own_workers
 from lwptv_lightning.evaluation.merging import merge_model_
 from lwptv_lightning.evaluation.merging_callback import MergingCallback, merge_for_
 from lwptv_lightning.evaluation.metrics import LoaderMetrics, all_the_same, averages, require_batches

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from rich.markup import escape
@@ -209,6 +210,15 @@ def require_every_loader(trainer: Trainer) -> None:
         raise ValueError(
             "a CombinedLoader of mode 'max_size' gives batches without the loaders that are exhausted; use "
             "'max_size_cycle', which a dict of loaders gets, or 'min_size'."
+        )
+
+
+def require_results_here(trainer: Trainer, results: str) -> None:
+    """Raise `ValueError` where a trainer evaluates in processes that end with it, and what they found with them."""
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError(
+            f"{results} would be lost with the processes that the trainer's strategy starts for each run, as "
+            "'ddp_spawn' and 'ddp_notebook' do; use strategy='ddp'."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,6 +70,18 @@ def _as_loader(name: str, data: Any, batch_size: int, num_workers: int) -> DataL
     if not isinstance(data, Dataset):
         raise TypeError(f"{name!r} must be a data set or a loader, not {type(data).__name__}.")
     return DataLoader(data, batch_size=batch_size, num_workers=num_workers)
+
+
+def with_own_workers(loader: Any) -> Any:
+    """Return a copy of a loader whose persistent workers are not those of a run that uses the loader, too.
+
+    To go through them anew would start them over in the midst of the run's own pass.
+    """
+    if not isinstance(loader, DataLoader):
+        return loader
+    copied = copy.copy(loader)
+    vars(copied)["_iterator"] = None
+    return copied
 
 
 def require_loaders(loaders: object) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from lwptv_lightning.evaluation import (
     loaders_of,
     replicas_of,
     require_labels,
+    require_results_here,
     share_evaluation_,
     share_loaders,
     uncombined,
@@ -64,13 +65,14 @@ def sweep(
         has a sampler and collates one sample of each.
 
     Raises:
-        ValueError: The loaders are not named as they should be, no candidate is given, or a loader gives other samples
-            in a second pass.
+        ValueError: The loaders are not named as they should be, no candidate is given, a loader gives other samples in
+            a second pass, or the trainer's strategy is ``"ddp_spawn"`` or alike, which leaves no outcomes.
         TypeError: Merging has no such option.
     """
     require_options(sweep, options)
     if not candidates:
         raise ValueError("candidates is empty: expected at least one recipe.")
+    require_results_here(trainer, "the outcomes of a sweep")
     dataloaders = uncombined(dataloaders)
     module.prepare(dataloaders, Replicas())
     module.require_logits()

@@ -399,6 +399,26 @@ def test_online_merge_refuses_what_the_run_trains(vectors, fit):
         fit([callback], module)
 
 
+@pytest.mark.parametrize("name", ["recalibrate", "online"])
+def test_persistent_workers_of_the_runs_own_loader_go_on(name, vectors, make_trainer):
+    runs = []
+    for watches in (False, True):
+        module, loader = Run(), data(5, length=16, shuffle=True, num_workers=1, persistent_workers=True)
+        callbacks = []
+        if watches and name == "recalibrate":
+            callbacks = [RecalibrateBatchNorm(loader)]
+        elif watches:
+            merged = MergeModule(make_net(7), vectors, OTHER, heads={"mine": make_head(3)})
+            callbacks = [OnlineMerge(merged, {"id/mine": loader}, task="mine", backbone="net", head="head")]
+        torch.manual_seed(1)
+        # A validation in the midst of an epoch, and thus of what the workers load.
+        trainer = make_trainer(max_epochs=1, val_check_interval=2, callbacks=callbacks)
+        trainer.fit(module, loader, data(6))
+        runs.append((trainer, module))
+    assert len(runs[0][1].seen) == len(runs[1][1].seen) > len(data(6))
+    assert_same_run(*runs)
+
+
 def test_two_online_merges_of_the_same_figures(vectors, fit):
     with pytest.raises(ValueError, match="two OnlineMerge log the same figures, such as 'merged/id/mine'"):
         fit([online(vectors), online(vectors)])

@@ -560,3 +560,17 @@ def test_a_sharded_model_with_uneven_streams_ends(two):
         assert process["sharded"]["even"] == [22, SIZE]
         assert "'id/before'" in process["sharded"]["uneven"]
         assert "'id/before'" in process["sharded"]["none"]
+
+
+def test_what_would_be_lost_with_the_processes_is_refused(make_trainer):
+    # Where the processes of each run end with it, their outcomes would be missing without a word.
+    trainer = make_trainer(devices=2, strategy="ddp_spawn")
+    model = nn.Linear(2, 2)
+    vectors = TaskVectors.open(model, {"a": {"weight": torch.eye(2), "bias": torch.zeros(2)}})
+    with pytest.raises(ValueError, match=r"outcomes of a sweep would be lost.*strategy='ddp'"):
+        sweep(
+            trainer, MergeModule(model, vectors), {"merged": "ties"}, {"id/a": [(torch.zeros(1, 2), torch.tensor([0]))]}
+        )
+    with pytest.raises(ValueError, match=r"writes to no file=\.\.\. would be lost"):
+        CollectDataStatistics("gram").setup(trainer, MergeModule(model, vectors), "validate")
+    CollectDataStatistics("gram", file="statistics.safetensors").setup(trainer, MergeModule(model, vectors), "validate")
