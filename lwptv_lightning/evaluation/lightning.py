@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,8 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from rich.markup import escape
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 from lwptv_lightning.engine import ALONE, Ranks
 from lwptv_lightning.evaluation.shares import Replicas, Stream, share_loaders
@@ -172,6 +174,8 @@ def shared_loaders(trainer: Trainer, loaders: Mapping[str, Any]) -> dict[str, An
 
 def share_evaluation_(trainer: Trainer, stage: str, share: Callable[..., dict[str, Any]] = share_loaders) -> None:
     """Let a trainer that sets up an evaluation take the loaders that `share_loaders` makes of its own."""
+    if stage == "predict" and trainer._accelerator_connector.use_distributed_sampler:
+        require_samples_for_all(trainer.predict_loop._data_source.dataloader(), replicas_of(trainer))
     loops = {"validate": trainer.validate_loop, "test": trainer.test_loop}
     limits = {"validate": trainer.limit_val_batches, "test": trainer.limit_test_batches}
     if stage not in loops or limits[stage] == 0:
@@ -179,6 +183,19 @@ def share_evaluation_(trainer: Trainer, stage: str, share: Callable[..., dict[st
     source = loops[stage]._data_source
     source.instance = share(uncombined(source.dataloader()), replicas_of(trainer), limits[stage])
     loops[stage]._print_results = _print_results  # type: ignore[method-assign]
+
+
+def require_samples_for_all(loaders: Any, replicas: Replicas) -> None:
+    """Raise `ValueError` where a data set to predict has fewer samples than there are processes, which would abort."""
+    given = loaders.iterables if isinstance(loaders, CombinedLoader) else loaders
+    several = given if isinstance(given, Mapping) else dict(enumerate(given if isinstance(given, list) else [given]))
+    for name, loader in several.items() if replicas.size > 1 else ():
+        data = loader.dataset if isinstance(loader, DataLoader) else None
+        if isinstance(data, Sized) and not isinstance(loader.sampler, DistributedSampler) and len(data) < replicas.size:
+            raise ValueError(
+                f"loader {name!r} has {len(data)} samples, fewer than the {replicas.size} processes that predict; "
+                "predict them in one process."
+            )
 
 
 def _print_results(results: list[dict[str, Any]], stage: str) -> None:

@@ -68,3 +68,13 @@ def test_the_first_process_acts_and_its_error_is_everyones(make_trainer):
     assert on_rank_zero(make_trainer(), lambda: 3) == 3
     with pytest.raises(KeyError, match="gone"):
         on_rank_zero(make_trainer(), lambda: {}["gone"])
+
+
+def test_fewer_samples_than_processes_cannot_be_predicted(loaders):
+    three, four = (ours.Replicas(ALONE, 0, size) for size in (3, 4))
+    for given in (loaders, list(loaders.values()), loaders["id/a"]):
+        ours.require_samples_for_all(given, three)
+        ours.require_samples_for_all(given, ours.Replicas())
+        with pytest.raises(ValueError, match="loader .* has 3 samples, fewer than the 4 processes that predict"):
+            ours.require_samples_for_all(given, four)
+    ours.require_samples_for_all([torch.zeros(2, 3)], four)
