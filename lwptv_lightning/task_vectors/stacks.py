@@ -68,9 +68,12 @@ class StoredStack:
 
     def _raise_unless_finite(self) -> None:
         for checkpoint in (self._checkpoint, *(expert for expert in self._experts if expert is not None)):
-            if broken := int((~torch.isfinite(checkpoint.read(self._name).double())).sum()):
+            values = checkpoint.read(self._name).double()
+            if broken := int((~torch.isfinite(values)).sum()):
+                mask = " A mask, which is no weight, goes into exclude=(...), or is known from model=..."
                 raise CheckpointError(
                     f"{checkpoint.source}: {broken} NaN or infinite values in {self._name!r}; expected finite weights."
+                    + (mask if checkpoint is self._checkpoint and not values.isnan().any() else "")
                 )
 
 

@@ -145,7 +145,7 @@ def _require_equal(checkpoint: Checkpoint, group: Sequence[str]) -> None:
         if not _split(checkpoint, [first, other]):
             raise CheckpointError(
                 f"{checkpoint.source}: {first!r} and {other!r} hold different values, expected one tensor, as in the "
-                "model, which ties them. Leave one out with exclude=(...), or untie the model."
+                "model, which ties them. Leave all of its names out with exclude=(...), or untie the model."
             )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from lwptv_lightning import (
     AdaMergingModule,
+    CheckpointError,
     LiNeS,
     MergeModule,
     MergeRecipe,
@@ -268,3 +269,13 @@ def test_counters_stored_as_floating_numbers_are_no_weights(states, vectors):
     assert (counted.names, counted.averaged) == (vectors.names, vectors.averaged)
     assert merge(counted, "ties")["bn1.num_batches_tracked"] == 7
     assert [found.norm for found in check(counting(base, 7), tuned)] == [found.norm for found in check(base, tasks)]
+
+
+def test_a_mask_that_nothing_tells_is_refused_with_what_would():
+    base = {"fc.weight": torch.ones(2, 2), "causal": torch.full((2, 2), -torch.inf).triu(1)}
+    tuned = {**base, "fc.weight": torch.zeros(2, 2)}
+    with pytest.raises(CheckpointError, match=r"1 NaN or infinite values in 'causal'.*exclude=.*model="):
+        merge(TaskVectors.open(base, {"a": tuned}), "task_arithmetic")
+    merged = merge(TaskVectors.open(base, {"a": tuned}, exclude=["causal"]), MergeRecipe(scale=1.0))
+    assert torch.equal(merged["causal"], base["causal"])
+    assert torch.equal(merged["fc.weight"], tuned["fc.weight"])
