@@ -22,6 +22,7 @@ from lwptv_lightning.evaluation import (
     replicas_of,
     require_loaders,
     shared_loaders,
+    tell_reduced_,
     transferred,
     validating,
     with_own_workers,
@@ -171,7 +172,9 @@ class OnlineMerge(Callback):
             figures = self.module.metrics.compute() | self.module.metrics.averages(self.module.expert_accuracy)
             # Between evaluations the device is the training's, and the module holds no copy of its weights.
             self.module.cpu().provenance = Provenance
-        return {f"merged/{name}": value for name, value in figures.items()}
+        logged = {f"merged/{name}": value for name, value in figures.items()}
+        tell_reduced_(logged)
+        return logged
 
     def _is_due(self, trainer: Trainer) -> bool:
         ends_span = (trainer.current_epoch + 1) % self.every_n_epochs == 0

@@ -28,6 +28,7 @@ from lwptv_lightning.evaluation.lightning import (
     share_evaluation_,
     shared_loaders,
     stage_of,
+    tell_reduced_,
     transferred,
     uncombined,
     validating,

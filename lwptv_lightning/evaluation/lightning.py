@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.trainer.connectors.logger_connector.result import warning_cache
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from rich.markup import escape
@@ -248,10 +249,20 @@ def is_last_batch(trainer: Trainer, loader: Any, batch_idx: int, index: int) -> 
 
 
 def log_figures_(module: LightningModule, figures: Mapping[str, float]) -> None:
-    """Log figures as those of the loader that is being evaluated, as precise as they are, whatever the precision."""
+    """Log figures of all processes, as precise as they are, whatever the precision."""
+    tell_reduced_(figures)
     for name, figure in figures.items():
         value = torch.tensor(figure, device=module.device, dtype=torch.float32)
         module.log(name, value, on_step=False, on_epoch=True, add_dataloader_idx=False, batch_size=1)
+
+
+def tell_reduced_(figures: Iterable[str]) -> None:
+    """Spare those who log figures of all processes the hint that figures of one process should be reduced."""
+    for name in figures:
+        warning_cache.add(
+            f"It is recommended to use `self.log({name!r}, ..., sync_dist=True)` when logging on epoch level in "
+            "distributed setting to accumulate the metric across devices."
+        )
 
 
 def forget_logged_(module: LightningModule) -> None:

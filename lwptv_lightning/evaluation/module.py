@@ -312,7 +312,7 @@ class MergeModule(LightningModule):
         """Log the averages over the loaders."""
         for loader in self._loaders:
             log_figures_(self, self.metrics.unlogged(loader))  # of one that had fewer batches than it said
-        self.log_dict(self.metrics.averages(self.expert_accuracy), rank_zero_only=False)
+        log_figures_(self, self.metrics.averages(self.expert_accuracy))
 
     def on_test_epoch_end(self) -> None:
         """Log the averages over the loaders."""

@@ -78,3 +78,24 @@ def test_fewer_samples_than_processes_cannot_be_predicted(loaders):
         with pytest.raises(ValueError, match="loader .* has 3 samples, fewer than the 4 processes that predict"):
             ours.require_samples_for_all(given, four)
     ours.require_samples_for_all([torch.zeros(2, 3)], four)
+
+
+class LoggingInTraining(LightningModule):
+    """Logs figures of all processes, and one of its own."""
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def on_validation_epoch_end(self):
+        ours.log_figures_(self, {"id/a": 0.5, "id/avg": 0.25})
+        self.log("own", 0.5)
+
+
+def test_lightning_gives_no_hint_to_reduce_what_is_reduced(make_trainer, loaders, monkeypatch):
+    monkeypatch.setattr(
+        "lightning.pytorch.trainer.connectors.logger_connector.result._distributed_is_initialized", lambda: True
+    )
+    with pytest.warns(UserWarning, match="sync_dist=True") as told:
+        make_trainer().validate(LoggingInTraining(), loaders["id/a"], verbose=False)
+    hints = [str(each.message) for each in told if "sync_dist" in str(each.message)]
+    assert [hint.split("'")[1] for hint in hints] == ["own"]
