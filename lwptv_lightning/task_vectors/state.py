@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lwptv_lightning.functional import plain_name
 from lwptv_lightning.registry import matches
 
 _STATISTICS = ("running_mean", "running_var")
@@ -96,9 +97,7 @@ def _tensors_of(model: nn.Module | None) -> tuple[set[str], set[str]]:
     state = model.state_dict(keep_vars=True)
     floating = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()}
     parameters = {name for name, value in floating.items() if isinstance(value, nn.Parameter)}
-    return _unwrapped(parameters), _unwrapped(floating.keys() - parameters)
-
-
-def _unwrapped(names: Iterable[str]) -> set[str]:
-    """Return names with, and without, what `torch.compile` puts into them."""
-    return {each for name in names for each in (name, name.replace("_orig_mod.", ""))}
+    # With, and without, what `torch.compile` puts into names.
+    found = (parameters, floating.keys() - parameters)
+    parameters, buffers = ({each for name in names for each in (name, plain_name(name))} for names in found)
+    return parameters, buffers

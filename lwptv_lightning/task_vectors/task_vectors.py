@@ -199,7 +199,14 @@ class TaskVectors:
 
     def names_of(self, name: str) -> tuple[str, ...]:
         """Return all names of a tensor, the one under which it is merged first."""
-        return (name, *(other for other, first in self.tied.items() if first == name))
+        return (name, *self._further_names.get(name, ()))
+
+    @cached_property
+    def _further_names(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for other, first in self.tied.items():
+            found.setdefault(first, []).append(other)
+        return found
 
     def without_weights(self) -> TaskVectors:
         """Return the task vectors of `averaged` alone; what they merge into is the base with these means in it."""
