@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -165,8 +165,13 @@ class _AddedReader:
             return self._read_foreign(name), False
         return _read_or_zeros(self.difference, self.base.headers, name), True
 
+    @cached_property
+    def _origin(self) -> Checkpoint | None:
+        """What ``foreign`` holds differences from; found once, as all of it is read to know it."""
+        return _base_beside(self.foreign)
+
     def _read_foreign(self, name: str) -> Tensor:
-        own, stored = _base_beside(self.foreign), self.foreign.stored_name(name)
+        own, stored = self._origin, self.foreign.stored_name(name)
         if own is None or stored not in own.headers:
             raise CheckpointError(
                 f"{self.foreign.source}: {name!r} is a difference from weights that are not at hand; put the "
