@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, FunctionReader, TensorHeader, some_of
+from lwptv_lightning.checkpoints.plain import plain_tensors
 
 LIGHTNING = "Lightning"
 """The format of what Lightning wrote, whose names carry the prefix of an attribute."""
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 """Where training code keeps averaged weights beside the last ones; timm's comes first."""
+_DEEPEST = 8
+"""How many mappings may lie in one another around the weights."""
 _LAST_BESIDE_AVERAGED = "current_model_state"
 """Where Lightning's WeightAveraging keeps the last weights, when it puts the averaged ones into ``state_dict``."""
 _FOREIGN_CODE = re.compile(r"GLOBAL \S|must be imported|TorchScript")
@@ -42,7 +45,7 @@ class _TorchFileReader:
 
 
 def _from_state_dict(state: Mapping[str, Any], source: str, ema: bool | None) -> Checkpoint:
-    tensors = {name: value.detach().cpu().clone() for name, value in _tensors_of(state, source, ema).items()}
+    tensors = {name: value.cpu().clone() for name, value in _tensors_of(state, source, ema).items()}
     return Checkpoint(source, TensorHeader.of_all(tensors), FunctionReader(tensors.__getitem__))
 
 
@@ -76,19 +79,26 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 def _tensors_of(content: Mapping[str, Any], source: str, ema: bool | None = None) -> dict[str, Tensor]:
     """Return the tensors of a state dict, or of the one wrapped inside a training checkpoint."""
-    for key in _entries(content, source, ema):
-        if isinstance(content.get(key), Mapping):
-            return _tensors_of(content[key], f"{source}[{key!r}]")
+    content, source = _unwrapped(content, source, ema)
     entries = {name: value for name, value in content.items() if not str(name).endswith("_extra_state")}
     strangers = [name for name, value in entries.items() if not isinstance(value, Tensor)]
     if strangers:
         raise CheckpointError(f"{source}: expected a state dict of tensors, but these are none: {some_of(strangers)}")
     if unnamed := [name for name in entries if not isinstance(name, str)]:
         raise CheckpointError(f"{source}: tensors must have texts as names, not {some_of(map(repr, unnamed))}")
-    odd = [name for name, value in entries.items() if value.layout != torch.strided or value.is_quantized]
-    if odd:
-        raise CheckpointError(f"{source}: these tensors are sparse or quantized; make them dense: {some_of(odd)}")
-    return entries
+    return plain_tensors(entries, source)
+
+
+def _unwrapped(content: Mapping[str, Any], source: str, ema: bool | None) -> tuple[Mapping[str, Any], str]:
+    """Return the innermost of mappings that hold one another as a training checkpoint its weights, and its name."""
+    keys = _entries(content, source, ema)
+    for _ in range(_DEEPEST):
+        key = next((key for key in keys if isinstance(content.get(key), Mapping)), None)
+        if key is None:
+            return content, source
+        content, source = content[key], f"{source}[{key!r}]"
+        keys = _entries(content, source, None)
+    raise CheckpointError(f"{source}: state dicts in one another without an end; expected tensors in one of them.")
 
 
 def _entries(content: Mapping[str, Any], source: str, ema: bool | None) -> tuple[str, ...]:
