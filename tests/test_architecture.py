@@ -9,7 +9,7 @@ from lwptv_lightning import rules
 
 PACKAGE = Path(__file__).parents[1] / "lwptv_lightning"
 LEVELS = (
-    ("registry", "functional"),
+    ("registry", "functional", "files"),
     ("checkpoints", "layers"),
     ("task_vectors",),
     ("engine",),
