@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lwptv_lightning.registry import matcher
+from lwptv_lightning.registry import matcher, require_known, shown
 
 _AT_ONCE = 1 << 18
 """Elements of a tensor that are compared at a time."""
@@ -113,7 +113,12 @@ class Checkpoint:
         return self._stored_names.get(name, name)
 
     def read(self, name: str) -> Tensor:
-        """Return one tensor on the CPU, in the dtype of the file; it must not be written to."""
+        """Return one tensor on the CPU, in the dtype of the file; it must not be written to.
+
+        Raises:
+            UnknownNameError: There is no such tensor.
+        """
+        require_known("tensor", name, self.headers)
         return self._reader.read(self._stored_names.get(name, name))
 
     def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
@@ -135,7 +140,7 @@ class Checkpoint:
         """Return the part whose names start with ``prefix``, named without it; a `CheckpointError` if none does."""
         stored = {name.removeprefix(prefix): name for name in self.names if name.startswith(prefix)}
         if not stored:
-            raise CheckpointError(f"{self.source}: no tensor starts with prefix={prefix!r}. {some_of(self.names)}")
+            raise CheckpointError(f"{self.source}: no tensor starts with prefix={shown(prefix)}. {some_of(self.names)}")
         return self.renamed(stored)
 
     def renamed(self, old_names: Mapping[str, str]) -> Checkpoint:

@@ -18,6 +18,7 @@ from lwptv_lightning.checkpoints.names import without_wrappers
 from lwptv_lightning.checkpoints.safetensors import _from_index, _from_safetensors
 from lwptv_lightning.checkpoints.torch_file import LIGHTNING, _from_state_dict, _from_torch_file, _no_averaged_weights
 from lwptv_lightning.functional import plain_module
+from lwptv_lightning.registry import require_kind, shown
 
 CheckpointSource: TypeAlias = "str | Path | Mapping[str, Tensor] | nn.Module | Checkpoint"
 """What can be opened: a file or folder, a state dict, a module, or a checkpoint that is open already."""
@@ -63,6 +64,8 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
         >>> checkpoint.headers["weight"].shape, checkpoint.read("weight").sum().item()
         ((2, 3), 6.0)
     """
+    require_kind("prefix", prefix, str | None, "a text")
+    require_kind("ema", ema, bool | None, "true, false or None")
     if isinstance(source, Checkpoint):
         return _part(source, prefix) if prefix else source
     if isinstance(source, nn.Module):
@@ -95,8 +98,12 @@ def _part(checkpoint: Checkpoint, prefix: str) -> Checkpoint:
 
 
 def _from_path(path: Path, ema: bool | None) -> Checkpoint:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint at {str(path)!r}.")
+    try:
+        found = path.exists()
+    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+        raise type(error)(f"no checkpoint can be opened at {shown(str(path))}: {error.strerror}.") from error
+    if not found:
+        raise FileNotFoundError(f"there is no checkpoint at {shown(str(path))}.")
     if path.is_dir():
         return _from_path(_main_file(path), ema)
     if path.suffix in (".json", ".safetensors") and ema:

@@ -15,10 +15,12 @@ import torch
 
 from lwptv_lightning import __version__
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError
-from lwptv_lightning.registry import nearest
+from lwptv_lightning.registry import nearest, parse_json, require_kind, shown
 
 KINDS = ("merged", "task_vector", "base")
 """What the library writes."""
+_SHORT = 200
+"""Characters of a broken value that a message shows."""
 _HASHED_AT_ONCE = 1 << 24
 """Bytes of a strided tensor that are copied to be hashed."""
 _KNOWN: WeakKeyDictionary[Checkpoint, str] = WeakKeyDictionary()
@@ -41,6 +43,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
         >>> fingerprint(open_checkpoint({"w": torch.zeros(2), "steps": torch.tensor(7)}))[:8]
         'f03e39f8'
     """
+    require_kind("a fingerprint's checkpoint", checkpoint, Checkpoint, "an open Checkpoint, from open_checkpoint")
     if checkpoint not in _KNOWN:
         _KNOWN[checkpoint] = _hashed(checkpoint)
     return _KNOWN[checkpoint]
@@ -155,10 +158,14 @@ class Provenance:
         Raises:
             CheckpointError: A value is broken.
         """
+        require_kind(source, metadata, Mapping, "a mapping of texts")
+        for key, text in metadata.items():
+            if not isinstance(key, str) or not isinstance(text, str):
+                raise CheckpointError(f"{source}: {shown(key)} must be a text with a text, not {shown(text)}.")
         kind = metadata.get("lwptv_kind", "merged" if "lwptv_recipe" in metadata else None)
         if kind is not None and kind not in KINDS:
             raise CheckpointError(
-                f"{source}: lwptv_kind is {kind!r}, expected one of {', '.join(KINDS)}.{nearest(kind, KINDS)}"
+                f"{source}: lwptv_kind is {shown(kind)}, expected one of {', '.join(KINDS)}.{nearest(kind, KINDS)}"
             )
         values: dict[str, Any] = {}
         if "lwptv_task" in metadata or "lwptv_tasks" in metadata:  # joined by commas before the names had a key as JSON
@@ -210,9 +217,9 @@ _AS_JSON: dict[str, tuple[str, str, Callable[[Any], bool]]] = {
 
 def _parsed(text: str, key: str, expected: str, fits: Callable[[Any], bool]) -> Any:
     try:
-        value = json.loads(text)
+        value = parse_json(text, key)
     except ValueError as error:
-        raise CheckpointError(f"{key} is no JSON ({error}); expected {expected}.") from error
+        raise CheckpointError(f"{str(error).rstrip('.')}; expected {expected}.") from error
     if not fits(value):
-        raise CheckpointError(f"{key} is {text}, expected {expected}.")
+        raise CheckpointError(f"{key} is {text if len(text) < _SHORT else shown(text)}, expected {expected}.")
     return value

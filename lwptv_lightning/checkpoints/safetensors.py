@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader, some_of
+from lwptv_lightning.registry import require_kind, shown
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -122,8 +124,9 @@ def _entries(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
 
 def require_safetensors_path(path: str | Path) -> None:
     """Raise unless a path ends in ``.safetensors``."""
+    require_kind("the file to write", path, str | PathLike, "a path that ends in .safetensors")
     if Path(path).suffix != ".safetensors":
-        raise ValueError(f"the file to write must end in .safetensors, not {str(path)!r}.")
+        raise ValueError(f"the file to write must end in .safetensors, not {shown(str(path))}.")
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]) -> Path:

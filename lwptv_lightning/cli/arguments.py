@@ -76,14 +76,9 @@ def usable_device(option: str, name: str | None) -> str | None:
     """
     if name is None:
         return None
-    import torch
+    from lwptv_lightning.functional import require_usable
 
-    try:
-        torch.zeros(1, device=name).add_(1).item()
-    except Exception as error:  # each kind of device fails in its own way
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        raise ValueError(f"{option} {name!r} cannot be used: {reason}. Here are {', '.join(here)}.") from error
+    require_usable(option, name)
     return name
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from lwptv_lightning.engine.ranks import ALONE, Ranks
-from lwptv_lightning.registry import parse_bytes
+from lwptv_lightning.functional import device_of
+from lwptv_lightning.registry import parse_bytes, require_kind
 
 CPU = torch.device("cpu")
 _CACHE_BYTES = 1 << 21
@@ -34,8 +35,9 @@ class Execution:
         block_bytes: Size of the blocks in which rules read the task vectors; by default what suits the device.
 
     Raises:
-        ValueError: A size is no number of bytes above 0.
-        RuntimeError: There is no such device.
+        ValueError: A size is no number of bytes above 0,
+            or there is no such device.
+        TypeError: Something is of the wrong kind.
 
     Example:
         >>> Execution(device="cpu", max_memory="1.5KiB").max_memory
@@ -49,7 +51,9 @@ class Execution:
     block_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "device", torch.device(self.device))
+        object.__setattr__(self, "device", device_of("device", self.device))
+        require_kind("ranks", self.ranks, Ranks, "Ranks, of the processes that work together")
+        require_kind("compiled", self.compiled, bool | None, "true, false or None")
         for name in ("max_memory", "block_bytes"):
             if (size := getattr(self, name)) is not None:
                 object.__setattr__(self, name, parse_bytes(name, size))

@@ -7,6 +7,7 @@ from lwptv_lightning.functional.compiled import (
     plain_state,
     uncompile_,
 )
+from lwptv_lightning.functional.devices import device_of, require_usable
 from lwptv_lightning.functional.draws import random_keep, random_uniform
 from lwptv_lightning.functional.masks import compare, count_true, magnitude_probabilities, positions, select, tall_masks
 from lwptv_lightning.functional.matrices import NEGLIGIBLE, directions, leading_triplets, polar_factor

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import chain
 
 from lwptv_lightning.layers.layers import Layers, _group
-from lwptv_lightning.registry import GRANULARITIES, require_known
+from lwptv_lightning.registry import GRANULARITIES, require_known, require_texts
 
 
 def layers_from_names(names: Iterable[str], granularity: str = "module") -> Layers:
@@ -37,7 +37,7 @@ def layers_from_names(names: Iterable[str], granularity: str = "module") -> Laye
         ('cls_token', 'blocks.0', 'blocks.1')
     """
     require_known("granularity", granularity, GRANULARITIES)
-    names = list(names)
+    names = require_texts("names", names, "the names of tensors")
     blocks = _blocks_among(names) if granularity == "block" else set()
     return _group(([name] for name in names), granularity, blocks)
 

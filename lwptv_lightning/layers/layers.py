@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import overload
 
-from lwptv_lightning.registry import GRANULARITIES, nearest, require_known
+from lwptv_lightning.registry import GRANULARITIES, nearest, require_kind, require_known, require_texts, shown
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ class Layers(Sequence[Layer]):
 
     def __post_init__(self) -> None:
         require_known("granularity", self.granularity, GRANULARITIES)
+        require_kind("layers", self.layers, tuple, "a tuple of Layer")
+        for layer in self.layers:
+            require_kind("an entry of layers", layer, Layer, "a Layer")
+            require_kind("a layer's name", layer.name, str, "a text")
+            require_texts(f"the tensors of layer {layer.name!r}", layer.tensors, "names")
         for kind, names in (("layer name", self.names), ("tensor", self.tensors)):
             repeated = [name for name, count in Counter(names).items() if count > 1]
             if repeated:
@@ -95,9 +100,9 @@ class Layers(Sequence[Layer]):
         """
         try:
             return self._positions[tensor_name]
-        except KeyError:
+        except (KeyError, TypeError):
             hint = nearest(tensor_name, self._positions)
-            raise KeyError(f"none of the {len(self)} layers holds the tensor {tensor_name!r}.{hint}") from None
+            raise KeyError(f"none of the {len(self)} layers holds the tensor {shown(tensor_name)}.{hint}") from None
 
     def restrict(self, tensor_names: Iterable[str]) -> Layers:
         """Return the layers with the given tensors only, in the same order; one of which nothing is left vanishes.
@@ -105,7 +110,7 @@ class Layers(Sequence[Layer]):
         Raises:
             KeyError: No layer holds one of the tensors.
         """
-        kept = set(tensor_names)
+        kept = set(require_texts("tensor_names", tensor_names, "names of tensors"))
         for name in kept:
             self.index_of(name)
         reduced = (Layer(layer.name, tuple(t for t in layer.tensors if t in kept)) for layer in self.layers)

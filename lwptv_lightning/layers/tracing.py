@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from lwptv_lightning.functional import plain_module, plain_state, uncompile_
+from lwptv_lightning.registry import require_kind
 
 
 class TracingError(ValueError):
@@ -41,6 +42,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
         >>> [node.target for node in trace(model).graph.nodes]
         ['input', '0', '1', 'output']
     """
+    require_kind("model", model, nn.Module, "a module")
     try:
         replica = replicate(model).eval()
         graph = _Tracer(floating_tensors(replica).values()).trace(replica, concrete_args=_default_arguments(replica))

@@ -13,7 +13,7 @@ from lwptv_lightning.checkpoints import some_of
 from lwptv_lightning.functional import plain_module, plain_name, plain_state
 from lwptv_lightning.merging.plan import MergePlan
 from lwptv_lightning.merging.precision import in_dtype
-from lwptv_lightning.registry import nearest
+from lwptv_lightning.registry import nearest, require_kind
 from lwptv_lightning.task_vectors import TaskVectors, tied_in
 
 
@@ -38,6 +38,10 @@ def install_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         >>> layer.bias.item()
         2.0
     """
+    require_kind("module", module, nn.Module, "a module")
+    require_kind("tensors", tensors, Mapping, "a mapping of names to tensors")
+    for name, tensor in tensors.items():
+        require_kind(f"the tensor {name!r}", tensor, Tensor, "a tensor")
     _require_fit(module, {name: tensor.shape for name, tensor in tensors.items()})
     _copy_each_(module, _all_of_range(module, tensors.items()))
 

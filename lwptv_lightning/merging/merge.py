@@ -12,11 +12,13 @@ from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
 from lwptv_lightning.engine import DataStatistics, Execution, Ranks
+from lwptv_lightning.functional import require_usable
 from lwptv_lightning.layers import Layers
+from lwptv_lightning.merging.data import require_data_statistics
 from lwptv_lightning.merging.plan import MergePlan, make_plan
 from lwptv_lightning.merging.prune import PruningPlan, prune_layers
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
-from lwptv_lightning.registry import nearest
+from lwptv_lightning.registry import nearest, require_kind, shown
 from lwptv_lightning.saliency import LayerMask, LayerStatistics, LayerTable
 from lwptv_lightning.task_vectors import TaskVectors
 
@@ -92,7 +94,14 @@ class Merge:
     data: DataStatistics | None = None
 
     def __post_init__(self) -> None:
+        require_kind("vectors", self.vectors, TaskVectors, "TaskVectors")
         object.__setattr__(self, "recipe", make_recipe(self.recipe))
+        require_kind("layers", self.layers, Layers | None, "Layers, from trace_layers or layers_from_names")
+        require_kind("mask", self.mask, LayerMask | None, "a LayerMask")
+        require_kind("scores", self.scores, LayerTable | None, "a LayerTable")
+        require_kind("statistics", self.statistics, LayerStatistics | None, "LayerStatistics")
+        if self.data is not None:
+            require_data_statistics(self.data)
 
     @classmethod
     def of(
@@ -115,7 +124,7 @@ class Merge:
             given["data"] = given.pop("statistics")
         execution = given.pop("execution", Execution())
         if not isinstance(execution, Execution):
-            raise TypeError(f"execution must be an Execution, not {execution!r}.")
+            raise TypeError(f"execution must be an Execution, not {shown(execution)}.")
         computed = {name: given.pop(name) for name in ("device", "ranks", "max_memory") if name in given}
         execution = replace(execution, **computed)
         kept = {name: value for name, value in given.items() if name not in ("dtype", "task")}
@@ -138,7 +147,10 @@ class Merge:
             CheckpointError: A weight is NaN or infinite.
             MemoryLimitError: A tensor does not fit into the execution's memory.
         """
-        return make_plan(self, execution or Execution())
+        execution = Execution() if execution is None else execution
+        require_kind("execution", execution, Execution, "an Execution")
+        require_usable("device", execution.device)
+        return make_plan(self, execution)
 
 
 def merge(

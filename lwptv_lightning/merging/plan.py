@@ -182,7 +182,11 @@ def _scaled(merge: Merge, jobs: Mapping[str, Job], pruned: Stream, in_order: Seq
         further = further_names(vectors, layers)
         scaling = {further.get(name, name): factor for name, factor in scaling.items()}
     factors = tensor_factors(scaling, tuple(in_order), layers, lambda: published_alpha(own, pruned))
-    return {name: replace(job, scale=recipe.effective_scale * factors[name]) for name, job in jobs.items()}
+    scales = {name: recipe.effective_scale * factors[name] for name in jobs}
+    for name, scale in scales.items():
+        if not abs(scale) <= (limit := torch.finfo(recipe.torch_dtype).max):
+            raise ValueError(f"scale: {scale:g} for {name!r} is beyond {limit:g}, the largest of {recipe.torch_dtype}.")
+    return {name: replace(job, scale=scales[name]) for name, job in jobs.items()}
 
 
 def treatment_of(rule: MergeRule[Any], stream: Stream) -> str | None:

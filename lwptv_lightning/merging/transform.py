@@ -19,6 +19,7 @@ from lwptv_lightning.merging.install import install_plan_, installable, require_
 from lwptv_lightning.merging.merge import Merge, MergeOptions
 from lwptv_lightning.merging.prune import PruningPlan, prune_layers
 from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.registry import require_kind
 from lwptv_lightning.task_vectors import TaskVectors
 
 
@@ -56,6 +57,8 @@ def merge_transform(
         >>> [entry["kept"] for node in graph.graph.nodes for entry in node.meta.get("lwptv", [])]
         [{'a': False}, {'a': True}]
     """
+    require_kind("model", model, nn.Module, "a module")
+    require_kind("vectors", vectors, TaskVectors, "TaskVectors")
     vectors = vectors.knowing(model)
     if plain_state(model).keys() >= set(vectors.shared_names):
         require_fit(model, vectors, with_heads=False)

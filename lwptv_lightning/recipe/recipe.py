@@ -25,9 +25,11 @@ from lwptv_lightning.registry import (
     fraction,
     from_values,
     number,
+    parse_json,
     patterns,
     require_known,
     require_ratio,
+    shown,
     whole,
 )
 
@@ -49,8 +51,11 @@ def _rule(name: str, value: Any) -> MergeRule:
 def _score(name: str, value: Any) -> str:
     from lwptv_lightning.saliency import require_score
 
-    require_score(str(value))
-    return str(value)
+    if not isinstance(value, str | int | float):
+        raise TypeError(f"{name} must be the name of a saliency score, not {shown(value)}.")
+    score = value if isinstance(value, str) else shown(value)
+    require_score(score)
+    return score
 
 
 def _elements(name: str, value: Any) -> ElementPruning:
@@ -59,7 +64,7 @@ def _elements(name: str, value: Any) -> ElementPruning:
     if isinstance(value, Mapping) and value.keys() == {"ratio"}:
         value = ElementPruning(ratio=require_ratio(value["ratio"], f"the ratio of {name}"))
     if not isinstance(value, ElementPruning):
-        raise TypeError(f"{name} must be an ElementPruning or a mapping with its ratio, not {value!r}.")
+        raise TypeError(f"{name} must be an ElementPruning or a mapping with its ratio, not {shown(value)}.")
     return value
 
 
@@ -69,16 +74,16 @@ def elements_ratio(word: str) -> dict[str, float]:
 
 
 def _dtype(name: str, value: Any) -> str:
-    known = str(value).removeprefix("torch.")
+    known = shown(value).removeprefix("torch.") if not isinstance(value, str) else value.removeprefix("torch.")
     if known not in DTYPES and not isinstance(value, str):
-        raise ValueError(f"{name} must be torch.float32 or torch.float64, not {value}.")
+        raise ValueError(f"{name} must be torch.float32 or torch.float64, not {shown(value)}.")
     require_known(name, known, DTYPES)
     return known
 
 
 def _task(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be the name of a task, not {value!r}.")
+        raise TypeError(f"{name} must be the name of a task, not {shown(value)}.")
     return value
 
 
@@ -152,7 +157,7 @@ class MergeRecipe:
         if self.prune_on == "parts" and self.elements is not None:
             raise ValueError("prune_on='parts' prunes whole layers; elements cannot stand beside it.")
         if self.task is not None and not self.rule.per_task:
-            asked = f"task={self.task!r}"
+            asked = f"task={shown(self.task)}"
             raise ValueError(f"rule {self.rule.name!r} merges all tasks into one model, so {asked} has no meaning.")
 
     @property
@@ -198,7 +203,7 @@ class MergeRecipe:
             TypeError: It is no mapping, or a value is of the wrong kind.
         """
         if not isinstance(values, Mapping):
-            raise TypeError(f"a recipe must be a mapping of its fields, not {values!r}.")
+            raise TypeError(f"a recipe must be a mapping of its fields, not {shown(values)}.")
         return from_values(cls, "field of a recipe", values)
 
     def to_json(self) -> str:
@@ -211,12 +216,15 @@ class MergeRecipe:
 
         Raises:
             ValueError: It is no JSON; of a file, also what else is wrong with it, after the file's name.
+            TypeError: ``text`` is neither.
         """
         if not isinstance(text, Path):
-            return cls.from_dict(json.loads(text))
+            if not isinstance(text, str):
+                raise TypeError(f"a recipe is read from JSON text or the Path of its file, not from {shown(text)}.")
+            return cls.from_dict(parse_json(text, "a recipe"))
         try:
             return cls.from_json(text.read_text(encoding="utf-8"))
-        except (TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{text}: {error}") from error
 
     def describe(self) -> str:
@@ -243,6 +251,8 @@ def make_recipe(
         >>> make_recipe("ties") == make_recipe({"rule": "ties"}) == MergeRecipe("ties")
         True
     """
+    if not isinstance(options, Mapping | None):
+        raise TypeError(f"options of merging must be a mapping, not {shown(options)}.")
     if not isinstance(description, MergeRecipe):
         description = MergeRecipe.from_dict({"rule": description} if isinstance(description, str) else description)
     changes = {name: value for name in ("dtype", "task") if (value := (options or {}).get(name)) is not None}

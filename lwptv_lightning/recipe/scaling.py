@@ -16,20 +16,27 @@ from lwptv_lightning.registry import (
     number,
     require_finite,
     require_known,
+    shown,
 )
 
 if TYPE_CHECKING:
     from lwptv_lightning.layers import Layer, Layers
 
 
+_MOST_DIGITS = 1000
+"""Python reads no number of some thousand digits, nor has a model so many blocks."""
+
+
 def _regular_expression(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a regular expression, not {shown(value)}.")
     try:
         groups = re.compile(value).groups
-    except (re.error, TypeError) as error:
-        raise ValueError(f"{name} must be a regular expression, not {value!r} ({error}).") from error
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{name} must be a regular expression, not {shown(value)} ({error}).") from error
     if groups != 1:
-        raise ValueError(f"{name} must have one group for the block's number; {value!r} has {groups}.")
-    return str(value)
+        raise ValueError(f"{name} must have one group for the block's number; {shown(value)} has {groups}.")
+    return value
 
 
 @documented
@@ -79,7 +86,7 @@ class LiNeS:
         """
         numbers = self._numbers(names)
         if not numbers:
-            raise ValueError(f"LiNeS found no blocks among the tensors; give blocks=r'...', not {self.blocks!r}.")
+            raise ValueError(f"LiNeS found no blocks among the tensors; give blocks=r'...', not {shown(self.blocks)}.")
         last = max(numbers.values())
         depths = {name: number / last if last else 1 for name, number in numbers.items()}
         return {name: alpha + self.beta * depths[name] if name in depths else alpha for name in names}
@@ -98,7 +105,14 @@ class LiNeS:
 
 def _found_numbers(pattern: str, names: Sequence[str]) -> dict[str, int]:
     found = {name: re.search(pattern, name) for name in names}
-    return {name: int(match[1]) for name, match in found.items() if match}
+    return {name: _block_number(pattern, match[1]) for name, match in found.items() if match}
+
+
+def _block_number(pattern: str, found: str | None) -> int:
+    if found is None or not found.isdecimal() or len(found) > _MOST_DIGITS:
+        wanted = f"blocks={shown(pattern)} must find the number of a block by its group"
+        raise ValueError(f"{wanted}, and found {shown(found)}.")
+    return int(found)
 
 
 def _is_block(layer: Layer) -> bool:
@@ -112,11 +126,11 @@ def read_layer_scaling(name: str, value: Any) -> LiNeS | dict[str, float]:
     if isinstance(value, LiNeS):
         return value
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name} must be LiNeS(...) or map layer names to numbers, not {value!r}.")
+        raise TypeError(f"{name} must be LiNeS(...) or map layer names to numbers, not {shown(value)}.")
     if value.get("name") == "lines":
         return from_values(LiNeS, "field of LiNeS", {key: item for key, item in value.items() if key != "name"})
     # Sorted, because their order has no meaning and equal recipes are to be equal.
-    factors = {str(layer): require_finite(f"{name}[{layer!r}]", factor) for layer, factor in value.items()}
+    factors = {str(layer): require_finite(f"{name}[{shown(layer)}]", factor) for layer, factor in value.items()}
     return FrozenDict(sorted(factors.items()))
 
 
@@ -138,7 +152,8 @@ def tensor_factors(
         return dict.fromkeys(names, 1.0)
     if isinstance(scaling, LiNeS):
         return scaling.factors(names, published_alpha() if scaling.alpha is None else scaling.alpha)
-    assert layers is not None  # a recipe with such a mapping needs layers
+    if layers is None:
+        raise TypeError("layers must be given with coefficients by layer.")
     for layer in scaling:
         require_known("layer", layer, layers.names)
     return {name: scaling.get(layer.name, 1.0) for layer in layers for name in layer.tensors}

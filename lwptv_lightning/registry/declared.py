@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from lwptv_lightning.registry.given import shown
 from lwptv_lightning.registry.lookup import require_known
 from lwptv_lightning.registry.values import FrozenDict, require_finite, require_ratio
 
@@ -64,7 +65,7 @@ def number(default: float | None, interval: str, help: str = "") -> Any:
         real = require_finite(name, value)
         at_open_end = (real == low and interval[0] == "(") or (real == high and interval[-1] == ")")
         if at_open_end or not low <= real <= high:
-            raise ValueError(f"{name} must be a number in {interval}, not {value}.")
+            raise ValueError(f"{name} must be a number in {interval}, not {shown(value)}.")
         return real
 
     return declared(default, interval, check, help, float)
@@ -80,9 +81,9 @@ def whole(default: int, at_least: int | None = 0, help: str = "") -> Any:
 
     def check(name: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be a whole number, not {value!r}.")
+            raise TypeError(f"{name} must be a whole number, not {shown(value)}.")
         if at_least is not None and value < at_least:
-            raise ValueError(f"{name} must be at least {at_least}, not {value}.")
+            raise ValueError(f"{name} must be at least {at_least}, not {shown(value)}.")
         return value
 
     allowed = "whole numbers" if at_least is None else f"{at_least}, {at_least + 1}, ..."
@@ -94,7 +95,7 @@ def flag(default: bool, help: str = "") -> Any:
 
     def check(name: str, value: Any) -> bool:
         if not isinstance(value, bool):
-            raise TypeError(f"{name} must be true or false, not {value!r}.")
+            raise TypeError(f"{name} must be true or false, not {shown(value)}.")
         return value
 
     return declared(default, "true, false", check, help)
@@ -115,7 +116,7 @@ def patterns(default: tuple[str, ...] | None, help: str = "") -> Any:
 
     def check(name: str, value: Any) -> tuple[str, ...]:
         if not _is_sequence(value) or not all(isinstance(item, str) for item in value):
-            raise TypeError(f"{name} must be a sequence of globs, not {value!r}.")
+            raise TypeError(f"{name} must be a sequence of globs, not {shown(value)}.")
         return tuple(value)
 
     return declared(default, "globs", check, help, str)
@@ -132,14 +133,14 @@ def per_task_by_tensor() -> Any:
     def check(name: str, value: Any) -> FrozenDict[tuple[float, ...]]:
         if not isinstance(value, Mapping):
             raise TypeError(f"{name} must map globs of tensor names to numbers, not be a {type(value).__name__}.")
-        return FrozenDict((str(key), _numbers(f"{name}[{key!r}]", items)) for key, items in value.items())
+        return FrozenDict((str(key), _numbers(f"{name}[{shown(key)}]", items)) for key, items in value.items())
 
     return declared(None, "one number per task for each glob", check)
 
 
 def _numbers(name: str, value: Any) -> tuple[float, ...]:
     if not _is_sequence(value):
-        raise TypeError(f"{name} must be a sequence of numbers, not {value!r}.")
+        raise TypeError(f"{name} must be a sequence of numbers, not {shown(value)}.")
     return tuple(require_finite(name, item) for item in value)
 
 

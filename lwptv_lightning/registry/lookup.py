@@ -2,12 +2,16 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase, translate
 from functools import partial
 from typing import Generic, TypeVar
 
+from lwptv_lightning.registry.given import shown
+
 Record = TypeVar("Record")
+_LONGEST = 500
+"""Characters of a name beyond which nothing is near it."""
 _WILD = re.compile(r"[*?[]")
 
 
@@ -18,6 +22,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
         >>> nearest("modul", ["block", "module", "tensor"])
         " Did you mean 'module'?"
     """
+    if not isinstance(name, str) or len(name) > _LONGEST:
+        return ""
     lowered = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
     return f" Did you mean {lowered[close[0]]!r}?" if close else ""
@@ -40,7 +46,7 @@ class UnknownNameError(KeyError, ValueError):
         known = tuple(known)
         listed = ", ".join(known[:_LISTED]) + f" and {len(known) - _LISTED} more" if len(known) > 2 * _LISTED else ""
         listed = listed or ", ".join(known) or "none"
-        self.message = f"unknown {kind} {name!r}.{nearest(str(name), known)} Known: {listed}."
+        self.message = f"unknown {kind} {shown(name)}.{nearest(name, known)} Known: {listed}."
         super().__init__(kind, name, known)
 
     def __str__(self) -> str:
@@ -49,8 +55,8 @@ class UnknownNameError(KeyError, ValueError):
 
 def require_known(kind: str, name: str, known: Iterable[str]) -> None:
     """Raise `UnknownNameError` unless ``name`` is among ``known``."""
-    known = tuple(known)
-    if name not in known:
+    known = known if isinstance(known, Collection) else tuple(known)
+    if not isinstance(name, Hashable) or name not in known:
         raise UnknownNameError(kind, name, known)
 
 

@@ -1,9 +1,12 @@
 """Single values as people give them: checked, read, and frozen where a hash is needed."""
 
-import math
 import re
+import sys
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, NoReturn, TypeVar
+
+from lwptv_lightning.registry.given import shown
 
 Value = TypeVar("Value")
 
@@ -17,18 +20,18 @@ _UNITS = {"": 1, "b": 1} | {
 def require_finite(name: str, value: Any) -> float:
     """Return a finite number, or raise."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, not {value!r}.")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, not {value}.")
+        raise TypeError(f"{name} must be a number, not {shown(value)}.")
+    if not -sys.float_info.max <= value <= sys.float_info.max:
+        raise ValueError(f"{name} must be finite, not {shown(value)}.")
     return float(value)
 
 
 def require_ratio(ratio: float, name: str = "ratio") -> float:
     """Return a number in [0, 1], or raise."""
     if isinstance(ratio, bool) or not isinstance(ratio, int | float):
-        raise TypeError(f"{name} must be a number in [0, 1], not {ratio!r}.")
+        raise TypeError(f"{name} must be a number in [0, 1], not {shown(ratio)}.")
     if not 0 <= ratio <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], not {ratio}; it is a fraction, not percent.")
+        raise ValueError(f"{name} must lie in [0, 1], not {shown(ratio)}; it is a fraction, not percent.")
     return float(ratio)
 
 
@@ -45,9 +48,10 @@ def parse_bytes(what: str, value: int | str) -> int:
         >>> parse_bytes("max_memory", "1.5KiB"), parse_bytes("max_memory", "2 MB")
         (1536, 2000000)
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(\w*)\s*", str(value))
+    text = value if isinstance(value, str) else shown(int(value) if isinstance(value, Integral) else value)
+    match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*(\w*)\s*", text)
     if isinstance(value, bool) or not match or match[2].lower() not in _UNITS or float(match[1]) == 0:
-        raise ValueError(f"{what} must be a number of bytes above 0 such as 512MB or 2GiB, not {value!r}.")
+        raise ValueError(f"{what} must be a number of bytes above 0 such as 512MB or 2GiB, not {shown(value)}.")
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
 

@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 
 from lwptv_lightning.engine import Stream
 from lwptv_lightning.functional import sum_tasks
-from lwptv_lightning.registry import Registry, check_parameters, from_values, matches
+from lwptv_lightning.registry import Registry, check_parameters, from_values, matches, shown
 
 RULES: Registry[type[MergeRule[Any]]] = Registry("merging rule")
 
@@ -187,7 +187,7 @@ def make_rule(description: str | Mapping[str, Any] | MergeRule[Any]) -> MergeRul
         arguments = dict(description)
         rule = get_rule(arguments.pop("name"))
         return from_values(rule, f"hyper-parameter of {rule.name}", arguments)
-    raise TypeError(f"rule must be a name, a mapping with a 'name', or a MergeRule, not {description!r}.")
+    raise TypeError(f"rule must be a name, a mapping with a 'name', or a MergeRule, not {shown(description)}.")
 
 
 def is_matrix(shape: Sequence[int], name: str, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> bool:

@@ -9,8 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lwptv_lightning.registry import COUNTS, RANKINGS, matcher, require_known, require_matches, require_ratio
-from lwptv_lightning.saliency.table import LayerTable, columns_in_order
+from lwptv_lightning.registry import (
+    COUNTS,
+    RANKINGS,
+    matcher,
+    require_kind,
+    require_known,
+    require_matches,
+    require_ratio,
+    require_texts,
+)
+from lwptv_lightning.saliency.table import LayerTable, columns_in_order, require_shape
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,13 @@ class LayerMask:
     tasks: tuple[str, ...]
     layers: tuple[str, ...]
     kept: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "layers"):
+            object.__setattr__(self, name, require_texts(f"a mask's {name}", getattr(self, name), "names"))
+        require_shape("a mask's kept", self.kept, "(T, L)", (len(self.tasks), len(self.layers)))
+        if self.kept.dtype != torch.bool:
+            raise TypeError(f"a mask's kept must be of torch.bool, not {self.kept.dtype}.")
 
     def in_order_of(self, layers: Sequence[str]) -> LayerMask:
         """Return the same mask with the same layers in another order; where these are not the same, the mask."""
@@ -79,10 +95,14 @@ def keep_most_salient(
         >>> keep_most_salient(scores, 0.5).kept
         tensor([[ True, False]])
     """
+    require_kind("scores", scores, LayerTable, "a LayerTable, from score_layers")
     require_ratio(ratio)
     require_known("ranking", ranking, RANKINGS)
     require_known("count", count, COUNTS)
-    always_kept, always_pruned = (_matching(scores.layers, patterns) for patterns in (keep, prune))
+    always_kept, always_pruned = (
+        _matching(scores.layers, require_texts(what, patterns, "a sequence of globs"))
+        for what, patterns in (("keep", keep), ("prune", prune))
+    )
     if both := [name for name, k, p in zip(scores.layers, always_kept, always_pruned, strict=True) if k and p]:
         raise ValueError(f"layer {both[0]!r} matches both keep={tuple(keep)} and prune={tuple(prune)}.")
     values = scores.values.clone()

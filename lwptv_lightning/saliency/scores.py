@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.functional import random_uniform
-from lwptv_lightning.registry import Registry, require_known
+from lwptv_lightning.registry import Registry, require_kind, require_known
 from lwptv_lightning.saliency.statistics import LayerStatistics
 from lwptv_lightning.saliency.table import LayerTable
 
@@ -63,7 +63,9 @@ def score_layers(stats: LayerStatistics, score: str = "mean_abs", *, seed: int =
         >>> score_layers(stats, "mean_abs").values, score_layers(stats, "-l2").values
         (tensor([[3.5000]], dtype=torch.float64), tensor([[-5.]], dtype=torch.float64))
     """
+    require_kind("stats", stats, LayerStatistics, "LayerStatistics, from collect_statistics")
     require_score(score)
+    require_kind("seed", seed, int, "a whole number")
     values = SCORES[score.removeprefix("-")](stats, seed).to(torch.float64)
     expected = (len(stats.tasks), len(stats.layers))
     if values.shape != expected:
@@ -77,6 +79,7 @@ def score_layers(stats: LayerStatistics, score: str = "mean_abs", *, seed: int =
 
 def require_score(score: str) -> None:
     """Raise `UnknownNameError` unless ``score`` is registered, with or without a minus sign before it."""
+    require_kind("score", score, str, "the name of a saliency score")
     require_known("saliency score", score, (*SCORES, *(f"-{name}" for name in SCORES if score.startswith("-"))))
 
 

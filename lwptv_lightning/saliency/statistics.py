@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.engine import Block, Execution, Stream, divide
-from lwptv_lightning.functional import sum_tasks
+from lwptv_lightning.functional import device_of, require_usable, sum_tasks
 from lwptv_lightning.layers import Layer, Layers
-from lwptv_lightning.registry import natural_order
+from lwptv_lightning.registry import natural_order, require_kind
 from lwptv_lightning.task_vectors import TaskVectors
 
 _LEAST_USUAL, _MOST_USUAL = 1e-15, 1e15
@@ -97,8 +97,10 @@ def collect_statistics(
         >>> collect_statistics(vectors, layers_from_names(vectors.names, "tensor")).squared
         tensor([[25.]], dtype=torch.float64)
     """
+    require_kind("vectors", vectors, TaskVectors, "TaskVectors")
     execution = execution or Execution()
-    execution = execution if device is None else replace(execution, device=torch.device(device))
+    execution = execution if device is None else replace(execution, device=device_of("device", device))
+    require_usable("device", execution.device)
     layers = merged_layers(vectors, layers)
     owner = divide([(name,) for name in layers.tensors], vectors.headers, execution.ranks.size)
     stream = Stream.of(vectors, layers.tensors, dtype=dtype, execution=execution, owner=owner)
@@ -116,6 +118,7 @@ def merged_layers(vectors: TaskVectors, layers: Layers) -> Layers:
     Raises:
         ValueError: A merged tensor is in no layer.
     """
+    require_kind("layers", layers, Layers, "Layers, from trace_layers or layers_from_names")
     absent = sorted(set(vectors.names).difference(layers.tensors))
     if absent:
         raise ValueError(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lwptv_lightning.registry import parse_json, require_kind, require_texts
+
 
 @dataclass(frozen=True)
 class LayerTable:
@@ -30,6 +32,12 @@ class LayerTable:
     layers: tuple[str, ...]
     numel: Tensor
     values: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "layers"):
+            object.__setattr__(self, name, require_texts(f"a table's {name}", getattr(self, name), "names"))
+        require_shape("a table's numel", self.numel, "(L,)", (len(self.layers),))
+        require_shape("a table's values", self.values, "(T, L)", (len(self.tasks), len(self.layers)))
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, float]]]:
         for task, row in zip(self.tasks, self.values.tolist(), strict=True):
@@ -55,15 +63,19 @@ class LayerTable:
             ValueError: It is something else.
         """
         try:
-            given = json.loads(text)
+            given = parse_json(text, "a table")
             numel, values = (torch.tensor(given[name], dtype=torch.float64) for name in ("numel", "values"))
             table = cls(tuple(given["tasks"]), tuple(given["layers"]), numel, values)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"expected a table of tasks, layers, numel and values in JSON ({error!r}).") from error
-        expected = (len(table.tasks), len(table.layers))
-        if (tuple(values.shape), len(numel)) != (expected, len(table.layers)):
-            raise ValueError(f"a table's values must have the shape (T, L) = {expected}, not {tuple(values.shape)}.")
         return table
+
+
+def require_shape(what: str, given: object, dimensions: str, shape: tuple[int, ...]) -> None:
+    """Raise unless something is a tensor of a shape, whose dimensions the message names."""
+    require_kind(what, given, Tensor, f"a tensor {dimensions}")
+    if isinstance(given, Tensor) and tuple(given.shape) != shape:
+        raise ValueError(f"{what} must have the shape {dimensions} = {shape}, not {tuple(given.shape)}.")
 
 
 def columns_in_order(own: Sequence[str], wanted: Sequence[str]) -> list[int] | None:

@@ -25,7 +25,7 @@ from lwptv_lightning.checkpoints import (
     without_wrappers,
 )
 from lwptv_lightning.functional import plain_module, plain_state
-from lwptv_lightning.registry import matcher, nearest, require_matches
+from lwptv_lightning.registry import matcher, nearest, require_kind, require_matches, require_texts, shown
 from lwptv_lightning.task_vectors.ties import complete, tied_to
 
 
@@ -87,6 +87,10 @@ def align(
         raise TypeError(f"tasks must map task names to checkpoints, not be a {type(tasks).__name__}.")
     if not tasks:
         raise ValueError("tasks is empty: expected at least one fine-tuned checkpoint.")
+    exclude = require_texts("exclude", exclude, "a sequence of globs such as ('head.*',)")
+    require_kind("model", model, nn.Module | None, "a module")
+    require_kind("prefix", prefix, str | None, "a text")
+    require_kind("ema", ema, bool | None, "true, false or None")
     raw_base = aligned_base = _open_unprefixed(base, prefix)
     _require_whole(raw_base)
     if model is not None:
@@ -100,19 +104,25 @@ def align(
     experts: dict[str, Checkpoint] = {}
     failures: dict[str, Exception] = {}
     owned = dict.fromkeys(aligned_base.names)
-    for task, source in {str(task): source for task, source in tasks.items()}.items():
+    if len(named := {str(task): source for task, source in tasks.items()}) < len(tasks):
+        raise ValueError(f"tasks have the same name as text: {', '.join(map(shown, tasks))}.")
+    for task, source in named.items():
         try:
             opened[task] = _open_unprefixed(source, prefix, ema)
             aligned = _align_expert(opened[task], raw_base, aligned_base, model, apart)
             experts[task] = complete(aligned_base, aligned)
             owned = {name: None for name in owned if name in aligned.headers}
         except (ValueError, OSError, TypeError) as error:
-            if strict:
+            if strict and not isinstance(error, TypeError):
                 raise
+            if strict:
+                raise TypeError(f"task {task!r}: {error}") from error
             failures[task] = error
     stored = (each.stored_name(name) for each in (raw_base, *opened.values()) for name in each.names[:1])
     if prefix and not any(prefix in name for name in stored):
-        raise CheckpointError(f"no tensor of any checkpoint starts with prefix={prefix!r}. {some_of(raw_base.names)}")
+        raise CheckpointError(
+            f"no tensor of any checkpoint starts with prefix={shown(prefix)}. {some_of(raw_base.names)}"
+        )
     every_name = dict.fromkeys(
         name for each in (aligned_base, *opened.values(), *experts.values()) for name in each.names
     )

@@ -18,7 +18,8 @@ from lwptv_lightning.checkpoints import (
     fingerprints,
     holding,
 )
-from lwptv_lightning.registry import UnknownNameError
+from lwptv_lightning.functional import device_of, require_usable
+from lwptv_lightning.registry import UnknownNameError, require_kind, require_known, require_texts
 from lwptv_lightning.task_vectors.align import align, require_fit
 from lwptv_lightning.task_vectors.judgement import doubts
 from lwptv_lightning.task_vectors.stacks import StoredStack, whole
@@ -163,13 +164,13 @@ class TaskVectors:
         Raises:
             UnknownNameError: The base has no such tensor.
         """
-        if name not in self._base.headers:
+        if not isinstance(name, str) or name not in self._base.headers:
             raise UnknownNameError("tensor", name, self.names)
         return StoredStack(name, self._base, tuple(self._experts.values()))
 
     def select(self, tasks: Iterable[str]) -> TaskVectors:
         """Return the task vectors of some tasks, in the order given."""
-        experts = {task: self._expert(task) for task in tasks}
+        experts = {task: self._expert(task) for task in require_texts("tasks", tasks, "names of tasks")}
         return self._with(experts=experts)
 
     def knowing(self, model: nn.Module | None, *, strict: bool = True) -> TaskVectors:
@@ -182,6 +183,7 @@ class TaskVectors:
             CheckpointError: A checkpoint holds different values of what is one tensor in the model, or only one of its
                 names is excluded.
         """
+        require_kind("model", model, nn.Module | None, "a module")
         if model is not None and strict:
             shared = set(self.shared_names)
             require_not_apart(model, self.names, [name for name in self.headers if name not in shared])
@@ -222,6 +224,8 @@ class TaskVectors:
             >>> vectors.stack("w")
             tensor([[1., 1.]])
         """
+        device = device_of("device", device)
+        require_usable("device", device)
 
         def held(checkpoint: Checkpoint) -> Checkpoint:
             return holding(checkpoint, self.names + self.averaged, lambda tensor: tensor.to(device, copy=True))
@@ -253,6 +257,7 @@ class TaskVectors:
 
     def require_new(self, task: str) -> None:
         """Raise a `ValueError` where there is a task of that name."""
+        require_kind("task", task, str, "a name")
         if task in self._experts:
             raise ValueError(f"task {task!r} is there already; leave it out with select(...).")
 
@@ -283,8 +288,7 @@ class TaskVectors:
         return tuple(f"task {task!r} ({expert.source}): {doubt}" for (task, expert), doubt in said if doubt)
 
     def _expert(self, task: str) -> Checkpoint:
-        if task not in self._experts:
-            raise UnknownNameError("task", task, self._experts)
+        require_known("task", task, self._experts)
         return self._experts[task]
 
     def _equals_base(self, task: str) -> bool:

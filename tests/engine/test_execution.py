@@ -25,7 +25,7 @@ def test_a_size_that_is_none_is_refused(option, size):
 
 
 def test_a_device_that_is_none_is_refused():
-    with pytest.raises(RuntimeError, match="gpu"):
+    with pytest.raises(ValueError, match="gpu"):
         Execution(device="gpu")
 
 
