@@ -6,15 +6,18 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from lwptv_lightning import __version__
 from lwptv_lightning.cli import check, demo, diff, merge, rules, scores, validate, zoo
+from lwptv_lightning.cli.ending import ending
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module for module in (demo, merge, check, diff, validate, rules, scores, zoo)
 }
 """Each has ``run``, whose docstring is the command's help, and ``add_arguments`` where it takes some."""
 
+_DEBUG: dict[str, Any] = {"action": "store_true", "help": "show the traceback of an error"}
 _ARGUMENT = re.compile(r"\b(exclude|prefix|ema|model|keep|prune|task)=(\(\.\.\.\)|\.\.\.|True|\([^()]*\)|'[^']*')")
 _VALUE = {"(...)": "", "...": "", "True": ""}
 """What follows an argument's name in messages, and in an option's place."""
@@ -27,23 +30,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: What follows the program's name; by default what the shell gave.
 
     Raises:
-        SystemExit: On ``--help``, on wrong arguments, and with code 1 and one line of text on bad input.
+        SystemExit: On ``--help``, on wrong arguments, and with code 1 and one line of text on bad input; ``--debug``,
+            anywhere among the arguments, shows the traceback before it.
 
     Example:
         >>> main(["scores"])  # doctest: +ELLIPSIS
         mean_abs ...
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # LightningCLI has a parser of its own, which takes all that follows.
-    if given[:1] == ["validate"]:
-        options = argparse.Namespace(command="validate", arguments=given[1:])
-    else:
-        options = _parser().parse_args(given)
-    try:
+    # Taken out here, as it may stand before a command or behind it, and `validate` has a parser of its own.
+    own = given.index("--") if "--" in given else len(given)
+    debug = "--debug" in given[:own]
+    given = [word for place, word in enumerate(given) if word != "--debug" or place > own]
+    command = f"lwptv {given[0]}" if given and given[0] in COMMANDS else "lwptv"
+    with ending(command, debug=debug, in_words=_in_shell_words):
+        if given[:1] == ["validate"]:  # LightningCLI has a parser of its own, which takes all that follows
+            options = argparse.Namespace(command="validate", arguments=given[1:], debug=debug)
+        else:
+            options = _parser().parse_args(given)
         with _warning_in_one_line(options.command):
             COMMANDS[options.command].run(options)
-    except (ValueError, OSError, TypeError) as error:
-        sys.exit(f"lwptv {options.command}: {_in_shell_words(str(error))}")
 
 
 def _in_shell_words(text: str) -> str:
@@ -68,9 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="lwptv", description="Merge fine-tuned models that keep working outside their training domains."
     )
     parser.add_argument("--version", action="version", version=f"lwptv-lightning {__version__}")
+    parser.add_argument("--debug", **_DEBUG)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=command.run.__doc__, description=command.run.__doc__)
+        subparser.add_argument("--debug", **_DEBUG)
         if hasattr(command, "add_arguments"):
             command.add_arguments(subparser)
     return parser

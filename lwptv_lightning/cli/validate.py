@@ -5,6 +5,7 @@ or classes of your own, in any importable module, do as well.
 """
 
 import argparse
+import os
 import warnings
 
 
@@ -16,6 +17,8 @@ def run(options: argparse.Namespace) -> None:
 
     from lwptv_lightning.evaluation import EvaluationSuite, MergeModule
 
+    if options.debug:
+        os.environ["JSONARGPARSE_DEBUG"] = "true"  # or the parser of configurations exits without a traceback
     try:
         with warnings.catch_warnings():
             # Lightning suspects a mistake where its arguments are given and the program has some of its own.

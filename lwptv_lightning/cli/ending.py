@@ -1,0 +1,75 @@
+"""How a command ends: with what it did, or with one line of what went wrong, and the code that a shell expects."""
+
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+EXPECTED = (ValueError, TypeError, OSError)
+"""What the library raises on a bad file or argument, in words for the one who gave it."""
+_INTERRUPTED = 128 + signal.SIGINT
+_NOBODY_READS = 128 + 13
+"""What shells say of a program that a signal ended; the second is SIGPIPE, which Windows has not."""
+
+
+@contextmanager
+def ending(command: str, *, debug: bool, in_words: Callable[[str], str] = str) -> Iterator[None]:
+    """Turn whatever is raised in the block into an exit with one line of text; before it the traceback, if wanted.
+
+    Args:
+        command: What the line begins with.
+        debug: Whether to show tracebacks.
+        in_words: Gives an error's message as the user of a shell is told it.
+
+    Raises:
+        SystemExit: Always where something is raised: with code 1, 130 for an interruption, 141 where nobody reads the
+            output any more.
+    """
+    try:
+        yield
+        sys.stdout.flush()  # here, where it can be told that nobody reads it
+    except KeyboardInterrupt:
+        _interrupted(command, debug)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning makes an exit of its own of
+            _interrupted(command, debug)
+        raise
+    except BaseException as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(_NOBODY_READS)
+        if debug:
+            traceback.print_exc()
+        sys.exit(f"{command}: {in_words(_told(error, debug))}")
+
+
+def _told(error: BaseException, debug: bool) -> str:
+    if isinstance(error, EXPECTED) and str(error):
+        return str(error)
+    reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    hint = "" if debug else "; --debug shows the traceback"
+    return f"unexpected {type(error).__name__}{': ' + reason if reason else ''}{hint}."
+
+
+def _interrupted(command: str, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    print(f"{command}: interrupted.", file=sys.stderr)
+    sys.exit(_INTERRUPTED)
+
+
+def _nobody_reads() -> bool:
+    """Whether the output is a pipe whose other end is closed; then nothing is written to it when Python ends."""
+    try:
+        output = sys.stdout.fileno()
+        poll = select.poll()
+        poll.register(output, 0)
+        closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # an output that is no file, or a system that cannot tell
+        return False
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return closed
