@@ -16,14 +16,17 @@ from lwptv_lightning.checkpoints.hub import fetch
 from lwptv_lightning.checkpoints.lora import expand_adapter, is_adapter
 from lwptv_lightning.checkpoints.names import align_prefix, match_names, without_wrappers
 from lwptv_lightning.checkpoints.open import CheckpointSource, open_checkpoint
+from lwptv_lightning.checkpoints.payload import PAYLOAD_KEY, payload_problem
 from lwptv_lightning.checkpoints.provenance import Provenance, fingerprint, fingerprints, tensor_fingerprints
-from lwptv_lightning.checkpoints.safetensors import (
-    SAFETENSORS_DTYPES,
+from lwptv_lightning.checkpoints.safetensors import SAFETENSORS_DTYPES
+from lwptv_lightning.checkpoints.safetensors_writer import (
     SafetensorsWriter,
-    index_of,
+    require_place,
     require_safetensors_path,
+    require_storable,
     write_safetensors,
 )
+from lwptv_lightning.checkpoints.shards import index_of
 
 __all__ = [
     "Checkpoint",

@@ -16,6 +16,7 @@ from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError
 from lwptv_lightning.checkpoints.hub import SCHEMES, fetch
 from lwptv_lightning.checkpoints.names import without_wrappers
 from lwptv_lightning.checkpoints.safetensors import _from_index, _from_safetensors
+from lwptv_lightning.checkpoints.shards import is_part
 from lwptv_lightning.checkpoints.torch_file import LIGHTNING, _from_state_dict, _from_torch_file, _no_averaged_weights
 from lwptv_lightning.functional import plain_module
 from lwptv_lightning.registry import require_kind, shown
@@ -117,7 +118,8 @@ def _from_path(path: Path, ema: bool | None) -> Checkpoint:
 
 def _main_file(folder: Path) -> Path:
     for pattern in _MAIN_FILES:
-        found = sorted(folder.glob(pattern))
+        # A shard without its index is left of a model, and none by itself.
+        found = sorted(path for path in folder.glob(pattern) if not is_part(path.name))
         if len(found) == 1:
             return found[0]
         if found:

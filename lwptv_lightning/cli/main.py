@@ -18,7 +18,9 @@ COMMANDS = {
 """Each has ``run``, whose docstring is the command's help, and ``add_arguments`` where it takes some."""
 
 _DEBUG: dict[str, Any] = {"action": "store_true", "help": "show the traceback of an error"}
-_ARGUMENT = re.compile(r"\b(exclude|prefix|ema|model|keep|prune|task)=(\(\.\.\.\)|\.\.\.|True|\([^()]*\)|'[^']*')")
+_ARGUMENT = re.compile(
+    r"\b(exclude|prefix|ema|model|keep|prune|task|overwrite)=(\(\.\.\.\)|\.\.\.|True|\([^()]*\)|'[^']*')"
+)
 _VALUE = {"(...)": "", "...": "", "True": ""}
 """What follows an argument's name in messages, and in an option's place."""
 

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from lwptv_lightning.cli import arguments
@@ -32,34 +31,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Merge checkpoints into one file."""
-    from lwptv_lightning.checkpoints import index_of, require_safetensors_path
     from lwptv_lightning.engine import Stream
     from lwptv_lightning.merging import save_merged, treatment_of
     from lwptv_lightning.task_vectors import TaskVectors
 
-    require_safetensors_path(options.out)
-    _require_place(options.out)
-    for path in (options.out, index_of(options.out)):
-        if path.exists() and not options.overwrite:
-            raise ValueError(f"{path} exists; give another --out or --overwrite.")
+    _require_place(options.out, options.overwrite)
     recipe, costs = _recipe(options), _costs(options)
     vectors = TaskVectors.open(options.base, **arguments.checkpoint_options(options))
-    written = save_merged(vectors, recipe, options.out, **costs)
+    written = save_merged(vectors, recipe, options.out, overwrite=options.overwrite, **costs)
     print(f"Merged {', '.join(vectors.tasks)} by {recipe.describe()} into {written}")
     if treatment := treatment_of(recipe.rule, Stream.of(vectors, data=costs.get("data"))):
         print(f"The {treatment}.")
 
 
-def _require_place(path: Path) -> None:
-    """Raise an OSError where a file cannot be written, before any work; its folder is made."""
-    if path.is_dir():
-        raise IsADirectoryError(f"--out {path} is a folder; name a file in it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _require_place(path: Path, overwrite: bool) -> None:
+    from lwptv_lightning.checkpoints import require_place
+
     try:
-        with TemporaryFile(dir=path.parent):
-            pass
+        require_place(path, overwrite=overwrite)
     except OSError as error:
-        raise OSError(f"--out {path}: nothing can be written to {path.parent} ({error.strerror or error}).") from error
+        raise OSError(f"--out {error.strerror or error}") from error
 
 
 def _costs(options: argparse.Namespace) -> dict[str, Any]:

@@ -69,8 +69,8 @@ class Stage:
     def __enter__(self) -> Stage:
         home = self.target.parent
         if home.exists() and not home.is_dir():
-            raise NotADirectoryError(f"{self.target} cannot be written: {home} is no folder.")
-        with naming(self.target):
+            raise FileExistsError(f"{self.target}: nothing can be written to {home}, which is no folder.")
+        with naming(self.target, f"nothing can be written to {home}"):
             home.mkdir(parents=True, exist_ok=True)
             _remove_stale(self.target)
             try:
@@ -84,11 +84,11 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         self._discard()
 
-    def install(self, name: str, final: str | Path, *, overwrite: bool = True) -> None:
+    def install(self, name: str, final: str | Path, *, overwrite: bool = True, like: Path | None = None) -> None:
         """Give a file that was made here its final name, in the target's folder, once it is on the disk.
 
-        It has the permissions of the file that it replaces, or those that the process gives to new ones. A symbolic
-        link is replaced, not followed.
+        It has the permissions of the file that it replaces, or that ``like`` names, or those that the process gives to
+        new ones. A symbolic link is replaced, not followed.
 
         Raises:
             FileExistsError: Something has that name, and ``overwrite`` is false.
@@ -97,8 +97,8 @@ class Stage:
         made, final = self.folder / name, Path(final)
         with naming(final):
             _require_regular(final)
-            _sync(made)
-            _keep_permissions(made, final)
+            sync(made)
+            _keep_permissions(made, like or final)
             if overwrite:
                 os.replace(made, final)
             else:
@@ -146,8 +146,10 @@ def write_whole(path: str | Path, content: str | bytes, *, overwrite: bool = Tru
 
 
 @contextmanager
-def alone(target: Path) -> Iterator[None]:
-    """Wait for other processes that install files for one target, and hold them off meanwhile, where there are locks.
+def alone(target: Path) -> Iterator[bool]:
+    """Wait for other processes that install files for one target, and hold them off meanwhile.
+
+    It tells whether it does: there are systems without locks.
 
     Raises:
         TimeoutError: Another process has held it for ten minutes.
@@ -155,7 +157,7 @@ def alone(target: Path) -> Iterator[None]:
     path = target.with_name(f".{_short(target.name)}.lock")
     lock = _lock_file(path)
     try:
-        yield
+        yield lock is not None
     finally:
         if lock is not None:
             with suppress(OSError):
@@ -164,23 +166,24 @@ def alone(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def naming(path: str | Path) -> Iterator[None]:
+def naming(path: str | Path, failed: str = "could not be written") -> Iterator[None]:
     """Let an error of the system say which file could not be written."""
     try:
         yield
     except OSError as error:
         if error.errno is None or error.strerror is None or str(path) in error.strerror:
             raise
-        raise OSError(error.errno, f"{path} could not be written: {error.strerror}") from error
+        raise OSError(error.errno, f"{path}: {failed} ({error.strerror}).") from error
 
 
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk, where the system can."""
     with suppress(PermissionError):  # Windows opens no folder, and one may have no right to read it
-        _sync(folder, os.O_RDONLY)
+        sync(folder, os.O_RDONLY)
 
 
-def _sync(path: Path, flags: int = os.O_RDWR) -> None:
+def sync(path: Path, flags: int = os.O_RDWR) -> None:
+    """Bring a file to the disk."""
     opened = os.open(path, flags)
     try:
         os.fsync(opened)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from typing_extensions import Unpack
 
-from lwptv_lightning.checkpoints import SafetensorsWriter, require_safetensors_path
+from lwptv_lightning.checkpoints import SafetensorsWriter, require_place, require_safetensors_path, require_storable
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.merging.merge import Merge, MergeOptions
 from lwptv_lightning.recipe import MergeRecipe
@@ -27,11 +27,13 @@ def save_merged(
     device: torch.device | str | None = None,
     *,
     max_shard_size: int | str = "5GB",
+    overwrite: bool = True,
     **options: Unpack[MergeOptions],
 ) -> Path:
     """Merge and write the result as it is made, with the recipe in the file's metadata.
 
-    The merged model is never in memory as a whole. Of several processes the first one writes.
+    The merged model is never in memory as a whole. Of several processes the first one writes. The model appears in one
+    step when it is whole and on the disk; whatever fails, a model that was there before stays as it was.
 
     Args:
         vectors: The task vectors.
@@ -42,13 +44,19 @@ def save_merged(
         max_shard_size: Bytes, or text such as ``"5GB"``. A larger model is written in shards of at most that size, or
             of one tensor, with an index beside them as transformers names both:
             ``merged-00001-of-00002.safetensors`` and ``merged.safetensors.index.json`` for ``merged.safetensors``.
+            Shards that replace a model's have names of their own, which end in ``.1a2b3c4d.safetensors``, so that the
+            index leads to all of the old ones or all of the new ones.
+        overwrite: Whether to replace a model that is there. Without it, of several that write at once one succeeds.
         options: Those of `MergeOptions`.
 
     Returns:
         What to open: the path, or that of the index.
 
     Raises:
-        ValueError: The path does not end in ``.safetensors``, or a size is none; besides, as in `merge`.
+        ValueError: The path does not end in ``.safetensors``, a size is none, or the format cannot hold a tensor or its
+            name; besides, as in `merge`.
+        FileExistsError: There is a model, and ``overwrite`` is false.
+        OSError: Nothing can be written there, or the disk is full.
 
     Example:
         >>> import tempfile
@@ -60,13 +68,18 @@ def save_merged(
     require_safetensors_path(path)
     shard_size = parse_bytes("max_shard_size", max_shard_size)
     merge, execution = Merge.of(vectors, recipe, layers, {"device": device, **options}, save_merged)
-    plan, ranks = merge.plan(execution), execution.ranks
+    ranks = execution.ranks
+    with ranks.sharing_errors():
+        require_storable(vectors.headers)
+        if ranks.rank == 0:
+            require_place(path, overwrite=overwrite)
+    plan = merge.plan(execution)
     pieces = plan.pieces()
     if ranks.size > 1:
         pieces = ((name, slice(0, None), tensor.reshape(-1)) for name, tensor in plan.tensors())
     with ranks.sharing_errors():
         metadata = plan.provenance().to_metadata() if ranks.rank == 0 else {}
-        writer = SafetensorsWriter(path, vectors.headers, metadata, shard_size)
+        writer = SafetensorsWriter(path, vectors.headers, metadata, shard_size, overwrite=overwrite)
         try:
             with writer if ranks.rank == 0 else nullcontext():
                 for name, elements, values in pieces:

@@ -88,7 +88,7 @@ def written(files, monkeypatch):
     def run(*options):
         calls = []
 
-        def save(vectors, recipe, path, **costs):
+        def save(vectors, recipe, path, overwrite, **costs):
             calls.append((recipe, costs))
             return path
 
