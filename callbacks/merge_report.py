@@ -9,15 +9,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
-from rich.text import Text
 
 from lwptv_lightning.callbacks.log_picture import log_picture
 from lwptv_lightning.callbacks.online_merge import OnlineMerge
 from lwptv_lightning.callbacks.prune_and_merge import PruneAndMerge
 from lwptv_lightning.evaluation import MergeModule, callbacks_of
 from lwptv_lightning.merging import PruningPlan
-from lwptv_lightning.registry import DOMAINS, LoaderName
-from lwptv_lightning.report import ResultRow, ResultTable, plot_id_ood, plot_saliency, print_table
+from lwptv_lightning.registry import DOMAINS, LoaderName, printable
+from lwptv_lightning.report import ResultRow, ResultTable, literal, plot_id_ood, plot_saliency, print_table, print_text
 
 
 class MergeReport(Callback):
@@ -63,8 +62,8 @@ class MergeReport(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         report = f"# Merged models over ID and OOD loaders\n\n{self.table.markdown()}\n"
         if treatment := _treatment(trainer, pl_module):
-            console.print(Text(f"The {treatment}."))
-            report += f"\nThe last {treatment}.\n"
+            print_text(f"The {treatment}.", console)
+            report += f"\n{literal(f'The last {treatment}.')}\n"
         (self.folder / "report.md").write_text(report, encoding="utf-8")
         (self.folder / "results.csv").write_text(self.table.csv(), encoding="utf-8")
         if recipe is not None:
@@ -72,7 +71,7 @@ class MergeReport(Callback):
         for picture in self._draw(plan):
             for logger in trainer.loggers:
                 log_picture(logger, picture, trainer.global_step)
-        console.print(Text(f"Report written to {self.folder}"))
+        print_text(f"Report written to {printable(self.folder)}", console)
 
     on_test_end = on_validation_end
 

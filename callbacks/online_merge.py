@@ -29,7 +29,7 @@ from lwptv_lightning.evaluation import (
 )
 from lwptv_lightning.functional import plain_name, plain_state
 from lwptv_lightning.merging import find_backbone, gather_state, install_, named_submodule
-from lwptv_lightning.registry import LoaderName
+from lwptv_lightning.registry import LoaderName, encodable
 
 
 class OnlineMerge(Callback):
@@ -172,7 +172,7 @@ class OnlineMerge(Callback):
             figures = self.module.metrics.compute() | self.module.metrics.averages(self.module.expert_accuracy)
             # Between evaluations the device is the training's, and the module holds no copy of its weights.
             self.module.cpu().provenance = Provenance
-        logged = {f"merged/{name}": value for name, value in figures.items()}
+        logged = {f"merged/{encodable(name)}": value for name, value in figures.items()}
         tell_reduced_(logged)
         return logged
 

@@ -12,14 +12,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from lwptv_lightning.registry import matcher, require_known, shown
+from lwptv_lightning.registry import matcher, printable, printable_name, require_known, shown
 
 _AT_ONCE = 1 << 18
 """Elements of a tensor that are compared at a time."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or that does not hold what it should."""
+    """A checkpoint that cannot be read, or that does not hold what it should.
+
+    Args:
+        message: What is wrong; names in it may hold any characters, and are shown as text.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)
@@ -234,6 +241,6 @@ def _fit(ours: TensorHeader | None, theirs: TensorHeader | None) -> str:
 
 def some_of(names: Iterable[object], most: int = 8) -> str:
     """List the first names, and say how many more there are."""
-    listed = [str(name) for name in names]
-    more = f", and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more + "."
+    every = list(names)
+    more = f", and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(map(printable_name, every[:most])) + more + "."

@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from lwptv_lightning.registry import printable
+
 SCHEMES = ("hf-hub:", "hf://")
 """What a name on the hub begins with."""
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?")
@@ -37,7 +39,9 @@ def fetch(name: str) -> Path:
             _download_companions(name, repo, revision, wanted, path)
             return path
     expected = f"no {file!r}" if file else f"none of {', '.join(_WEIGHTS)}"
-    raise FileNotFoundError(f"{name}: {expected} found on the hub or, without a network, in the local cache.")
+    raise FileNotFoundError(
+        f"{printable(name)}: {expected} found on the hub or, without a network, in the local cache."
+    )
 
 
 def _download_companions(name: str, repo: str, revision: str | None, wanted: str, path: Path) -> None:
@@ -57,6 +61,8 @@ def _download(name: str, repo: str, revision: str | None, file: str) -> Path | N
     except EntryNotFoundError:  # also what the cache alone does not have
         return None
     except RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"{name}: no repository {repo!r} on the hub, or no right to read it.") from error
+        raise FileNotFoundError(
+            f"{printable(name)}: no repository {repo!r} on the hub, or no right to read it."
+        ) from error
     except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{name}: {repo!r} has no revision {revision!r}.") from error
+        raise FileNotFoundError(f"{printable(name)}: {repo!r} has no revision {revision!r}.") from error

@@ -21,6 +21,6 @@ def run(options: argparse.Namespace) -> None:
 
     findings = check(options.base, read=not options.headers_only, **checkpoint_options(options))
     for table in check_tables(findings):
-        print_table(table, Console(emoji=False))
+        print_table(table, Console())
     if not all(found.passed for found in findings):
         sys.exit(1)

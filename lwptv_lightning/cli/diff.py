@@ -22,4 +22,4 @@ def run(options: argparse.Namespace) -> None:
     from lwptv_lightning.report import print_table
 
     differences = diff(options.first, options.second, options.granularity, **naming_options(options))
-    print_table(diff_table(differences), Console(emoji=False))
+    print_table(diff_table(differences), Console())

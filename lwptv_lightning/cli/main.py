@@ -6,11 +6,12 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from lwptv_lightning import __version__
 from lwptv_lightning.cli import check, demo, diff, merge, rules, scores, validate, zoo
 from lwptv_lightning.cli.ending import ending
+from lwptv_lightning.registry import any_character, printable
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module for module in (demo, merge, check, diff, validate, rules, scores, zoo)
@@ -50,15 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options = argparse.Namespace(command="validate", arguments=given[1:], debug=debug)
         else:
             options = _parser().parse_args(given)
-        with _warning_in_one_line(options.command):
+        with any_character(), _warning_in_one_line(options.command):
             COMMANDS[options.command].run(options)
 
 
 def _in_shell_words(text: str) -> str:
-    """Name options as the shell does, where an error names a function's argument."""
+    """Return text of any characters for a terminal, with options as the shell names them where it names arguments."""
     text = text.replace("statistics=... or data=...", "--data-statistics")
     text = re.sub(r"(?<![\w-])(max_memory|max_shard_size)\b", lambda found: f"--{found[0].replace('_', '-')}", text)
-    return _ARGUMENT.sub(lambda found: f"--{found[1]}{_VALUE.get(found[2], ' ' + found[2])}", text)
+    text = _ARGUMENT.sub(lambda found: f"--{found[1]}{_VALUE.get(found[2], ' ' + found[2])}", text)
+    return "\n    ".join(map(printable, text.split("\n")))  # so that no name can look like a line of ours
 
 
 @contextmanager
@@ -71,8 +73,16 @@ def _warning_in_one_line(command: str) -> Iterator[None]:
         warnings.formatwarning = usual
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that shows what it was given as text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and what is wrong, and exit with code 2."""
+        super().error(printable(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="lwptv", description="Merge fine-tuned models that keep working outside their training domains."
     )
     parser.add_argument("--version", action="version", version=f"lwptv-lightning {__version__}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from lwptv_lightning.cli import arguments
 from lwptv_lightning.recipe import LiNeS, MergeRecipe
-from lwptv_lightning.registry import parse_bytes
+from lwptv_lightning.registry import parse_bytes, printable, printable_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +39,10 @@ def run(options: argparse.Namespace) -> None:
     recipe, costs = _recipe(options), _costs(options)
     vectors = TaskVectors.open(options.base, **arguments.checkpoint_options(options))
     written = save_merged(vectors, recipe, options.out, overwrite=options.overwrite, **costs)
-    print(f"Merged {', '.join(vectors.tasks)} by {recipe.describe()} into {written}")
+    tasks = ", ".join(map(printable_name, vectors.tasks))
+    print(printable(f"Merged {tasks} by {recipe.describe()} into {written}"))
     if treatment := treatment_of(recipe.rule, Stream.of(vectors, data=costs.get("data"))):
-        print(f"The {treatment}.")
+        print(printable(f"The {treatment}."))
 
 
 def _require_place(path: Path, overwrite: bool) -> None:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from lwptv_lightning.registry import printable
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -17,4 +19,4 @@ def run(options: argparse.Namespace) -> None:
     from lwptv_lightning import zoo
 
     zoo.build(options.out, seed=options.seed)
-    print(f"Wrote the zoo to {options.out}")
+    print(printable(f"Wrote the zoo to {options.out}"))

@@ -103,7 +103,7 @@ class Heads(nn.Module):
             if self.instead_of:
                 raise ValueError(
                     f"the model's own classifier ({some_of(self.instead_of, 2)[:-1]}) is no checkpoint's and as it was "
-                    f"initialised: name a head, one of {', '.join(self)}."
+                    f"initialised: name a head, one of {some_of(self)}"
                 )
             output: Tensor = model(inputs)
             return output

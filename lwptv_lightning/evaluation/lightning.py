@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,9 @@ from torch.utils.data.distributed import DistributedSampler
 
 from lwptv_lightning.engine import ALONE, Ranks
 from lwptv_lightning.evaluation.shares import Replicas, Stream, share_loaders
+from lwptv_lightning.registry import any_character, encodable, printable_name
+
+_EMOJI = re.compile(r":(?=\S+:)")
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
@@ -200,9 +204,16 @@ def require_samples_for_all(loaders: Any, replicas: Replicas) -> None:
 
 
 def _print_results(results: list[dict[str, Any]], stage: str) -> None:
-    """Print what an evaluation returns as the trainer does, with names as they are, which it would take for markup."""
-    escaped = [{escape(name): value for name, value in entry.items()} for entry in results]
-    _EvaluationLoop._print_results(escaped, stage)  # type: ignore[arg-type]
+    """Print what an evaluation returns as the trainer does, with names as text, which it would take for markup."""
+    shown = [{_unmarked(name): value for name, value in entry.items()} for entry in results]
+    with any_character():
+        _EvaluationLoop._print_results(shown, stage)  # type: ignore[arg-type]
+
+
+def _unmarked(name: str) -> str:
+    """Return markup that shows a name; what looks like the code of an emoji is parted by a style that is none."""
+    # Of what ends in a backslash rich would double that, as if markup followed.
+    return _EMOJI.sub(":[none][/none]", escape(f"{printable_name(name)} ")[:-1])
 
 
 def uncombined(loaders: Any) -> Any:
@@ -250,6 +261,7 @@ def is_last_batch(trainer: Trainer, loader: Any, batch_idx: int, index: int) -> 
 
 def log_figures_(module: LightningModule, figures: Mapping[str, float]) -> None:
     """Log figures of all processes, as precise as they are, whatever the precision."""
+    figures = {encodable(name): figure for name, figure in figures.items()}
     tell_reduced_(figures)
     for name, figure in figures.items():
         value = torch.tensor(figure, device=module.device, dtype=torch.float32)

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from rich.markup import escape
 from rich.table import Column, Table
 from torch import nn
 
 from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, some_of
 from lwptv_lightning.engine import spans
 from lwptv_lightning.inspection.permuted import is_permuted
-from lwptv_lightning.registry import natural_order
+from lwptv_lightning.inspection.tables import cell
+from lwptv_lightning.registry import natural_order, printable_name
 from lwptv_lightning.task_vectors import (
     UNLIKE,
     Aligned,
@@ -196,7 +196,7 @@ def _verdict(found: TaskCheck, judged: Judgement, unchanged: float, twins: Seque
     if unchanged == 1:
         return "equals the base."
     if twins:
-        return f"has the same weights as {twins[0]}."
+        return f"has the same weights as {printable_name(twins[0])}."
     return judged.told or found.verdict
 
 
@@ -211,8 +211,8 @@ def check_tables(findings: Sequence[TaskCheck]) -> list[Table]:
         norm = "" if found.norm is None else f"{found.norm:.3g}"
         unchanged = "" if found.unchanged is None else f"{100 * found.unchanged:.0f} %"
         dtypes = ", ".join(found.dtypes)
-        cells = found.task, found.format, str(found.matched), *counts, dtypes, norm, unchanged, found.verdict
-        table.add_row(*map(escape, cells))
+        cells = found.format, str(found.matched), *counts, dtypes, norm, unchanged
+        table.add_row(cell(printable_name(found.task)), *cells, cell(found.verdict))
     return [table, *_cosine_table(findings), *_outlier_table(findings)]
 
 
@@ -220,10 +220,12 @@ def _cosine_table(findings: Sequence[TaskCheck]) -> Iterator[Table]:
     cosines_of = {found.task: found.cosines for found in findings if found.cosines is not None}
     if len(cosines_of) < 2:
         return
-    columns = [Column(escape(task), justify="right") for task in cosines_of]
+    columns = [Column(cell(printable_name(task)), justify="right") for task in cosines_of]
     cosines = Table("", *columns, title="Cosines of the task vectors", header_style="bold", pad_edge=False)
     for task, row in cosines_of.items():
-        cosines.add_row(escape(task), *(f"{row[other]:.2f}" if other in row else "" for other in cosines_of))
+        cosines.add_row(
+            cell(printable_name(task)), *(f"{row[other]:.2f}" if other in row else "" for other in cosines_of)
+        )
     yield cosines
 
 
@@ -231,6 +233,6 @@ def _outlier_table(findings: Sequence[TaskCheck]) -> Iterator[Table]:
     table = Table("task", "tensor", "outlier", title="Tensors that stand out", header_style="bold", pad_edge=False)
     for found in findings:
         for name, what in found.outliers.items():
-            table.add_row(*map(escape, (found.task, name, what)))
+            table.add_row(*map(cell, (printable_name(found.task), printable_name(name), what)))
     if table.row_count:
         yield table

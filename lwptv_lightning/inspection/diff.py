@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
 from lwptv_lightning.checkpoints import CheckpointSource, compare_headers
+from lwptv_lightning.inspection.tables import cell
 from lwptv_lightning.layers import layers_from_names
+from lwptv_lightning.registry import printable_name
 from lwptv_lightning.task_vectors import align
 
 
@@ -66,9 +67,12 @@ def diff(
     aligned = align(first, {"second": second}, model=model, prefix=prefix)
     ours, theirs = aligned.base, aligned.experts["second"]
     compared = compare_headers(ours.headers, theirs.headers)
-    noted = {name: f"{name}: {ours.headers[name].shape} and {theirs.headers[name].shape}" for name in compared.reshaped}
-    noted |= {name: f"only the first has {name}" for name in compared.missing}
-    noted |= {name: f"only the second has {name}" for name in compared.extra}
+    noted = {
+        name: f"{printable_name(name)}: {ours.headers[name].shape} and {theirs.headers[name].shape}"
+        for name in compared.reshaped
+    }
+    noted |= {name: f"only the first has {printable_name(name)}" for name in compared.missing}
+    noted |= {name: f"only the second has {printable_name(name)}" for name in compared.extra}
     differences = []
     for layer in layers_from_names(dict.fromkeys((*ours.names, *theirs.names)), granularity):
         notes = [noted[name] for name in layer.tensors if name in noted]
@@ -94,6 +98,8 @@ def diff_table(differences: list[LayerDifference]) -> Table:
     changed = [layer for layer in differences if layer.changed]
     for layer in changed:
         counts = f"{layer.changed} of {layer.tensors}"
-        table.add_row(escape(layer.layer), counts, f"{layer.norm:.3g}", f"{layer.largest:.3g}", escape(layer.note))
+        table.add_row(
+            cell(printable_name(layer.layer)), counts, f"{layer.norm:.3g}", f"{layer.largest:.3g}", cell(layer.note)
+        )
     table.caption = f"{len(differences) - len(changed)} of {len(differences)} layers are equal."
     return table

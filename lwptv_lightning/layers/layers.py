@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import overload
 
-from lwptv_lightning.registry import GRANULARITIES, nearest, require_kind, require_known, require_texts, shown
+from lwptv_lightning.registry import (
+    GRANULARITIES,
+    nearest,
+    printable_name,
+    require_kind,
+    require_known,
+    require_texts,
+    shown,
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,8 @@ class Layers(Sequence[Layer]):
         for kind, names in (("layer name", self.names), ("tensor", self.tensors)):
             repeated = [name for name, count in Counter(names).items() if count > 1]
             if repeated:
-                raise ValueError(f"every {kind} must be unique among the layers; repeated: {', '.join(repeated)}.")
+                listed = ", ".join(map(printable_name, repeated))
+                raise ValueError(f"every {kind} must be unique among the layers; repeated: {listed}.")
 
     @overload
     def __getitem__(self, index: int) -> Layer: ...

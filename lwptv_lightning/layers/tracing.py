@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from lwptv_lightning.functional import plain_module, plain_state, uncompile_
-from lwptv_lightning.registry import require_kind
+from lwptv_lightning.registry import printable, require_kind
 
 
 class TracingError(ValueError):
@@ -48,9 +48,9 @@ def trace(model: nn.Module) -> fx.GraphModule:
         graph = _Tracer(floating_tensors(replica).values()).trace(replica, concrete_args=_default_arguments(replica))
         return fx.GraphModule(replica, graph, class_name=type(replica).__name__)
     except Exception as error:  # tracing runs the model's own code, which may raise anything
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        reason = printable((str(error).strip().splitlines() or ["no reason given"])[0].rstrip("."))
         raise TracingError(
-            f"torch.fx cannot trace {type(plain_module(model)).__name__}: {type(error).__name__}: {reason.rstrip('.')}."
+            f"torch.fx cannot trace {type(plain_module(model)).__name__}: {type(error).__name__}: {reason}."
         ) from error
 
 

@@ -13,7 +13,7 @@ from lwptv_lightning.checkpoints import some_of
 from lwptv_lightning.functional import plain_module, plain_name, plain_state
 from lwptv_lightning.merging.plan import MergePlan
 from lwptv_lightning.merging.precision import in_dtype
-from lwptv_lightning.registry import nearest, require_kind
+from lwptv_lightning.registry import nearest, require_kind, shown
 from lwptv_lightning.task_vectors import TaskVectors, tied_in
 
 
@@ -84,7 +84,7 @@ def require_fit(model: nn.Module, vectors: TaskVectors, *, with_heads: bool = Tr
         )
     for name in vectors.shared_names:
         if own[name] != vectors.headers[name].shape:
-            raise ValueError(f"{label}: {name!r} has shape {own[name]}, the base {vectors.headers[name].shape}.")
+            raise ValueError(f"{label}: {shown(name)} has shape {own[name]}, the base {vectors.headers[name].shape}.")
     classifiers = tuple(f"{path}." for path in vectors.classifiers) if with_heads else ()
     unset = [name for name in unset_by(model, vectors) if not name.startswith(classifiers)]
     if beyond := [name for name in unset if name not in vectors.headers]:
@@ -95,8 +95,9 @@ def require_fit(model: nn.Module, vectors: TaskVectors, *, with_heads: bool = Tr
     if unset:
         raise ValueError(
             f"{label} has tensors of other shapes than the base's, which are not merged and would stay random: "
-            f"{some_of(unset)} {unset[0]!r} has shape {own[unset[0]]}, the base {vectors.headers[unset[0]].shape}. "
-            "Build it in the base's shapes, or without them (timm: num_classes=0) and with heads={'<set>': module}."
+            f"{some_of(unset)} {shown(unset[0])} has shape {own[unset[0]]}, the base "
+            f"{vectors.headers[unset[0]].shape}. Build it in the base's shapes, or without them (timm: num_classes=0) "
+            "and with heads={'<set>': module}."
         )
 
 
@@ -118,8 +119,8 @@ def _require_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> No
     for name, shape in shapes.items():
         if own[name].shape != shape:
             raise ValueError(
-                f"{type(plain_module(module)).__name__}: {name!r} has shape {tuple(own[name].shape)}, the weights to "
-                f"install have {tuple(shape)}."
+                f"{type(plain_module(module)).__name__}: {shown(name)} has shape {tuple(own[name].shape)}, the "
+                f"weights to install have {tuple(shape)}."
             )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from lwptv_lightning.engine import Stream
 from lwptv_lightning.layers import Layers
+from lwptv_lightning.registry import shown
 from lwptv_lightning.rules import MergeRule
 
 _BLOCKS = 16
@@ -43,6 +44,6 @@ def require_memory(limit: int, rule: MergeRule[Any], stream: Stream, thinned: La
     if needed > limit:
         raise MemoryLimitError(
             f"max_memory is {limit / 1e6:,.0f} MB, but merging {tasks} tasks by {rule.name!r} takes up to "
-            f"{needed / 1e6:,.0f} MB besides the result; the largest tensor is {largest!r} of shape "
+            f"{needed / 1e6:,.0f} MB besides the result; the largest tensor is {shown(largest)} of shape "
             f"{stream.shapes[largest]}. Expected a larger limit, or a rule that works on blocks."
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lwptv_lightning.checkpoints import Provenance
+from lwptv_lightning.checkpoints import Provenance, some_of
 from lwptv_lightning.engine import DataStatistics, Execution, Ranks, Stream, divide
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.merging.combine import Job, merged_pieces, published_alpha
@@ -19,7 +19,7 @@ from lwptv_lightning.merging.memory import require_memory
 from lwptv_lightning.merging.prune import PruningPlan, plan_layers, prune_layers
 from lwptv_lightning.merging.ties import data_by_first_name, further_names, rule_by_first_names
 from lwptv_lightning.recipe import MergeRecipe, tensor_factors
-from lwptv_lightning.registry import natural_order, require_known
+from lwptv_lightning.registry import natural_order, require_known, shown
 from lwptv_lightning.rules import MergeRule, RunningStatistics
 from lwptv_lightning.saliency import LayerMask, masked, masked_beside, merged_layers, thinned
 from lwptv_lightning.task_vectors import TaskVectors
@@ -236,7 +236,9 @@ def _check(merge: Merge) -> None:
     if rule.needs and data is None:
         raise ValueError(f"rule {rule.name!r} needs statistics=... or data=..., its {rule.needs} on each task's data.")
     if data is not None and (absent := [name for name in vectors.tasks if name not in data]):
-        raise ValueError(f"statistics has no entry for task {absent[0]!r}; it has {', '.join(data) or 'none'}.")
+        raise ValueError(
+            f"statistics has no entry for task {shown(absent[0])}; it has {some_of(data) if data else 'none.'}"
+        )
     if rule.needs == "fisher" and data is not None:
         _check_shapes(vectors, data)
     if merge.recipe.task is not None:
@@ -251,6 +253,6 @@ def _check_shapes(vectors: TaskVectors, data: DataStatistics) -> None:
         for name in vectors.names:
             if name in data[task] and data[task][name].shape != vectors.headers[name].shape:
                 raise ValueError(
-                    f"the data statistics of task {task!r} have shape {tuple(data[task][name].shape)} for {name!r}, "
-                    f"expected {vectors.headers[name].shape}, one number for each weight."
+                    f"the data statistics of task {shown(task)} have shape {tuple(data[task][name].shape)} for "
+                    f"{shown(name)}, expected {vectors.headers[name].shape}, one number for each weight."
                 )

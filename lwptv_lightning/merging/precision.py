@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from lwptv_lightning.registry import shown
+
 
 def in_dtype(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
     """Return values in another dtype, or themselves where they have it.
@@ -27,8 +29,8 @@ def in_dtype(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
     if largest <= limit or largest < limit * (1 + torch.finfo(dtype).eps / 4):
         return cast
     if math.isnan(largest):
-        raise ValueError(f"{name!r} holds NaN; expected finite weights, and sums that do not overflow on the way.")
+        raise ValueError(f"{shown(name)} holds NaN; expected finite weights, and sums that do not overflow on the way.")
     raise ValueError(
-        f"{name!r} would overflow: its largest merged value is {largest:g}, beyond {limit:g}, the largest of {dtype}. "
-        "Give a smaller scale, or a base and a model in a dtype of more range, such as torch.float32."
+        f"{shown(name)} would overflow: its largest merged value is {largest:g}, beyond {limit:g}, the largest of "
+        f"{dtype}. Give a smaller scale, or a base and a model in a dtype of more range, such as torch.float32."
     )

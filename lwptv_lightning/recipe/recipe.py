@@ -27,6 +27,7 @@ from lwptv_lightning.registry import (
     number,
     parse_json,
     patterns,
+    printable,
     require_known,
     require_ratio,
     shown,
@@ -225,7 +226,7 @@ class MergeRecipe:
         try:
             return cls.from_json(text.read_text(encoding="utf-8"))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{text}: {error}") from error
+            raise ValueError(f"{printable(text)}: {error}") from error
 
     def describe(self) -> str:
         """Return the recipe in a few words, for tables."""

@@ -4,6 +4,8 @@ import json
 import reprlib
 from typing import Any
 
+from lwptv_lightning.registry.text import printable
+
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 4
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 8
@@ -18,7 +20,7 @@ def shown(value: Any) -> str:
         ("'modul'", '[[[[[...]]]]]', 'an int')
     """
     try:
-        return " ".join(_SHORT.repr(value).splitlines())
+        return printable(" ".join(_SHORT.repr(value).splitlines()))
     except Exception:  # another's `__repr__` may raise anything, and numbers may have too many digits
         kind = type(value).__name__
         return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from lwptv_lightning.registry.given import shown
+from lwptv_lightning.registry.text import printable_name
 
 Record = TypeVar("Record")
 _LONGEST = 500
@@ -26,7 +27,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return ""
     lowered = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
-    return f" Did you mean {lowered[close[0]]!r}?" if close else ""
+    return f" Did you mean {shown(lowered[close[0]])}?" if close else ""
 
 
 _LISTED = 60
@@ -44,9 +45,10 @@ class UnknownNameError(KeyError, ValueError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = tuple(known)
-        listed = ", ".join(known[:_LISTED]) + f" and {len(known) - _LISTED} more" if len(known) > 2 * _LISTED else ""
-        listed = listed or ", ".join(known) or "none"
-        self.message = f"unknown {kind} {shown(name)}.{nearest(name, known)} Known: {listed}."
+        most = _LISTED if len(known) > 2 * _LISTED else len(known)
+        listed = ", ".join(map(printable_name, known[:most])) or "none"
+        more = f" and {len(known) - most} more" if len(known) > most else ""
+        self.message = f"unknown {kind} {shown(name)}.{nearest(name, known)} Known: {listed}{more}."
         super().__init__(kind, name, known)
 
     def __str__(self) -> str:

@@ -1,6 +1,8 @@
 """Tables, pictures and files from figures that are there already."""
 
+from lwptv_lightning.report.markdown import literal, markdown_table
 from lwptv_lightning.report.pictures import PRUNED_SUFFIX, plot_id_ood, plot_saliency
-from lwptv_lightning.report.table import ResultRow, ResultTable, markdown_table, print_table
+from lwptv_lightning.report.table import ResultRow, ResultTable
+from lwptv_lightning.report.terminal import print_table, print_text
 
 __all__ = ["ResultRow", "ResultTable", "markdown_table", "plot_id_ood", "plot_saliency", "print_table"]

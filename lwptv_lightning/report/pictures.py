@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from lwptv_lightning.merging import PruningPlan
+from lwptv_lightning.registry import printable
 from lwptv_lightning.report.table import ResultRow
 
 
@@ -25,14 +26,15 @@ def plot_saliency(plan: PruningPlan, path: Path) -> Path:
     """
     ranks = plan.scores.values.argsort(dim=1).argsort(dim=1).double()
     ranks /= max(ranks.shape[1] - 1, 1)
-    tasks, layers = plan.mask.tasks, plan.mask.layers
-    figure = Figure(figsize=(2.5 + 0.9 * len(tasks), 1.6 + 0.17 * len(layers)), layout="constrained")
+    tasks, layers = (list(map(_drawable, names)) for names in (plan.mask.tasks, plan.mask.layers))
+    width = 2.5 + 0.9 * len(tasks) + _room(layers, 20)
+    figure = Figure(figsize=(width, 1.6 + 0.17 * len(layers) + _room(tasks, 10)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(ranks.T.numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1)
     pruned_tasks, pruned_layers = (~plan.mask.kept).numpy().nonzero()
     axes.scatter(pruned_tasks, pruned_layers, marker="x", color="white", s=14, linewidths=1)
-    axes.set_xticks(range(len(tasks)), map(_drawable, tasks), rotation=35, ha="right", parse_math=False)
-    axes.set_yticks(range(len(layers)), map(_drawable, layers), fontsize=6, parse_math=False)
+    axes.set_xticks(range(len(tasks)), tasks, rotation=35, ha="right", parse_math=False)
+    axes.set_yticks(range(len(layers)), layers, fontsize=6, parse_math=False)
     axes.set_title("Saliency of each layer of each task vector\n(cross: pruned)", fontsize=10)
     figure.colorbar(image, label="rank within the task (1 = most salient)")
     return _save(figure, path)
@@ -77,6 +79,11 @@ def plot_id_ood(
     return _save(figure, path)
 
 
+_LABEL = 80
+"""The most characters of a name in a picture."""
+_DPI = 130
+_MOST_PIXELS = 60_000
+"""Of a picture's longer side; a model of thousands of layers is drawn smaller."""
 PRUNED_SUFFIX = " pruned"
 """What a pruned model's row is called beyond the name of its unpruned twin."""
 
@@ -93,9 +100,15 @@ def _add_legend(axes: Any, named: Sequence[tuple[str, Any]]) -> None:
 
 
 def _drawable(name: str) -> str:
-    """Return a name with Python's escapes for the characters that the fonts in use cannot draw."""
-    known = _characters(tuple(FontProperties().get_family()))
-    return "".join(letter if ord(letter) in known else letter.encode("unicode_escape").decode() for letter in name)
+    """Return a name, as far as there is room, with Python's escapes for what is not seen or the fonts cannot draw."""
+    known, name = _characters(tuple(FontProperties().get_family())), printable(name, _LABEL)
+    drawn = (letter if ord(letter) in known else letter.encode("unicode_escape").decode() for letter in name)
+    return printable("".join(drawn), _LABEL)
+
+
+def _room(labels: Sequence[str], usual: int) -> float:
+    """Return how many inches the longest of some labels takes beyond a usual number of characters."""
+    return 0.06 * max((len(label) - usual for label in labels if len(label) > usual), default=0)
 
 
 @cache
@@ -121,5 +134,5 @@ def _coordinates(rows: Sequence[ResultRow]) -> tuple[list[float], list[float]]:
 
 def _save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=min(_DPI, _MOST_PIXELS / max(figure.get_size_inches())))
     return path

@@ -5,14 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lwptv_lightning.registry import LoaderName
+from lwptv_lightning.registry import LoaderName, encodable, printable, printable_name
+from lwptv_lightning.report.markdown import literal, markdown_table
+
+_NUMBER = re.compile(r"[+-]\d+(\.\d+)?")
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001
+"""What a spreadsheet takes for the beginning of a formula, or reads past."""
 
 
 @dataclass(frozen=True)
@@ -67,43 +72,47 @@ class ResultTable:
 
     def rich(self, title: str | None = None) -> Table:
         """Return the table for a terminal."""
-        table = Table(title=None if title is None else Text(title), header_style="bold", pad_edge=False)
-        for index, heading in enumerate(self.headings):
+        table = Table(title=None if title is None else Text(printable(title)), header_style="bold", pad_edge=False)
+        for index, heading in enumerate(map(printable_name, self.headings)):
             text = index in (0, len(self.headings) - 1)
             table.add_column(Text(heading.replace(" ", "\n")), justify="left" if text else "right", no_wrap=text)
         for row in self.rows:
-            table.add_row(*map(Text, self.cells(row)))  # as they are: a name may look like markup
+            table.add_row(*map(Text, _shown(self.cells(row))))  # a name may look like markup
         return table
 
     def markdown(self) -> str:
         """Return the table in Markdown."""
-        rows = ([_literal(cell) for cell in self.cells(row)] for row in self.rows)
-        return markdown_table([_literal(heading) for heading in self.headings], rows)
+        rows = ([literal(cell) for cell in _shown(self.cells(row))] for row in self.rows)
+        return markdown_table([literal(printable_name(heading)) for heading in self.headings], rows)
 
     def csv(self) -> str:
-        """Return the table as CSV, with fractions in full precision."""
-        headings, text = ["model", *self.columns, "seconds", "note"], io.StringIO()
-        rows = [[row.name, *map(row.figures.get, self.columns), row.seconds, row.note] for row in self.rows]
-        csv.writer(text, lineterminator="\n").writerows([headings, *rows])
-        return text.getvalue()
+        """Return the table as CSV, with fractions in full precision.
+
+        Names are as they are, but that what a spreadsheet would take for a formula has an apostrophe before it, and
+        lone surrogates, which no file can hold, are Python's escapes.
+        """
+        lines: list[list[Any]] = [["model", *self.columns, "seconds", "note"]]
+        lines += [[row.name, *map(row.figures.get, self.columns), row.seconds, row.note] for row in self.rows]
+        return "".join(map(_csv_line, lines))
 
 
-def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown, of cells in Markdown."""
-    first, *others = ("|" + "|".join(f" {cell} " for cell in line) + "|" for line in (headings, *rows))
-    return "\n".join([first, "|" + "---|" * len(headings), *others])
+def _shown(cells: list[str]) -> list[str]:
+    """Return a row's cells as they are shown, a note at full length."""
+    return [*map(printable_name, cells[:-1]), printable(cells[-1])]
 
 
-def print_table(table: Table, console: Console) -> None:
-    """Print a table in full: where the terminal is narrower the terminal wraps it, so that no figure is cut off."""
-    needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-    console.width = max(console.width, needed)
-    console.print(table)
+def _csv_line(cells: list[Any]) -> str:
+    """Return a line of CSV, with quotation marks around whatever ends a line for any reader."""
+    text = io.StringIO()
+    inert = [_inert(cell) if isinstance(cell, str) else cell for cell in cells]
+    csv.writer(text, lineterminator="\r\n").writerow(inert)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
-def _literal(cell: str) -> str:
-    """Return text as Markdown that shows it as it is, on one line."""
-    return re.sub(r"([\\|*`<$~\[\]])", r"\\\1", " ".join(cell.splitlines()))
+def _inert(cell: str) -> str:
+    """Return a cell's text so that no spreadsheet computes it."""
+    is_formula = cell.startswith(_FORMULA) and not _NUMBER.fullmatch(cell)
+    return encodable(f"'{cell}" if is_formula else cell)
 
 
 def _heading(figure: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lwptv_lightning.functional import NEGLIGIBLE, directions, per_row
-from lwptv_lightning.registry import number
+from lwptv_lightning.registry import number, printable_name
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
 
@@ -41,7 +41,9 @@ class NuSLERP(MergeRule):
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return both task vectors times their coefficients, ``(2, *shape)``."""
         if len(tau) != 2:
-            raise ValueError(f"nuslerp merges exactly 2 tasks, not {len(tau)}: {', '.join(context.tasks)}.")
+            raise ValueError(
+                f"nuslerp merges exactly 2 tasks, not {len(tau)}: {', '.join(map(printable_name, context.tasks))}."
+            )
         first, second = directions(tau)[0]
         angle = 2 * math.atan2(float((first - second).norm()), float((first + second).norm()))
         coefficients = [1 - self.t, self.t]

@@ -18,6 +18,7 @@ from lwptv_lightning.registry import (
     require_matches,
     require_ratio,
     require_texts,
+    shown,
 )
 from lwptv_lightning.saliency.table import LayerTable, columns_in_order, require_shape
 
@@ -104,7 +105,7 @@ def keep_most_salient(
         for what, patterns in (("keep", keep), ("prune", prune))
     )
     if both := [name for name, k, p in zip(scores.layers, always_kept, always_pruned, strict=True) if k and p]:
-        raise ValueError(f"layer {both[0]!r} matches both keep={tuple(keep)} and prune={tuple(prune)}.")
+        raise ValueError(f"layer {shown(both[0])} matches both keep={tuple(keep)} and prune={tuple(prune)}.")
     values = scores.values.clone()
     values[:, always_pruned] = -torch.inf
     weights = torch.ones_like(scores.numel) if count == "layers" else scores.numel

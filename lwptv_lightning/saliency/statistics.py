@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lwptv_lightning.checkpoints import some_of
 from lwptv_lightning.engine import Block, Execution, Stream, divide
 from lwptv_lightning.functional import device_of, require_usable, sum_tasks
 from lwptv_lightning.layers import Layer, Layers
@@ -122,7 +123,7 @@ def merged_layers(vectors: TaskVectors, layers: Layers) -> Layers:
     absent = sorted(set(vectors.names).difference(layers.tensors))
     if absent:
         raise ValueError(
-            f"these merged tensors are in no layer: {', '.join(absent[:8])}. Layers and checkpoints must be of one "
+            f"these merged tensors are in no layer: {some_of(absent)} Layers and checkpoints must be of one "
             "model; name tensors that are not to be merged in exclude=(...)."
         )
     return layers.restrict(vectors.names)

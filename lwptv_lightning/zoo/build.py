@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save
 from torch import nn
 
+from lwptv_lightning.registry import printable
 from lwptv_lightning.zoo.digits import ASSETS, DIGITS_FILE, write_digits
 from lwptv_lightning.zoo.domains import ID_SETS
 from lwptv_lightning.zoo.files import BASE_FILE, HEADS_FILE, base_path, expert_file, heads
@@ -57,7 +58,7 @@ def build(
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"out: expected a new or empty folder, got {out}.")
+        raise FileExistsError(f"out: expected a new or empty folder, got {printable(out)}.")
     out.parent.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Beside the target, because only within one file system is a rename atomic.

@@ -17,6 +17,7 @@ from rich.console import Console
 from lwptv_lightning.evaluation import MergeModule
 from lwptv_lightning.merging import plan_pruning, save_merged
 from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.registry import printable, printable_name
 from lwptv_lightning.report import (
     PRUNED_SUFFIX,
     ResultRow,
@@ -25,6 +26,7 @@ from lwptv_lightning.report import (
     plot_id_ood,
     plot_saliency,
     print_table,
+    print_text,
 )
 from lwptv_lightning.search import Candidate, SweepResult, sweep
 from lwptv_lightning.task_vectors import TaskVectors
@@ -140,9 +142,7 @@ def _publish(demo: Demo, module: MergeModule, folder: Path, console: Console) ->
     layers = module.layers()
     differences = markdown_table(["pruned minus unpruned", "ID", "OOD"], _differences(demo.test))
     print_table(demo.table.rich("Accuracy in %, averages over the ID and over the OOD sets"), console)
-    console.print(
-        f"Pruned minus unpruned, in points, with 95 % paired bootstrap intervals:\n{differences}", markup=False
-    )
+    print_text(f"Pruned minus unpruned, in points, with 95 % paired bootstrap intervals:\n{differences}", console)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.csv").write_text(demo.table.csv(), encoding="utf-8")
     (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
@@ -157,8 +157,10 @@ def _publish(demo: Demo, module: MergeModule, folder: Path, console: Console) ->
             ResultRow("random", demo.test.figures(_random("task_arithmetic", seed))) for seed in range(RANDOM_MASKS)
         ],
     )
-    (folder / "report.md").write_text(_REPORT.format(table=demo.table.markdown(), differences=differences, ratio=RATIO))
-    console.print(f"Wrote {', '.join(sorted(path.name for path in folder.iterdir()))} to {folder.resolve()}")
+    report = _REPORT.format(table=demo.table.markdown(), differences=differences, ratio=RATIO)
+    (folder / "report.md").write_text(report, encoding="utf-8")
+    written = sorted(printable_name(path.name) for path in folder.iterdir())
+    print_text(f"Wrote {', '.join(written)} to {printable(folder.resolve())}", console)
 
 
 def _at(rule: str, coefficient: float) -> str:

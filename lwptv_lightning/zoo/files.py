@@ -9,6 +9,7 @@ from typing import Final
 from safetensors.torch import load_file
 from torch import nn
 
+from lwptv_lightning.registry import printable
 from lwptv_lightning.zoo.digits import ASSETS
 from lwptv_lightning.zoo.domains import ID_SETS, OOD_SETS, set_alphabet
 from lwptv_lightning.zoo.glyphs import class_rows
@@ -105,5 +106,7 @@ def heads(root: Root | None = None) -> dict[str, nn.Module]:
 def _existing(root: Root | None, name: str) -> Path:
     path = Path(ASSETS if root is None else root, name)
     if not path.is_file():
-        raise FileNotFoundError(f"root: expected a folder written by `lwptv zoo build` with {name} in it, got {path}.")
+        raise FileNotFoundError(
+            f"root: expected a folder written by `lwptv zoo build` with {name} in it, got {printable(path)}."
+        )
     return path

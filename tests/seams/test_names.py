@@ -3,9 +3,12 @@
 import csv
 import io
 import json
+import re
+import sys
 
 import pytest
 import torch
+from _helpers.odd_names import HOSTILE, steering
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
@@ -27,8 +30,8 @@ from lwptv_lightning import (
 from lwptv_lightning.inspection import check, check_tables, diff, diff_table
 from lwptv_lightning.layers import layers_from_names
 from lwptv_lightning.merging import PruningPlan, read_data_statistics, save_merged
-from lwptv_lightning.registry import matches, require_matches
-from lwptv_lightning.report import ResultRow, ResultTable, plot_id_ood, plot_saliency, print_table
+from lwptv_lightning.registry import encodable, matches, printable, require_matches
+from lwptv_lightning.report import ResultRow, ResultTable, literal, plot_id_ood, plot_saliency, print_table
 from lwptv_lightning.saliency import LayerTable, keep_most_salient
 from lwptv_lightning.search import sweep
 
@@ -117,12 +120,38 @@ def test_every_step_of_a_validation(model, fine_tuned, make_trainer, tmp_path):
     assert loaded.head_names == NAMES
 
 
+@pytest.mark.parametrize(("encoding", "names"), [("utf-8", HOSTILE[::2]), ("ascii", HOSTILE[1::2])])
+def test_hostile_names_in_every_step(encoding, names, model, fine_tuned, make_trainer, tmp_path, monkeypatch):
+    names = [name for name in names if name.strip()]
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    folder = tmp_path / "[/x] \x1b[2J \udcff"
+    module = MergeModule(model, vectors_of(model, names[:5], fine_tuned), MergeRecipe(ratio=0.5))
+    trainer = make_trainer(callbacks=[MergeReport(folder)], logger=CSVLogger(tmp_path, name="logs"))
+    entries = trainer.validate(module, {f"id/{name}": loader() for name in names} | {"ood/x": loader()})
+    assert all(f"id/{encodable(name)}" in entry for name, entry in zip(names, entries, strict=False))
+    stream.flush()
+    shown = stream.buffer.getvalue().decode(encoding)
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    assert not steering(shown)
+    assert not steering(report)
+    assert "[/x] \\x1b[2J \\udcff" in shown
+    short = [text for name in names if len(text := printable(name)) < 20 and " " not in text]
+    assert len(short) > 10
+    assert all(f"id/{text} " in shown for text in short)  # in the trainer's own table
+    assert all(f"| id {literal(text.replace('_', ' '))} |" in report for text in short)
+    lines = report.splitlines()
+    assert len({re.sub(r"\\.", "", line).count("|") for line in lines if line.startswith("|")}) == 1
+    with (tmp_path / "logs" / "version_0" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        assert {f"id/{encodable(name)}" for name in names} <= set(next(csv.reader(file)))
+
+
 def test_the_trainers_own_table(model, fine_tuned, make_trainer, capsys):
     names = [f"id/{name}" for name in NAMES]
     module = MergeModule(model, vectors_of(model, NAMES, fine_tuned))
     make_trainer().validate(module, {name: loader() for name in names})
     shown = capsys.readouterr().out
-    assert all(f"id/{name} " in shown for name in ("[/]", "costs $5", "a|b", "中文", "<b>"))
+    assert all(f"id/{name} " in shown for name in ("[/]", "costs $5", "a|b", "中文", "<b>", ":smile:"))
     assert "[bold]" in shown
     make_trainer().test(module, {name: loader() for name in names})
 
