@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lwptv_lightning.files import InputFile
 from lwptv_lightning.registry import matcher, printable, printable_name, require_known, shown
 
 _AT_ONCE = 1 << 18
@@ -60,7 +61,8 @@ class TensorHeader:
 class TensorReader(Protocol):
     """Reads tensors of one checkpoint by the names they have there.
 
-    One that knows differences from the base, which a sum with the base would round, has ``read_for_difference`` too.
+    One that knows differences from the base, which a sum with the base would round, has ``read_for_difference`` too;
+    one that opens files on its way has ``inputs``.
     """
 
     def read(self, name: str, /) -> Tensor:
@@ -87,6 +89,7 @@ class Checkpoint:
         metadata: What the file says of itself.
         folder: Where the file stands, with the configuration beside it; None in memory.
         format: What kind of file it is, in a word or two.
+        inputs: The files that it reads from, as they were when it was opened.
     """
 
     def __init__(
@@ -99,12 +102,14 @@ class Checkpoint:
         metadata: Mapping[str, str] | None = None,
         folder: Path | None = None,
         format: str = "in memory",
+        inputs: Sequence[InputFile] = (),
     ) -> None:
         self.source = source
         self.headers = dict(headers)
         self.metadata = dict(metadata or {})
         self.folder = folder
         self.format = format
+        self.inputs = tuple(inputs)
         self.foreign: tuple[str, ...] = ()
         """Tensors that are differences from other weights than those of the base that they were added to."""
         self._reader = reader
@@ -127,6 +132,11 @@ class Checkpoint:
         """
         require_known("tensor", name, self.headers)
         return self._reader.read(self._stored_names.get(name, name))
+
+    def require_unchanged(self) -> None:
+        """Raise a `CheckpointError` where a file was changed since it was opened, whose tensors were read by then."""
+        for file in (*self.inputs, *getattr(self._reader, "inputs", ())):
+            file.require_unchanged()
 
     def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
         """Return a tensor, and whether it is a difference from the base already; neither is to be written to."""
@@ -182,7 +192,10 @@ def holding(checkpoint: Checkpoint, names: Iterable[str], place: Callable[[Tenso
     for name in names:
         tensor, is_difference = checkpoint.read_for_difference(name)
         held[name] = (place(tensor), is_difference)
-    return checkpoint.with_tensors(checkpoint.headers, _HeldReader(checkpoint, held))
+    made = checkpoint.with_tensors(checkpoint.headers, _HeldReader(checkpoint, held))
+    checkpoint.require_unchanged()
+    made.inputs = ()  # the reader knows those that are still needed
+    return made
 
 
 @dataclass(frozen=True)
@@ -191,6 +204,10 @@ class _HeldReader:
 
     checkpoint: Checkpoint
     held: Mapping[str, tuple[Tensor, bool]]
+
+    @property
+    def inputs(self) -> tuple[InputFile, ...]:
+        return () if self.held.keys() >= self.checkpoint.headers.keys() else self.checkpoint.inputs
 
     def read(self, name: str) -> Tensor:
         tensor, is_difference = self.held.get(name, (None, True))

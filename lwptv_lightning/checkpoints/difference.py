@@ -23,6 +23,7 @@ from lwptv_lightning.checkpoints.checkpoint import (
 from lwptv_lightning.checkpoints.names import match_names
 from lwptv_lightning.checkpoints.open import open_checkpoint
 from lwptv_lightning.checkpoints.provenance import Provenance, fingerprint, tensor_fingerprint, tensor_fingerprints
+from lwptv_lightning.files import InputFile
 from lwptv_lightning.functional import sum_dtype
 from lwptv_lightning.registry import matcher, matches, nearest
 
@@ -164,6 +165,13 @@ class _AddedReader:
         if name in self.foreign.headers:
             return self._read_foreign(name), False
         return _read_or_zeros(self.difference, self.base.headers, name), True
+
+    @property
+    def inputs(self) -> tuple[InputFile, ...]:
+        """The files of all that is read, those of the origin as soon as it was needed."""
+        origin: Checkpoint | None = self.__dict__.get("_origin")
+        read = (self.base, self.difference, self.replaced, self.foreign, *([] if origin is None else [origin]))
+        return tuple(dict.fromkeys(file for each in read for file in each.inputs))
 
     @cached_property
     def _origin(self) -> Checkpoint | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
+from lwptv_lightning.checkpoints.checkpoint import CheckpointError
+from lwptv_lightning.checkpoints.safetensors import weight_map_of
+from lwptv_lightning.files import InputFile
 from lwptv_lightning.registry import printable
 
 SCHEMES = ("hf-hub:", "hf://")
@@ -47,8 +49,9 @@ def fetch(name: str) -> Path:
 def _download_companions(name: str, repo: str, revision: str | None, wanted: str, path: Path) -> None:
     """Fetch what belongs beside a weights' file."""
     folder = wanted.rpartition("/")[0]
-    index = json.loads(path.read_text()) if wanted.endswith(".index.json") else {}
-    for file in dict.fromkeys((*_CONFIGURATIONS, *index.get("weight_map", {}).values())):
+    is_index = wanted.endswith(".index.json")
+    shards = weight_map_of(InputFile.at(path, CheckpointError)).values() if is_index else ()
+    for file in dict.fromkeys((*_CONFIGURATIONS, *shards)):
         _download(name, repo, revision, f"{folder}/{file}".lstrip("/"))
 
 

@@ -9,10 +9,9 @@ References:
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,9 +21,14 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, FunctionReader, TensorHeader, some_of
+from lwptv_lightning.checkpoints.patterns import first_endings
+from lwptv_lightning.files import InputFile, beside
+from lwptv_lightning.registry import parse_json, shown
 
 _ROOT = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
+_MOST_ALPHA = 1e30
+"""Beyond it no product is finite."""
 _REFUSED = {
     "use_dora": "DoRA normalises the columns of the sum, which is no product B A",
     "use_qalora": "QA-LoRA pools the inputs",
@@ -48,7 +52,8 @@ def expand_adapter(adapter: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
     These are the differences, each computed from its factors when read, and the tensors that were trained whole
     (``modules_to_save`` and biases).
     """
-    config = _configuration(adapter)
+    file = _configuration_file(adapter)
+    config = _configuration(adapter, file)
     factors: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
     for name in adapter.names:
@@ -59,12 +64,15 @@ def expand_adapter(adapter: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
         else:
             whole[name.removeprefix(_ROOT)] = name
     products = {}
+    alphas = _alphas(file.path, config, list(factors))
     for module, names in factors.items():
         if len(names) != 2:
             raise CheckpointError(f"{adapter.source}: {module!r} has one factor only, {some_of(names.values())}")
-        products[f"{module}.weight"] = _product(adapter, module, names, config)
+        products[f"{module}.weight"] = _product(adapter, module, names, config, alphas[module])
     headers = {name: TensorHeader(product.shape, torch.float32) for name, product in products.items()}
-    return adapter.with_tensors(headers, FunctionReader(partial(_multiply, adapter, products))), adapter.renamed(whole)
+    differences = adapter.with_tensors(headers, FunctionReader(partial(_multiply, adapter, products)))
+    differences.inputs = (*adapter.inputs, file)
+    return differences, adapter.renamed(whole)
 
 
 @dataclass(frozen=True)
@@ -86,15 +94,13 @@ def _multiply(adapter: Checkpoint, products: Mapping[str, _Product], name: str) 
     return difference.T if product.transposed else difference.reshape(product.shape)
 
 
-def _product(adapter: Checkpoint, module: str, names: Mapping[str, str], config: Mapping[str, Any]) -> _Product:
+def _product(
+    adapter: Checkpoint, module: str, names: Mapping[str, str], config: Mapping[str, Any], alpha: float
+) -> _Product:
     a, b = adapter.headers[names["A"]].shape, adapter.headers[names["B"]].shape
-    if len(a) < 2 or len(b) < 2 or a[0] != b[1] or math.prod(b[2:]) != 1:
+    if len(a) < 2 or len(b) < 2 or a[0] != b[1] or not a[0] or math.prod(b[2:]) != 1:
         raise CheckpointError(f"{adapter.source}: the factors of {module!r}, {b} and {a}, have no product B A.")
     rank = a[0]
-    # The first pattern that ends the module's path, as PEFT does.
-    patterns = (config.get("alpha_pattern") or {}).items()
-    fitting = (value for key, value in patterns if re.match(rf"(.*\.)?({key})$", module))
-    alpha = next(fitting, config.get("lora_alpha", 8))
     scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     # Embeddings and GPT-2's layers keep their weight transposed.
     transposed = "lora_embedding_" in names["A"] or bool(config.get("fan_in_fan_out"))
@@ -102,23 +108,36 @@ def _product(adapter: Checkpoint, module: str, names: Mapping[str, str], config:
     return _Product(names["A"], names["B"], scaling, shape, transposed)
 
 
-def _configuration(adapter: Checkpoint) -> dict[str, Any]:
+def _configuration_file(adapter: Checkpoint) -> InputFile:
     if adapter.folder is None:
         factor = next(name for name in adapter.names if ".lora_" in name)
         raise CheckpointError(
             f"{adapter.source}: {factor!r} is a factor of LoRA, whose scaling stands in an adapter_config.json, and "
             "weights in memory have none beside them; give the adapter's folder instead."
         )
-    path = adapter.folder / "adapter_config.json"
+    origin = adapter.inputs[0].path if adapter.inputs else None
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        path = beside(adapter.folder, "adapter_config.json", CheckpointError, origin=origin)
+        return InputFile.at(path, CheckpointError)
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{adapter.source}: holds LoRA factors, whose scaling stands in an adapter_config.json beside them that "
-            f"cannot be read ({error})."
-        ) from error
+        raise _unreadable(adapter, error) from error
+
+
+def _unreadable(adapter: Checkpoint, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{adapter.source}: holds LoRA factors, whose scaling stands in an adapter_config.json beside them that "
+        f"cannot be read ({error})."
+    )
+
+
+def _configuration(adapter: Checkpoint, file: InputFile) -> dict[str, Any]:
+    path = file.path
+    try:
+        config: dict[str, Any] = parse_json(file.text(), "it")
+    except (OSError, ValueError) as error:
+        raise _unreadable(adapter, error) from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: expected a mapping of options, not {config!r}.")
+        raise CheckpointError(f"{path}: expected a mapping of options, not {shown(config)}.")
     _check_numbers(path, config)
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{path}: peft_type is {config.get('peft_type')!r}, expected 'LORA'.")
@@ -138,15 +157,25 @@ def _check_numbers(path: Path, config: Mapping[str, Any]) -> None:
     """Raise a `CheckpointError` where the scaling cannot be computed from a configuration."""
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
-        raise CheckpointError(f"{path}: alpha_pattern must map patterns of modules to numbers, not be {patterns!r}.")
+        raise CheckpointError(
+            f"{path}: alpha_pattern must map patterns of modules to numbers, not be {shown(patterns)}."
+        )
     alphas = {"lora_alpha": config.get("lora_alpha", 8)} | {
         f"alpha_pattern of {key!r}": patterns[key] for key in patterns
     }
     for what, alpha in alphas.items():
-        if type(alpha) not in (int, float):
-            raise CheckpointError(f"{path}: {what} must be a number, not {alpha!r}.")
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise CheckpointError(f"{path}: alpha_pattern has {pattern!r}, which is no pattern ({error}).") from error
+        if type(alpha) not in (int, float) or not -_MOST_ALPHA < alpha < _MOST_ALPHA:
+            raise CheckpointError(f"{path}: {what} must be a number, not {shown(alpha)}.")
+
+
+def _alphas(path: Path, config: Mapping[str, Any], modules: Sequence[str]) -> dict[str, float]:
+    """Return each module's alpha: that of the first pattern that ends its path, as PEFT does, or the common one."""
+    patterns = config.get("alpha_pattern") or {}
+    try:
+        found = first_endings(list(patterns), modules)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: alpha_pattern has {error}.") from error
+    common = config.get("lora_alpha", 8)
+    return {
+        module: common if pattern is None else patterns[pattern] for module, pattern in zip(modules, found, strict=True)
+    }

@@ -6,7 +6,6 @@ a plain function from state dict to state dict, which `lwptv_lightning.checkpoin
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections import Counter
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader
 from lwptv_lightning.checkpoints.conversion import convert
+from lwptv_lightning.files import InputFile
 from lwptv_lightning.functional import plain_name
+from lwptv_lightning.registry import parse_json
 
 _OPEN_CLIP_SWAPS = (
     ("conv1.", "patch_embed.proj."),
@@ -227,15 +228,21 @@ def _activation(checkpoint: Checkpoint) -> str | None:
     if checkpoint.folder is None:
         return None
     transformers = _json(checkpoint.folder / "config.json")
-    named = transformers.get("vision_config", transformers).get("hidden_act")
-    if named is None and _json(checkpoint.folder / "open_clip_config.json").get("model_cfg", {}).get("quick_gelu"):
+    vision = transformers.get("vision_config", transformers)
+    named = vision.get("hidden_act") if isinstance(vision, dict) else None
+    open_clips = _json(checkpoint.folder / "open_clip_config.json").get("model_cfg")
+    if named is None and isinstance(open_clips, dict) and open_clips.get("quick_gelu"):
         return "quick_gelu"
     return None if named is None else str(named)
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        file = InputFile.at(path, CheckpointError)
+    except OSError:
+        return {}
+    try:
+        content = parse_json(file.text(), "it")
+    except ValueError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -112,7 +112,7 @@ def _from_path(path: Path, ema: bool | None) -> Checkpoint:
     if path.name.endswith(".index.json"):
         return _from_index(path)
     if path.suffix == ".safetensors":
-        return _from_safetensors(path, [path])
+        return _from_safetensors(path)
     return _from_torch_file(path, ema)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader, some_of
+from lwptv_lightning.checkpoints.mapped import MOST_DIMENSIONS, map_bytes, numbers_at
+from lwptv_lightning.files import InputFile, beside
+from lwptv_lightning.registry import parse_json
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -31,38 +33,106 @@ SAFETENSORS_DTYPES = {
 """The format's names of dtypes."""
 
 
-def _from_index(path: Path) -> Checkpoint:
+def weight_map_of(index: InputFile) -> dict[str, str]:
+    """Return what an index of shards says: tensor name to the name of a file beside it."""
     try:
-        weight_map: dict[str, str] = json.loads(path.read_text())["weight_map"]
+        weight_map: dict[str, str] = parse_json(index.text(), "the index")["weight_map"]
+    except CheckpointError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not an index of sharded safetensors ({error!r}).") from error
+        raise CheckpointError(f"{index.path}: not an index of sharded safetensors ({error!r}).") from error
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise CheckpointError(f"{path}: weight_map must map tensor names to files.")
-    shards = [path.parent / name for name in dict.fromkeys(weight_map.values())]
-    absent = [shard.name for shard in shards if not shard.is_file()]
+        raise CheckpointError(f"{index.path}: weight_map must map tensor names to files.")
+    for shard in dict.fromkeys(weight_map.values()):
+        beside(index.path.parent, shard, CheckpointError)
+    return weight_map
+
+
+def _from_index(path: Path) -> Checkpoint:
+    index = InputFile.at(path, CheckpointError)
+    weight_map = weight_map_of(index)
+    files: dict[str, InputFile] = {}
+    absent = []
+    for shard in dict.fromkeys(weight_map.values()):
+        place = beside(path.parent, shard, CheckpointError)
+        try:
+            if place.is_dir():
+                raise FileNotFoundError
+            files[shard] = InputFile.at(place, CheckpointError)
+        except FileNotFoundError:
+            absent.append(shard)
     if absent:
-        raise CheckpointError(f"{path}: shards named in the index are missing: {', '.join(absent)}.")
-    checkpoint = _from_safetensors(path, shards, "sharded safetensors")
-    unmatched = set(weight_map).symmetric_difference(checkpoint.names)
+        raise CheckpointError(f"{path}: shards named in the index are missing: {some_of(absent)}")
+    parts = {name: _Part.of(file) for name, file in files.items()}
+    # A tensor is read from the shard that the index names, though another one may hold one of its name.
+    unmatched = {name for name, shard in weight_map.items() if name not in parts[shard].places}
+    unmatched |= {name for part in parts.values() for name in part.places} - set(weight_map)
     if unmatched:
         raise CheckpointError(f"{path}: index and shards disagree on {some_of(sorted(unmatched))}")
-    return checkpoint
+    named = [part.only([name for name in part.places if weight_map[name] == shard]) for shard, part in parts.items()]
+    return _checkpoint(path, named, "sharded safetensors", (index, *files.values()))
+
+
+def _from_safetensors(path: Path) -> Checkpoint:
+    file = InputFile.at(path, CheckpointError)
+    return _checkpoint(path, [_Part.of(file)], "safetensors", (file,))
+
+
+def _checkpoint(source: Path, parts: Sequence[_Part], format: str, inputs: Sequence[InputFile]) -> Checkpoint:
+    headers = {name: header for part in parts for name, header in part.headers.items()}
+    places = {name: place for part in parts for name, place in part.places.items()}
+    metadata = {key: value for part in parts for key, value in part.metadata.items()}
+    reader, folder = _SafetensorsReader(places, headers), source.absolute().parent
+    return Checkpoint(str(source), headers, reader, metadata=metadata, folder=folder, format=format, inputs=inputs)
 
 
 @dataclass(frozen=True)
 class _Place:
     """Where a tensor stands in a file, in bytes from the file's beginning."""
 
-    path: Path
+    file: InputFile
     start: int
     stop: int
 
 
-class _SafetensorsReader:
-    """Reads from memory-mapped safetensors files, which are mapped again in another process.
+@dataclass(frozen=True)
+class _Part:
+    """What one file's header says."""
 
-    A mapped file is not open, so that shards may be more than files can be.
-    """
+    headers: Mapping[str, TensorHeader]
+    places: Mapping[str, _Place]
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def of(cls, file: InputFile) -> _Part:
+        try:
+            with safe_open(file.path, framework="pt") as handle:  # which checks the file
+                metadata = handle.metadata() or {}
+            entries, begin = _entries(file)
+        except CheckpointError:
+            raise
+        except (SafetensorError, OSError, ValueError) as error:
+            file.require_unchanged()
+            raise CheckpointError(f"{file.path}: not a readable safetensors file ({error}).") from error
+        headers: dict[str, TensorHeader] = {}
+        places: dict[str, _Place] = {}
+        for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+            if (code := entry["dtype"]) not in SAFETENSORS_DTYPES:
+                raise CheckpointError(f"{file.path}: tensor {name!r} has the unsupported dtype {code}.")
+            if len(entry["shape"]) > MOST_DIMENSIONS:
+                raise CheckpointError(f"{file.path}: tensor {name!r} has more than {MOST_DIMENSIONS} dimensions.")
+            headers[name] = TensorHeader(tuple(entry["shape"]), SAFETENSORS_DTYPES[code])
+            places[name] = _Place(file, *(begin + offset for offset in entry["data_offsets"]))
+        return cls(headers, places, metadata)
+
+    def only(self, names: Sequence[str]) -> _Part:
+        """Return some of the tensors."""
+        headers, places = {name: self.headers[name] for name in names}, {name: self.places[name] for name in names}
+        return _Part(headers, places, self.metadata)
+
+
+class _SafetensorsReader:
+    """Reads from memory-mapped safetensors files, which are mapped again in another process."""
 
     def __init__(self, places: Mapping[str, _Place], headers: Mapping[str, TensorHeader]) -> None:
         self._places = dict(places)
@@ -71,43 +141,20 @@ class _SafetensorsReader:
 
     def read(self, name: str) -> Tensor:
         place, header = self._places[name], self._headers[name]
-        if place.path not in self._mapped:
-            size = place.path.stat().st_size
-            storage: Any = torch.UntypedStorage.from_file(str(place.path), shared=False, nbytes=size)
-            self._mapped[place.path] = torch.empty(0, dtype=torch.uint8).set_(storage)
-        values = self._mapped[place.path][place.start : place.stop]
-        if place.start % header.dtype.itemsize:
-            values = values.clone()  # the format does not promise alignment, which a view needs
-        return values.view(header.dtype).reshape(header.shape)
+        place.file.require_unchanged()
+        if place.file.path not in self._mapped:
+            self._mapped[place.file.path] = map_bytes(place.file)
+        data = self._mapped[place.file.path]
+        return numbers_at(data, slice(place.start, place.stop), header.dtype).reshape(header.shape)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_places": self._places, "_headers": self._headers, "_mapped": {}}
 
 
-def _from_safetensors(source: Path, files: list[Path], format: str = "safetensors") -> Checkpoint:
-    headers: dict[str, TensorHeader] = {}
-    places: dict[str, _Place] = {}
-    metadata: dict[str, str] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as handle:  # which checks the file
-                metadata |= handle.metadata() or {}
-        except SafetensorError as error:
-            raise CheckpointError(f"{path}: not a readable safetensors file ({error}).") from error
-        entries, begin = _entries(path)
-        for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
-            if (code := entry["dtype"]) not in SAFETENSORS_DTYPES:
-                raise CheckpointError(f"{path}: tensor {name!r} has the unsupported dtype {code}.")
-            headers[name] = TensorHeader(tuple(entry["shape"]), SAFETENSORS_DTYPES[code])
-            places[name] = _Place(path.absolute(), *(begin + offset for offset in entry["data_offsets"]))
-    reader, folder = _SafetensorsReader(places, headers), source.absolute().parent
-    return Checkpoint(str(source), headers, reader, metadata=metadata, folder=folder, format=format)
-
-
-def _entries(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+def _entries(file: InputFile) -> tuple[dict[str, dict[str, Any]], int]:
     """Read a header at once, tensor name to entry, and where the data begin: asking for names one by one takes long."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entries = json.loads(file.read(length))
+    with file.open() as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        entries: dict[str, dict[str, Any]] = parse_json(opened.read(length), "the header")
     entries.pop("__metadata__", None)
     return entries, 8 + length

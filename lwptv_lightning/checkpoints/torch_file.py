@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,9 @@ from torch import Tensor
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, FunctionReader, TensorHeader, some_of
 from lwptv_lightning.checkpoints.plain import plain_tensors
+from lwptv_lightning.checkpoints.rebuilt import ForeignCodeError
+from lwptv_lightning.checkpoints.torch_storage import read_torch_file
+from lwptv_lightning.files import InputFile
 
 LIGHTNING = "Lightning"
 """The format of what Lightning wrote, whose names carry the prefix of an attribute."""
@@ -23,25 +24,28 @@ _DEEPEST = 8
 """How many mappings may lie in one another around the weights."""
 _LAST_BESIDE_AVERAGED = "current_model_state"
 """Where Lightning's WeightAveraging keeps the last weights, when it puts the averaged ones into ``state_dict``."""
-_FOREIGN_CODE = re.compile(r"GLOBAL \S|must be imported|TorchScript")
-"""What torch says of a file with code: a class or function outside its list of harmless ones, or a script."""
+_MOST_EXPANDED = 16 << 20
+"""Bytes beyond a file's own that tensors of it may take which repeat stored numbers, such as an expanded mask."""
+_MOST_USES = 64
+"""How many times a file's bytes its tensors may take, where several are stored as one."""
 
 
 class _TorchFileReader:
     """Reads from a mapped ``torch.save`` file, which is loaded again by path in another process."""
 
-    def __init__(self, path: Path, ema: bool | None, tensors: Mapping[str, Tensor]) -> None:
-        self._path = path.absolute()
+    def __init__(self, file: InputFile, ema: bool | None, tensors: Mapping[str, Tensor]) -> None:
+        self._file = file
         self._ema = ema
         self._tensors: dict[str, Tensor] | None = dict(tensors)
 
     def read(self, name: str) -> Tensor:
+        self._file.require_unchanged()
         if self._tensors is None:
-            self._tensors = _tensors_of(_load(self._path), str(self._path), self._ema)
+            self._tensors = _tensors_of(_load(self._file), str(self._file.path), self._ema, self._file)
         return self._tensors[name]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_ema": self._ema, "_tensors": None}
+        return {"_file": self._file, "_ema": self._ema, "_tensors": None}
 
 
 def _from_state_dict(state: Mapping[str, Any], source: str, ema: bool | None) -> Checkpoint:
@@ -50,34 +54,44 @@ def _from_state_dict(state: Mapping[str, Any], source: str, ema: bool | None) ->
 
 
 def _from_torch_file(path: Path, ema: bool | None) -> Checkpoint:
-    content = _load(path)
-    tensors = _tensors_of(content, str(path), ema)
+    file = InputFile.at(path, CheckpointError)
+    content = _load(file)
+    tensors = _tensors_of(content, str(path), ema, file)
     format = LIGHTNING if "pytorch-lightning_version" in content else "torch"
-    reader, folder = _TorchFileReader(path, ema, tensors), path.absolute().parent
-    return Checkpoint(str(path), TensorHeader.of_all(tensors), reader, folder=folder, format=format)
+    return Checkpoint(
+        str(path),
+        TensorHeader.of_all(tensors),
+        _TorchFileReader(file, ema, tensors),
+        folder=file.path.parent,
+        format=format,
+        inputs=(file,),
+    )
 
 
-def _load(path: Path) -> Mapping[str, Any]:
+def _load(file: InputFile) -> Mapping[str, Any]:
     try:
-        # Files in the format from before torch 1.6 are no zip archives and cannot be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged file makes the unpickler fail in any way whatever
-        if _FOREIGN_CODE.search(str(error)):
-            raise CheckpointError(
-                f"{path}: holds pickled Python objects, which are never unpickled here because that can run code. "
-                "Where you trust the file, load it yourself and store the weights alone: "
-                "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')."
-            ) from error
-        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
+        content = read_torch_file(file)
+    except CheckpointError:
+        raise
+    except ForeignCodeError as error:
         raise CheckpointError(
-            f"{path}: not a readable checkpoint of torch.save ({type(error).__name__}: {reason})."
+            f"{file.path}: holds pickled Python objects, which are never unpickled here because that can run code; the "
+            f"first is {str(error)!r}. Where you trust the file, load it yourself and store the weights alone: "
+            "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')."
+        ) from error
+    except Exception as error:  # a damaged file makes a reader fail in any way whatever
+        reason = (str(error).strip().splitlines() or ["damaged"])[0]
+        raise CheckpointError(
+            f"{file.path}: not a readable checkpoint of torch.save ({type(error).__name__}: {reason})."
         ) from error
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a state dict.")
+        raise CheckpointError(f"{file.path}: holds a {type(content).__name__}, expected a state dict.")
     return content
 
 
-def _tensors_of(content: Mapping[str, Any], source: str, ema: bool | None = None) -> dict[str, Tensor]:
+def _tensors_of(
+    content: Mapping[str, Any], source: str, ema: bool | None = None, file: InputFile | None = None
+) -> dict[str, Tensor]:
     """Return the tensors of a state dict, or of the one wrapped inside a training checkpoint."""
     content, source = _unwrapped(content, source, ema)
     entries = {name: value for name, value in content.items() if not str(name).endswith("_extra_state")}
@@ -86,7 +100,26 @@ def _tensors_of(content: Mapping[str, Any], source: str, ema: bool | None = None
         raise CheckpointError(f"{source}: expected a state dict of tensors, but these are none: {some_of(strangers)}")
     if unnamed := [name for name in entries if not isinstance(name, str)]:
         raise CheckpointError(f"{source}: tensors must have texts as names, not {some_of(map(repr, unnamed))}")
+    if file is not None:
+        _require_bounded(entries, file)
     return plain_tensors(entries, source)
+
+
+def _require_bounded(tensors: Mapping[str, Tensor], file: InputFile) -> None:
+    """Raise a `CheckpointError` where a file's tensors are larger by far than what is stored of them."""
+    expanded, used = 0, 0
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta:
+            continue
+        stored = 1 + sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride(), strict=True))
+        expanded += max(tensor.numel() - stored, 0) * tensor.itemsize
+        used += tensor.nbytes
+        if expanded > file.size + _MOST_EXPANDED or used > _MOST_USES * file.size + _MOST_EXPANDED:
+            raise CheckpointError(
+                f"{file.path}: {name!r} of shape {tuple(tensor.shape)} repeats stored numbers, so that the tensors "
+                f"would take far more memory than the {file.size} bytes of the file; store the numbers themselves, by "
+                "contiguous()."
+            )
 
 
 def _unwrapped(content: Mapping[str, Any], source: str, ema: bool | None) -> tuple[Mapping[str, Any], str]:

@@ -1,5 +1,6 @@
 """Files as a whole or not at all, whatever fails and whenever a process is killed; no torch here."""
 
 from lwptv_lightning.files.atomic import Stage, alone, naming, sync, write_whole
+from lwptv_lightning.files.inputs import InputFile, beside
 
-__all__ = ["Stage", "write_whole"]
+__all__ = ["InputFile", "Stage", "write_whole"]

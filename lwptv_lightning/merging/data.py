@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from lwptv_lightning.checkpoints import CheckpointError, open_checkpoint, require_safetensors_path, write_safetensors
+from lwptv_lightning.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    open_checkpoint,
+    require_safetensors_path,
+    write_safetensors,
+)
 from lwptv_lightning.engine import DataStatistics
 from lwptv_lightning.registry import parse_json, require_kind, require_texts
 
@@ -41,8 +47,10 @@ def require_data_statistics(data: object) -> None:
             require_kind(f"data (or statistics) of task {task!r} for {name!r}", tensor, Tensor, "a tensor")
 
 
-def read_data_statistics(path: str | Path) -> dict[str, dict[str, Tensor]]:
+def read_data_statistics(path: str | Path) -> dict[str, Mapping[str, Tensor]]:
     """Read what `lwptv_lightning.callbacks.CollectDataStatistics` wrote: task to tensor name to tensor.
+
+    A tensor is read when it is asked for, and the file must stay as it is until then.
 
     Raises:
         CheckpointError: It is no such file.
@@ -52,10 +60,39 @@ def read_data_statistics(path: str | Path) -> dict[str, dict[str, Tensor]]:
         raise CheckpointError(f"{path}: expected a file of data statistics, as CollectDataStatistics(file=...) writes.")
     try:
         tasks = require_texts("tasks", parse_json(checkpoint.metadata["lwptv_tasks"], "tasks"), "names")
-        data: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
-        for stored in checkpoint.names:
-            number, _, name = stored.partition(".")
-            data[tasks[int(number)]][name] = checkpoint.read(stored)
+        stored: dict[str, dict[str, str]] = {task: {} for task in tasks}
+        for name_in_file in checkpoint.names:
+            number, _, name = name_in_file.partition(".")
+            stored[tasks[_position(number)]][name] = name_in_file
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise CheckpointError(f"{path}: a damaged file of data statistics ({error!r}).") from error
-    return data
+    return {task: _StoredStatistics(checkpoint, names) for task, names in stored.items()}
+
+
+class _StoredStatistics(Mapping[str, Tensor]):
+    """The statistics of one task, read from their file when they are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, stored: Mapping[str, str]) -> None:
+        self._checkpoint = checkpoint
+        self._stored = stored
+
+    def require_unchanged(self) -> None:
+        self._checkpoint.require_unchanged()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._checkpoint.read(self._stored[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def _position(number: str) -> int:
+    if not number.isdecimal():
+        raise ValueError(f"{number!r} numbers no task")
+    return int(number)

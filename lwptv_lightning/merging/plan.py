@@ -43,6 +43,7 @@ class MergePlan:
         owner: Name to the number of its process, of every tensor; those without a job are the base's and come last.
         treatment: How many tensors the rule does its own with, in words, such as those that it treats as matrices;
             ``None`` where it treats all tensors alike.
+        data: What was collected on data, for rules that need it.
     """
 
     vectors: TaskVectors
@@ -53,6 +54,7 @@ class MergePlan:
     jobs: Mapping[str, Job]
     owner: Mapping[str, int]
     treatment: str | None = None
+    data: DataStatistics | None = None
 
     def pieces(self) -> Iterator[tuple[str, slice, Tensor]]:
         """Make this process's tensors piece by piece.
@@ -60,6 +62,9 @@ class MergePlan:
         Yields:
             A tensor's name, which of its flattened elements, and their values, ``(n,)`` in the base's dtype and not to
             be written to. Pieces of a tensor come one after the other, from the first to the last.
+
+        Raises:
+            CheckpointError: A file that was read was changed since it was opened, after the last piece at the latest.
 
         Warns:
             UserWarning: A task's weights hardly belong to the base; see `TaskVectors.doubts`.
@@ -77,6 +82,12 @@ class MergePlan:
             if name not in self.jobs and name not in self.vectors.tied:
                 values = self.vectors.base(name).reshape(-1)
                 yield name, slice(0, len(values)), values
+        self.require_unchanged()
+
+    def require_unchanged(self) -> None:
+        """Raise a `CheckpointError` where a file that is merged was changed since it was opened."""
+        for read in (self.vectors, *(self.data or {}).values()):
+            getattr(read, "require_unchanged", lambda: None)()
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Make the tensors, on the device on which they are merged; merged ones first, in layer order.
@@ -144,6 +155,7 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
         in_order = natural_order(names) if layers is None else names
         jobs = _scaled(merge, jobs, pruned, in_order) | _averaging_jobs(averaged)
     decided: dict[str, Any] = {"pruning": pruning, "mask": mask, "jobs": jobs, "owner": owner, "treatment": treatment}
+    decided["data"] = merge.data
     return MergePlan(vectors=vectors, recipe=merge.recipe, execution=execution, **decided)
 
 

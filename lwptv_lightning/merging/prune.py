@@ -60,6 +60,7 @@ def prune_layers(merge: Merge, execution: Execution) -> PruningPlan:
         options: dict[str, Any] = {"execution": execution, "dtype": recipe.torch_dtype}
         statistics = merge.statistics or collect_statistics(merge.vectors, layers, **options)
         scores = score_layers(statistics, recipe.score, seed=recipe.seed)
+        merge.vectors.require_unchanged()
     scores = scores.in_order_of(layers.names)
     for what, given, own in (("task", scores.tasks, merge.vectors.tasks), ("layer", scores.layers, layers.names)):
         if given != own:

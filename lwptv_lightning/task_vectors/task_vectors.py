@@ -266,6 +266,11 @@ class TaskVectors:
         found = fingerprints({None: self._base, **self._experts})
         return found.pop(None), found
 
+    def require_unchanged(self) -> None:
+        """Raise a `CheckpointError` where a file that is read from was changed since it was opened."""
+        for checkpoint in (self._base, *self._experts.values()):
+            checkpoint.require_unchanged()
+
     def classifier_state(self, task: str) -> dict[str, Tensor]:
         """Return a task's own classifier where it is not merged, by the tensors' full names."""
         expert = self._expert(task)

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
-from lwptv_lightning import TaskVectors, open_checkpoint
+from lwptv_lightning import CheckpointError, TaskVectors, open_checkpoint
 from lwptv_lightning.checkpoints import fetch
 from lwptv_lightning.cli import main
 from lwptv_lightning.inspection import SAME_BASE
@@ -54,6 +54,30 @@ def test_all_shards_are_fetched(repository):
     index = {"weight_map": {"w": "1.safetensors", "b": "2.safetensors"}}
     (repository / "model.safetensors.index.json").write_text(json.dumps(index))
     assert set(open_checkpoint("hf-hub:owner/model").names) == set(STATE)
+
+
+def test_the_caches_own_links_are_followed_and_no_others(repository, tmp_path):
+    blobs = repository.parent.parent / "blobs"
+    blobs.mkdir()
+    save_file(STATE, blobs / "1")
+    (blobs / "2").write_text(json.dumps({"weight_map": dict.fromkeys(STATE, "s.safetensors")}))
+    (repository / "s.safetensors").symlink_to("../../blobs/1")
+    (repository / "model.safetensors.index.json").symlink_to("../../blobs/2")
+    for source in ("hf-hub:owner/model", repository):
+        assert torch.equal(open_checkpoint(source).read("w"), STATE["w"])
+    save_file(STATE, tmp_path / "secret.safetensors")
+    (repository / "s.safetensors").unlink()
+    (repository / "s.safetensors").symlink_to(tmp_path / "secret.safetensors")
+    for source in ("hf-hub:owner/model", repository):
+        with pytest.raises(CheckpointError, match=r"'s\.safetensors' is a link that leads outside"):
+            open_checkpoint(source)
+
+
+@pytest.mark.parametrize("weight_map", [{"w": "../../x"}, {"w": "/etc/passwd"}, {"w": 3}, [], None])
+def test_nothing_is_fetched_by_a_name_that_leads_outside(weight_map, repository, monkeypatch):
+    (repository / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match=r"leads outside of this folder|weight_map must map"):
+        fetch("hf-hub:owner/model")
 
 
 @pytest.mark.parametrize("name", ["hf-hub:owner/model", "hf-hub:owner/model/absent.pt", "hf-hub:owner/other"])

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import pytest
 import timm
@@ -10,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lwptv_lightning import CheckpointError, TaskVectors
+from lwptv_lightning.checkpoints import patterns
+from lwptv_lightning.inspection import check
 
 peft = pytest.importorskip("peft")
 
@@ -174,3 +177,78 @@ def test_an_adapter_in_memory_takes_no_scaling_from_the_current_folder(tmp_path,
     vectors = TaskVectors.open(Small(), {"a": "adapter_model.safetensors"})
     monkeypatch.chdir("/")
     assert vectors.stack("fc1.weight").any()
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """The folder of an adapter of one layer, and its base."""
+    write_adapter(Small(), tmp_path / "adapter", target_modules=["fc1"])
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("pattern", ["(x+x+)+y", ".*.*.*.*.*.*.*.*.*.*.*.*.*z"])
+def test_a_pattern_that_runs_for_ever_is_named(pattern, adapter, monkeypatch):
+    monkeypatch.setattr(patterns.first_endings, "__defaults__", (0.5,))
+    weights = load_file(adapter / "adapter_model.safetensors")
+    longer = {name.replace("fc1", f"{'x' * 60}.fc1"): tensor for name, tensor in weights.items()}
+    save_file(longer, adapter / "adapter_model.safetensors")
+    change_config(adapter, alpha_pattern={pattern: 3})
+    with pytest.raises(CheckpointError, match=r"adapter_config.json: alpha_pattern has patterns that take more than 0"):
+        TaskVectors.open(Small(), {"a": adapter})
+
+
+@pytest.mark.parametrize("alpha", [float("inf"), float("nan"), 10**400, "3", True, None])
+def test_an_alpha_that_is_no_number(alpha, adapter):
+    change_config(adapter, lora_alpha=alpha)
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json: lora_alpha must be a number"):
+        TaskVectors.open(Small(), {"a": adapter})
+
+
+def test_a_product_that_is_larger_than_its_base_is_never_made(adapter, monkeypatch):
+    name = "base_model.model.fc1.lora_{}.weight"
+    save_file(
+        {name.format("A"): torch.ones(1, 100_000), name.format("B"): torch.ones(100_000, 1)},
+        adapter / "adapter_model.safetensors",
+    )
+    with pytest.raises(
+        CheckpointError, match=r"difference of 'fc1\.weight' has shape \(100000, 100000\), expected \(7, 6\)"
+    ):
+        TaskVectors.open(Small(), {"a": adapter})
+    found = check(Small(), {"a": adapter})
+    assert "has shape (100000, 100000)" in found[0].verdict
+
+
+def test_factors_of_rank_zero(adapter):
+    name = "base_model.model.fc1.lora_{}.weight"
+    save_file(
+        {name.format("A"): torch.ones(0, 6), name.format("B"): torch.ones(7, 0)}, adapter / "adapter_model.safetensors"
+    )
+    with pytest.raises(CheckpointError, match=r"the factors of 'fc1', .* have no product"):
+        TaskVectors.open(Small(), {"a": adapter})
+
+
+def test_a_configuration_that_is_no_file_beside_the_factors(adapter, tmp_path):
+    config = adapter / "adapter_config.json"
+    (tmp_path / "elsewhere.json").write_bytes(config.read_bytes())
+    config.unlink()
+    os.mkfifo(config)
+    with pytest.raises(CheckpointError, match="cannot be read .*expected a regular file, not a FIFO"):
+        TaskVectors.open(Small(), {"a": adapter})
+    config.unlink()
+    config.symlink_to("../elsewhere.json")
+    with pytest.raises(CheckpointError, match="cannot be read .*is a link that leads outside"):
+        TaskVectors.open(Small(), {"a": adapter})
+    # A folder of the user's links to an adapter.
+    links = tmp_path / "links"
+    links.mkdir()
+    config.unlink()
+    config.write_bytes((tmp_path / "elsewhere.json").read_bytes())
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        (links / file).symlink_to(adapter / file)
+    assert TaskVectors.open(Small(), {"a": links}).stack("fc1.weight").any()
+
+
+def test_a_configuration_that_is_nested_without_an_end(adapter):
+    (adapter / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="cannot be read .*nested too deeply"):
+        TaskVectors.open(Small(), {"a": adapter})

@@ -1,21 +1,21 @@
 import json
+import os
 
 import pytest
+import torch
 from _helpers.checkpoint_files import write_safetensors as write_state
 from _helpers.checkpoint_files import write_sharded
+from safetensors.torch import save_file
 
 from lwptv_lightning import CheckpointError, open_checkpoint
 
 
 def test_opening_safetensors_reads_no_tensor(tmp_path, monkeypatch):
-    path = write_state(tmp_path)
-    raw = bytearray(path.read_bytes())
-    header_end = 8 + int.from_bytes(raw[:8], "little")
-    checkpoint = open_checkpoint(path)
-    raw[header_end:] = bytes(len(raw) - header_end)  # the data is zeroed after the header was read
-    path.write_bytes(raw)
+    monkeypatch.setattr("lwptv_lightning.checkpoints.safetensors.map_bytes", lambda file: pytest.fail("mapped"))
+    checkpoint = open_checkpoint(write_state(tmp_path))
     assert checkpoint.headers["w"].shape == (2, 3)
-    assert not checkpoint.read("w").any()
+    with pytest.raises(pytest.fail.Exception, match="mapped"):
+        checkpoint.read("w")
 
 
 def test_metadata_of_safetensors(tmp_path):
@@ -38,7 +38,106 @@ def test_index_that_disagrees_with_its_shards(tmp_path):
         open_checkpoint(path)
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def write_index(folder, weight_map):
+    path = folder / "m.index.json"
+    path.write_text(json.dumps({"weight_map": weight_map}))
+    return path
+
+
+def test_a_tensor_is_read_from_the_shard_that_the_index_names(tmp_path):
+    save_file({"w": torch.ones(2), "v": torch.zeros(1)}, tmp_path / "s1.safetensors")
+    save_file({"w": torch.full((3,), 2.0), "u": torch.zeros(1)}, tmp_path / "s2.safetensors")
+    rest = {"v": "s1.safetensors", "u": "s2.safetensors"}
+    for shard, expected in (("s1.safetensors", [1, 1]), ("s2.safetensors", [2, 2, 2])):
+        for order in ((*rest, "w"), ("w", *reversed(rest))):
+            weight_map = {name: (rest | {"w": shard})[name] for name in order}
+            checkpoint = open_checkpoint(write_index(tmp_path, weight_map))
+            assert checkpoint.read("w").tolist() == expected
+            assert checkpoint.headers["w"].shape == (len(expected),)
+
+
+def test_a_tensor_that_only_another_shard_has(tmp_path):
+    save_file({"w": torch.ones(2)}, tmp_path / "s1.safetensors")
+    save_file({"v": torch.ones(2)}, tmp_path / "s2.safetensors")
+    with pytest.raises(CheckpointError, match=r"index and shards disagree on v, w\."):
+        open_checkpoint(write_index(tmp_path, {"w": "s2.safetensors", "v": "s1.safetensors"}))
+
+
+def test_a_tensor_that_the_index_does_not_name(tmp_path):
+    save_file({"w": torch.ones(2), "v": torch.ones(2)}, tmp_path / "s1.safetensors")
+    with pytest.raises(CheckpointError, match=r"index and shards disagree on v\."):
+        open_checkpoint(write_index(tmp_path, {"w": "s1.safetensors"}))
+
+
+@pytest.mark.parametrize("shard", ["../secret.safetensors", "{}/secret.safetensors", "C:\\x.safetensors", "a\0b", ""])
+def test_an_index_that_leads_outside_of_its_folder(shard, tmp_path):
+    save_file({"w": torch.ones(2)}, tmp_path / "secret.safetensors")
+    (tmp_path / "model").mkdir()
+    path = write_index(tmp_path / "model", {"w": shard.format(tmp_path)})
+    with pytest.raises(CheckpointError, match=r"leads outside of this folder|names no file"):
+        open_checkpoint(path)
+
+
+def test_a_shard_that_is_a_link(tmp_path):
+    (tmp_path / "model").mkdir()
+    save_file({"w": torch.ones(2)}, tmp_path / "secret.safetensors")
+    save_file({"w": torch.ones(2)}, tmp_path / "model" / "real.safetensors")
+    path = write_index(tmp_path / "model", {"w": "link.safetensors"})
+    link = tmp_path / "model" / "link.safetensors"
+    link.symlink_to("real.safetensors")
+    assert open_checkpoint(path).read("w").tolist() == [1, 1]
+    link.unlink()
+    link.symlink_to("../secret.safetensors")
+    with pytest.raises(CheckpointError, match=r"'link\.safetensors' is a link that leads outside of this folder"):
+        open_checkpoint(path)
+    (tmp_path / "own.safetensors").symlink_to("secret.safetensors")  # the user's own, given by its name
+    assert open_checkpoint(tmp_path / "own.safetensors").read("w").tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("odd", ["index", "shard", "file"])
+def test_what_is_no_regular_file_is_refused(odd, tmp_path):
+    path = tmp_path / "m.index.json"
+    if odd == "index":
+        os.mkfifo(path)
+    elif odd == "shard":
+        os.mkfifo(tmp_path / "s.safetensors")
+        write_index(tmp_path, {"w": "s.safetensors"})
+    else:
+        path = tmp_path / "m.safetensors"
+        path.symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match="expected a regular file, not a"):
+        open_checkpoint(path)
+
+
+ENTRY = b'"w":{"dtype":"F32","shape":[%s],"data_offsets":[0,4]}'
+
+
+def header(text, data=b""):
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\xff" * 8,
+        (1 << 40).to_bytes(8, "little") + b"{}",
+        header(b"[" * 100_000),
+        header(b"{%s}" % (ENTRY % (b"9" * 5000)), bytes(4)),
+        header(b"{%s,%s}" % (ENTRY % b"1", ENTRY % b"1"), bytes(4)),
+        header(b"{%s}" % (ENTRY % (b"1," * 100 + b"1")), bytes(4)),
+        header(b"{%s}" % (ENTRY % b"-1"), bytes(4)),
+        header(b'{"w":3}'),
+        header(b"[]"),
+    ],
+)
+def test_a_header_that_is_none(raw, tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"m\.safetensors: "):
+        open_checkpoint(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", "[" * 100_000, '{"weight_map": {"w": "a"}, "weight_map": {}}'])
 def test_index_that_is_none(text, tmp_path):
     (tmp_path / "m.index.json").write_text(text)
     with pytest.raises(CheckpointError, match="not an index of sharded safetensors"):

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from _helpers.checkpoint_files import STATE, write_safetensors, write_sharded, write_torch, write_wrapped
+from _helpers.torch_archives import mapping, tensor, whole, write_archive
 from torch import nn
 
 from lwptv_lightning.checkpoints import CheckpointError, open_checkpoint
@@ -103,3 +104,32 @@ def test_content_that_is_no_state_dict(tmp_path):
         open_checkpoint({"w": torch.ones(1), "lr": 0.1})
     with pytest.raises(TypeError, match="a path, a state dict or a module, not int"):
         open_checkpoint(3)
+
+
+def test_tensors_that_repeat_what_is_stored_are_bounded_by_the_file(tmp_path):
+    mask = torch.ones(1, 1).expand(512, 512)
+    torch.save({"w": torch.ones(3), "mask": mask, "ids": torch.arange(77).expand(1, -1)}, tmp_path / "m.pt")
+    assert torch.equal(open_checkpoint(tmp_path / "m.pt").read("mask"), mask)
+    for new_format in (True, False):
+        torch.save({"w": torch.ones(1).expand(2**31)}, tmp_path / "m.pt", _use_new_zipfile_serialization=new_format)
+        assert (tmp_path / "m.pt").stat().st_size < 2000
+        with pytest.raises(CheckpointError, match=r"'w' of shape \(2147483648,\) repeats stored numbers, .*contiguous"):
+            open_checkpoint(tmp_path / "m.pt")
+
+
+def test_one_stored_tensor_under_many_names_is_bounded_by_the_file(tmp_path):
+    weight = torch.ones(1 << 16)
+    torch.save({f"layer{n}.weight": weight for n in range(24)}, tmp_path / "m.pt")
+    assert len(open_checkpoint(tmp_path / "m.pt").names) == 24
+    content = whole(
+        mapping(**{f"w{n}": tensor((1 << 18,)) for n in range(100)}).replace(b"\x8a\x01\4", b"\x8a\3\0\0\4")
+    )
+    write_archive(tmp_path / "m.pt", content, {"0": bytes(1 << 20)})
+    with pytest.raises(CheckpointError, match="repeats stored numbers"):
+        open_checkpoint(tmp_path / "m.pt")
+
+
+def test_a_file_that_is_no_regular_one(tmp_path):
+    os.mkfifo(tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"m\.pt: expected a regular file, not a FIFO"):
+        open_checkpoint(tmp_path / "m.pt")

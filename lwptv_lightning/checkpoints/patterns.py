@@ -1,0 +1,75 @@
+"""Matches texts against a stranger's regular expressions, within bounds of time.
+
+Expressions without repetition and groups take time in proportion to their length. Others can be made to run for ever,
+and nothing stops a running match; so another process runs them, which can be stopped. It runs this file, without the
+package around it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+
+_IS_LINEAR = re.compile(r"[^*+?{(]*", re.DOTALL).fullmatch
+_MOST_PATTERNS, _MOST_PAIRS = 5_000, 1_000_000
+"""What is matched here at most, which takes about a second."""
+_SECONDS = 20.0
+
+
+def first_endings(patterns: Sequence[str], paths: Sequence[str], seconds: float = _SECONDS) -> list[str | None]:
+    r"""Return, for each dotted path, the first pattern that ends it after a dot or alone, as PEFT's pattern keys do.
+
+    Raises:
+        ValueError: A pattern is none, or they take too long.
+
+    Example:
+        >>> first_endings(["q_proj", r"layers\.0\..*"], ["layers.0.q_proj", "layers.0.k_proj", "layers.1.k_proj"])
+        ['q_proj', 'layers\\.0\\..*', None]
+    """
+    is_small = len(patterns) <= _MOST_PATTERNS and len(patterns) * len(paths) <= _MOST_PAIRS
+    if is_small and all(map(_IS_LINEAR, patterns)):
+        return _first_endings(patterns, paths)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", __file__],
+            input=json.dumps([patterns, paths]),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"patterns that take more than {seconds:g} s to match") from error
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(f"patterns that could not be matched ({error})") from error
+    found: list[str | None] | str = json.loads(done.stdout)
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
+
+
+def _first_endings(patterns: Sequence[str], paths: Sequence[str]) -> list[str | None]:
+    compiled = []
+    for pattern in patterns:
+        try:
+            re.compile(pattern)  # by itself, so that no bracket in it closes one of ours
+            compiled.append((pattern, re.compile(rf"(.*\.)?({pattern})$")))
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{pattern!r}, which is no pattern ({error})") from error
+    return [next((pattern for pattern, each in compiled if each.match(path)), None) for path in paths]
+
+
+def _main() -> None:
+    patterns, paths = json.load(sys.stdin)
+    try:
+        found: list[str | None] | str = _first_endings(patterns, paths)
+    except ValueError as error:
+        found = str(error)
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()
