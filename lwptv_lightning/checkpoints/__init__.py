@@ -14,7 +14,7 @@ from lwptv_lightning.checkpoints.conversion import convert
 from lwptv_lightning.checkpoints.difference import add_difference, is_task_vector
 from lwptv_lightning.checkpoints.hub import fetch
 from lwptv_lightning.checkpoints.lora import expand_adapter, is_adapter
-from lwptv_lightning.checkpoints.names import align_prefix, match_names, without_wrappers
+from lwptv_lightning.checkpoints.names import align_prefix, is_quantized, match_names, without_wrappers
 from lwptv_lightning.checkpoints.open import CheckpointSource, open_checkpoint
 from lwptv_lightning.checkpoints.payload import PAYLOAD_KEY, payload_problem
 from lwptv_lightning.checkpoints.provenance import Provenance, fingerprint, fingerprints, tensor_fingerprints

@@ -112,6 +112,8 @@ class Checkpoint:
         self.inputs = tuple(inputs)
         self.foreign: tuple[str, ...] = ()
         """Tensors that are differences from other weights than those of the base that they were added to."""
+        self.is_sum = False
+        """Whether it is a base and what a file calls a task vector, added."""
         self._reader = reader
         self._stored_names = dict(stored_names or {})
 

@@ -236,6 +236,11 @@ def _activation(checkpoint: Checkpoint) -> str | None:
     return None if named is None else str(named)
 
 
+def is_quantized(checkpoint: Checkpoint) -> bool:
+    """Whether the configuration beside a checkpoint says that weights in it are quantized."""
+    return checkpoint.folder is not None and bool(_json(checkpoint.folder / "config.json").get("quantization_config"))
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         file = InputFile.at(path, CheckpointError)

@@ -14,17 +14,21 @@ from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter
 from lwptv_lightning.engine import spans
 from lwptv_lightning.inspection.permuted import is_permuted
 from lwptv_lightning.inspection.tables import cell
-from lwptv_lightning.registry import natural_order, printable_name
+from lwptv_lightning.registry import matcher, natural_order, printable_name
 from lwptv_lightning.task_vectors import (
+    KEPT,
     UNLIKE,
     Aligned,
     Judgement,
     align,
+    differing,
     find_ties,
     judge,
     measure,
+    quantized_apart,
     same_weights,
     state_among,
+    whole_as_difference,
 )
 
 SAME_BASE = "same base"
@@ -48,7 +52,8 @@ class TaskCheck:
         unchanged: Fraction of the tensors that equal the base's, in [0, 1].
         cosines: Cosine of the task vector to each other task's.
         outliers: Tensor name to what sets it apart from the task's others: zeroed, another constant, many times as
-            large, permuted, or unlike the base's, such as one that was initialised anew.
+            large, permuted, or unlike the base's, such as one that was initialised anew; or that it is no floating
+            number, so that the base's is kept, and not the same.
         verdict: ``"same base"``, or what is wrong.
     """
 
@@ -107,16 +112,17 @@ def check(
     """
     aligned = align(base, tasks, exclude=exclude, model=model, prefix=prefix, ema=ema, strict=False)
     aligned.shared()  # as a merge, refuses where nothing is left
-    findings = {task: _from_headers(task, aligned) for task in map(str, tasks)}
+    findings = {task: _from_headers(task, aligned, read) for task in map(str, tasks)}
     if read and aligned.experts:
         findings |= _with_figures(findings, aligned, model)
     return list(findings.values())
 
 
-def _from_headers(task: str, aligned: Aligned) -> TaskCheck:
+def _from_headers(task: str, aligned: Aligned, read: bool) -> TaskCheck:
     format = _format_of(aligned.opened[task]) if task in aligned.opened else "?"
     if task in aligned.failures:
         return TaskCheck(task, format, verdict=str(aligned.failures[task]))
+    wrong = quantized_apart(aligned.base, aligned.experts[task], matcher(aligned.ignored), read=read)
     ours, theirs, compared = aligned.base.headers, aligned.experts[task].headers, aligned.compare(task)
 
     def both(names: Sequence[str], what: str) -> tuple[str, ...]:
@@ -128,7 +134,7 @@ def _from_headers(task: str, aligned: Aligned) -> TaskCheck:
     floating = dict.fromkeys(head.dtype for head in theirs.values() if head.dtype.is_floating_point)
     dtypes = tuple(str(dtype).removeprefix("torch.") for dtype in floating)
     matched = len(compared.matched + compared.other_kind)
-    verdict = " ".join(words + some_of(names, 3) for words, names in problems.items() if names) or SAME_BASE
+    verdict = wrong or " ".join(words + some_of(names, 3) for words, names in problems.items() if names) or SAME_BASE
     return TaskCheck(task, format, matched, compared.missing, compared.extra, reshaped, dtypes, verdict=verdict)
 
 
@@ -142,7 +148,7 @@ def _format_of(checkpoint: Checkpoint) -> str:
 def _with_figures(findings: Mapping[str, TaskCheck], aligned: Aligned, model: nn.Module | None) -> dict[str, TaskCheck]:
     """Add norms, cosines and what follows from them to the findings of the T tasks that could be aligned."""
     base, experts = aligned.base, aligned.experts
-    names, _ = aligned.shared()
+    names, unmerged = aligned.shared()
     state = state_among(names, model, base.read)
     fitting = [set(aligned.compare(task).matched) for task in experts]
     tied = find_ties(base, experts, set(names).intersection(*fitting), model, strict=False)
@@ -169,14 +175,17 @@ def _with_figures(findings: Mapping[str, TaskCheck], aligned: Aligned, model: nn
             if not torch.isfinite(each.gram[0, row] + each.gram[row, row])
         ]
         twins = [other for i, other in enumerate(experts) if i < row - 1 and same_weights(own, row - 1, i)]
+        fixed = differing([name for name in unmerged if name in fitting[row - 1]], base, experts[task])
         outliers = {name: _kind(what, name, base, experts[task]) for name, what in judged.outliers.items()}
+        outliers |= dict.fromkeys(fixed, KEPT)
         found[task] = replace(
             findings[task],
             norm=float(norms[row] / norms[0]) if norms[0] else math.inf,
             unchanged=unchanged,
             cosines={other: float(cosines[row, i]) for i, other in enumerate(experts, start=1) if i != row},
             outliers=outliers | dict.fromkeys(broken, "NaN or infinite"),
-            verdict=_verdict(findings[task], replace(judged, finite=not broken, outliers=outliers), unchanged, twins),
+            verdict=(whole_as_difference(own, row - 1) if experts[task].is_sum else "")
+            or _verdict(findings[task], replace(judged, finite=not broken, outliers=outliers), unchanged, twins),
         )
     return found
 

@@ -144,7 +144,7 @@ class Merge:
         Raises:
             ValueError: Layers and task vectors do not fit, or the rule needs data and there is none.
             UnknownNameError: The recipe's task is none of the task vectors'.
-            CheckpointError: A weight is NaN or infinite.
+            CheckpointError: A weight is NaN or infinite, or what a file calls a task vector is whole weights.
             MemoryLimitError: A tensor does not fit into the execution's memory.
         """
         execution = Execution() if execution is None else execution

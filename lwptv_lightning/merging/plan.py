@@ -69,7 +69,9 @@ class MergePlan:
         Warns:
             UserWarning: A task's weights hardly belong to the base; see `TaskVectors.doubts`.
         """
-        for doubt in self.vectors.doubts if self.execution.ranks.rank == 0 else ():
+        seen = [name for name in self.vectors.names if self.jobs[name].kept.any()]
+        said = (*self.vectors.doubts, *self.vectors.small_doubts(seen)) if self.execution.ranks.rank == 0 else ()
+        for doubt in said:
             warnings.warn(f"{doubt} `lwptv check` says more.", stacklevel=2)
         own = [name for name, rank in self.owner.items() if rank == self.execution.ranks.rank]
         for piece in merged_pieces({name: self.jobs[name] for name in own if name in self.jobs}):
@@ -245,6 +247,7 @@ def _averaging_jobs(averaged: Stream) -> dict[str, Job]:
 
 def _check(merge: Merge) -> None:
     rule, vectors, data = merge.recipe.rule, merge.vectors, merge.data
+    vectors.require_differences()
     if rule.needs and data is None:
         raise ValueError(f"rule {rule.name!r} needs statistics=... or data=..., its {rule.needs} on each task's data.")
     if data is not None and (absent := [name for name in vectors.tasks if name not in data]):

@@ -1,7 +1,16 @@
 """Task vectors: a base and its fine-tuned models, brought to one set of names and stacked tensor by tensor."""
 
 from lwptv_lightning.task_vectors.align import Aligned, align, classifier_paths
-from lwptv_lightning.task_vectors.judgement import UNLIKE, Judgement, TensorFigures, judge, measure, same_weights
+from lwptv_lightning.task_vectors.integers import KEPT, differing, quantized_apart
+from lwptv_lightning.task_vectors.judgement import (
+    UNLIKE,
+    Judgement,
+    TensorFigures,
+    judge,
+    measure,
+    same_weights,
+    whole_as_difference,
+)
 from lwptv_lightning.task_vectors.stacks import HeldStack, Stack, StoredStack, part, whole
 from lwptv_lightning.task_vectors.state import running_statistics, state_among
 from lwptv_lightning.task_vectors.task_vectors import TaskVectors

@@ -191,7 +191,9 @@ def _align_expert(
         differences, replaced = expand_adapter(expert)
         return add_difference(differences, raw_base, base, model, replaced, ignored)
     if is_task_vector(expert):
-        return add_difference(expert, raw_base, base, model, ignored=ignored)
+        made = add_difference(expert, raw_base, base, model, ignored=ignored)
+        made.is_sum = True
+        return made
     return match_names(expert, base.headers, model)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lwptv_lightning.checkpoints import Checkpoint, some_of, write_difference
+from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, some_of, write_difference
 
 UNLIKE = "re-initialised or permuted"
 """What is said of a tensor whose elements don't go with the base's."""
@@ -33,6 +33,12 @@ _NOTHING = 1e-12
 """Ratio of squares below which float64 sums are rounding."""
 _LEAST_SAMPLE = 1024
 """Fewer elements of a model tell nothing beyond chance to one who did not ask for a check."""
+_LEAST_CERTAIN = 16
+"""Elements that tell weights as large as the base from a difference, which is a fraction of it."""
+_ALONG = 0.9
+"""Cosine above which elements are those of the base, but for fine-tuning."""
+_SMALL = 0.5
+"""Part of the base's norm that no difference reaches, and all weights do."""
 _SAMPLED_TENSORS = 512
 _SAMPLED_PARTS = 4
 _SAMPLED_ELEMENTS = 1024
@@ -65,6 +71,7 @@ class Judgement:
         tensors: How many these are.
         another_base: Whether the weights go with the base's no more than by chance.
         outliers: Tensor name to what is wrong with it, beside the others of the task.
+        size: Norm of the weights, less their means, beside the base's; None where it says nothing.
     """
 
     finite: bool = True
@@ -72,12 +79,23 @@ class Judgement:
     tensors: int = 0
     another_base: bool = False
     outliers: Mapping[str, str] = field(default_factory=dict)
+    size: float | None = None
+
+    @property
+    def difference_told(self) -> str:
+        """What says that a difference was given as whole weights, in words; empty where nothing does."""
+        if self.size is None or self.cosine is None or not 0 < self.size < _SMALL or self.cosine > _ALONG:
+            return ""
+        return (
+            f"a difference from the base in the place of whole weights: norm {self.size:.2g} times the base's, cosine "
+            f"{self.cosine:.2f} to it. Add the base, or mark the file by lwptv_kind=task_vector in its metadata."
+        )
 
     @property
     def told(self) -> str:
         """What is wrong, in words; empty where nothing is. What is not finite is told when it is read."""
         if self.another_base:
-            return (
+            return self.difference_told or (
                 f"another base: cosine {self.cosine:.2f} to its weights, the mean over {self.tensors} tensors; that of "
                 "fine-tuned weights is nearly 1."
             )
@@ -110,11 +128,51 @@ def doubts(names: Sequence[str], base: Checkpoint, experts: Sequence[Checkpoint]
 
     Models of few elements agree or not by chance, and are left out.
     """
-    chosen = names[:: -(-len(names) // _SAMPLED_TENSORS) or 1]
-    if sum(base.headers[name].numel for name in chosen) < _LEAST_SAMPLE:
+    if _elements(names, base) < _LEAST_SAMPLE:
         return [""] * len(experts)
-    sampled = {name: measure(name, base, experts, _spread(base.headers[name].numel)) for name in chosen}
+    sampled = measured(names, base, experts)
     return [judge(sampled, task).told for task in range(len(experts))]
+
+
+def small_doubts(names: Sequence[str], base: Checkpoint, experts: Sequence[Checkpoint]) -> list[str]:
+    """Say of each of T experts whether it is a difference from the base, in models that are too small to say more."""
+    if _elements(names, base) >= _LEAST_SAMPLE:
+        return [""] * len(experts)
+    sampled = measured(names, base, experts)
+    return [judge(sampled, task).difference_told for task in range(len(experts))]
+
+
+def require_differences(names: Sequence[str], base: Checkpoint, experts: Mapping[str, Checkpoint]) -> None:
+    """Raise a `CheckpointError` where what a file calls a task vector is whole weights; a sample of it is judged."""
+    sums = {task: expert for task, expert in experts.items() if expert.is_sum}
+    own = [name for name in names if not any(name in expert.foreign for expert in sums.values())]
+    figures = measured(own, base, tuple(sums.values())) if sums else {}
+    for position, (task, expert) in enumerate(sums.items()):
+        if wrong := whole_as_difference(figures, position):
+            raise CheckpointError(f"task {task!r} ({expert.source}): {wrong}")
+
+
+def whole_as_difference(figures: Mapping[str, TensorFigures], task: int) -> str:
+    """Return what says that a task vector, as its file calls it, is whole weights; empty where nothing does.
+
+    A difference that fine-tuning made is neither as large as the base nor along it.
+    """
+    if not figures:
+        return ""
+    pairs = _Pairs.of(figures, task)
+    along = pairs.product - pairs.x_spread
+    spread = pairs.y_spread - pairs.x_spread - 2 * along
+    told = pairs.x_varies & (spread > _NOTHING * pairs.tau)
+    if float((pairs.elements * told).sum()) < _LEAST_CERTAIN:
+        return ""
+    x, tau, product = (float((each * told).sum()) for each in (pairs.x_spread, spread, along))
+    cosine, size = product / math.sqrt(x * tau), math.sqrt(tau / x)
+    if not (cosine > _ALONG and _SMALL < size < 1 / _SMALL):
+        return ""
+    return (
+        f"whole weights, labelled as a task vector: cosine {cosine:.2f} to the base's, norm {size:.2g} times theirs. "
+        "Give the difference from the base, or take lwptv_kind out of the file's metadata."
+    )
 
 
 def judge(figures: Mapping[str, TensorFigures], task: int) -> Judgement:
@@ -132,8 +190,10 @@ def judge(figures: Mapping[str, TensorFigures], task: int) -> Judgement:
     if not tensors:
         return Judgement(outliers=pairs.outliers())
     mean = float((pairs.cosine * weight).sum()) / total
+    x, y = (float((each * pairs.telling).sum()) for each in (pairs.x_spread, pairs.y_spread))
+    size = math.sqrt(y / x) if float((pairs.elements * pairs.telling).sum()) >= _LEAST_CERTAIN else None
     least = min(max(_UNRELATED, _CERTAIN / math.sqrt(total)), 0.5)
-    return Judgement(cosine=mean, tensors=tensors, another_base=mean < least, outliers=pairs.outliers())
+    return Judgement(cosine=mean, tensors=tensors, another_base=mean < least, outliers=pairs.outliers(), size=size)
 
 
 @dataclass(frozen=True)
@@ -207,6 +267,19 @@ def same_weights(figures: Mapping[str, TensorFigures], first: int, second: int) 
     one, other = 1 + first, 1 + second
     apart = gram[one, one] + gram[other, other] - 2 * gram[one, other]
     return bool(gram[one, one] > 0 and apart <= _NOTHING * gram[one, one])
+
+
+def _sampled(names: Sequence[str]) -> Sequence[str]:
+    """Return some of many names, evenly."""
+    return names[:: -(-len(names) // _SAMPLED_TENSORS) or 1]
+
+
+def _elements(names: Sequence[str], base: Checkpoint) -> int:
+    return sum(base.headers[name].numel for name in _sampled(names))
+
+
+def measured(names: Sequence[str], base: Checkpoint, experts: Sequence[Checkpoint]) -> dict[str, TensorFigures]:
+    return {name: measure(name, base, experts, _spread(base.headers[name].numel)) for name in _sampled(names)}
 
 
 def _spread(elements: int) -> list[slice]:

@@ -21,7 +21,8 @@ from lwptv_lightning.checkpoints import (
 from lwptv_lightning.functional import device_of, require_usable
 from lwptv_lightning.registry import UnknownNameError, require_kind, require_known, require_texts
 from lwptv_lightning.task_vectors.align import align, require_fit
-from lwptv_lightning.task_vectors.judgement import doubts
+from lwptv_lightning.task_vectors.integers import differing, require_dequantized, told_of
+from lwptv_lightning.task_vectors.judgement import doubts, require_differences, small_doubts
 from lwptv_lightning.task_vectors.stacks import StoredStack, whole
 from lwptv_lightning.task_vectors.state import state_among
 from lwptv_lightning.task_vectors.ties import find_ties, require_not_apart, untied
@@ -95,8 +96,8 @@ class TaskVectors:
 
         Raises:
             ValueError: ``tasks`` is empty or an ``exclude`` pattern matches no tensor.
-            CheckpointError: A checkpoint misses a tensor, has one more, or one of another shape or kind; or a task
-                vector was made from another base.
+            CheckpointError: A checkpoint misses a tensor, has one more, or one of another shape or kind; a task
+                vector was made from another base; or weights are quantized and not the same.
 
         Warns:
             UserWarning: A task's weights equal the base's.
@@ -109,6 +110,7 @@ class TaskVectors:
         """
         found = align(base, tasks, exclude=exclude, model=model, prefix=prefix, ema=ema)
         for task, expert in found.experts.items():
+            require_dequantized(task, expert, found.base, found.ignored)
             require_fit(task, expert, found.base.headers, found.ignored)
         names, copied = found.shared()
         vectors = cls(found.base, found.experts, names, copied, found.classifiers)
@@ -247,6 +249,7 @@ class TaskVectors:
         shared = {name: self.headers[name] for name in self.shared_names}
         others = [glob.escape(name) for name in self.headers if name not in shared]
         expert = align(self._base, {task: source}, exclude=others).experts[task]
+        require_dequantized(task, expert, self._base, others)
         require_fit(task, expert.renamed({name: name for name in expert.names if name in shared}), shared)
         apart = untied(expert, self.tied)
         return self._with(
@@ -284,13 +287,26 @@ class TaskVectors:
 
     @cached_property
     def doubts(self) -> tuple[str, ...]:
-        """What speaks against a task's weights: that they are of another base, or hold outliers such as zeroed tensors.
+        """What speaks against a task's weights: another base, outliers such as zeroed tensors, masks that differ.
 
         A sample is judged as `lwptv_lightning.inspection.check` judges all; a merge warns of what is found.
         """
-        found = doubts(self.names, self._base, tuple(self._experts.values()))
-        said = zip(self._experts.items(), found, strict=True)
-        return tuple(f"task {task!r} ({expert.source}): {doubt}" for (task, expert), doubt in said if doubt)
+        experts = tuple(self._experts.values())
+        unmerged = [told_of([*differing(self.copied, self._base, expert)]) for expert in experts]
+        return (*self._said(doubts(self.names, self._base, experts)), *self._said(unmerged))
+
+    def small_doubts(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return which tasks of a model that is too small to be judged are but differences from the base."""
+        return self._said(small_doubts(names, self._base, tuple(self._experts.values())))
+
+    def require_differences(self) -> None:
+        """Raise a `CheckpointError` where what a file calls a task vector is whole weights; a sample is judged."""
+        require_differences(self.names, self._base, self._experts)
+
+    def _said(self, told: Iterable[str]) -> tuple[str, ...]:
+        """Return what is told of each task, if anything, with its name."""
+        said = zip(self._experts.items(), told, strict=True)
+        return tuple(f"task {task!r} ({expert.source}): {words}" for (task, expert), words in said if words)
 
     def _expert(self, task: str) -> Checkpoint:
         require_known("task", task, self._experts)

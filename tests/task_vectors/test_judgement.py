@@ -1,8 +1,10 @@
 import pytest
 import torch
-from _helpers.states import noise
+from _helpers.states import noise, random_state
+from safetensors.torch import save_file
 
-from lwptv_lightning import open_checkpoint
+from lwptv_lightning import CheckpointError, TaskVectors, merge, open_checkpoint
+from lwptv_lightning.inspection import check
 from lwptv_lightning.task_vectors.judgement import UNLIKE, doubts, judge, measure, same_weights
 
 
@@ -76,3 +78,37 @@ def test_a_sample_suffices_and_small_models_are_left_alone(counting_checkpoint):
     small, reads = counting_checkpoint({"w": draw(20, 20)})
     assert doubts(("w",), small, [open_checkpoint({"w": draw(20, 20, seed=5)})]) == [""]
     assert not reads
+
+
+def stored(path, tensors, **metadata):
+    save_file(tensors, path, metadata=metadata)
+    return path
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (64, 64)])
+def test_whole_weights_that_are_labelled_as_a_task_vector_are_refused_by_name(shape, tmp_path):
+    base = random_state(0, shapes={"w": shape})
+    tuned = noise(base, 1, 0.01)
+    wrong = stored(tmp_path / "task_vector.safetensors", tuned, lwptv_kind="task_vector")
+    words = "whole weights, labelled as a task vector: cosine 1.00 to the base's, norm 1 times theirs"
+    with pytest.raises(CheckpointError, match=rf"task_vector\.safetensors\): {words}"):
+        merge(TaskVectors.open(base, {"a": wrong}), "ties")
+    (found,) = check(base, {"a": wrong})
+    assert words in found.verdict
+    right = stored(tmp_path / "right.safetensors", {"w": tuned["w"] - base["w"]}, lwptv_kind="task_vector")
+    far = stored(tmp_path / "far.safetensors", random_state(2, shapes={"w": shape}), lwptv_kind="task_vector")
+    shrunk = stored(tmp_path / "shrunk.safetensors", {"w": -0.1 * base["w"]}, lwptv_kind="task_vector")
+    for path in (right, far, shrunk):
+        merge(TaskVectors.open(base, {"a": path}), "ties")
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (64, 64)])
+def test_a_difference_in_the_place_of_whole_weights_is_told(shape, tmp_path):
+    base = random_state(0, shapes={"w": shape})
+    difference = {"w": noise(base, 1, 0.01)["w"] - base["w"]}
+    words = "a difference from the base in the place of whole weights: norm 0.0"
+    with pytest.warns(UserWarning, match=rf"task 'a' .*{words}"):
+        merge(TaskVectors.open(base, {"a": stored(tmp_path / "task_vector.safetensors", difference)}), "ties")
+    (found,) = check(base, {"a": difference})
+    assert words in found.verdict
+    assert check(base, {"a": {"w": 0.3 * base["w"]}})[0].passed
