@@ -28,7 +28,11 @@ from lwptv_lightning.evaluation import (
 )
 from lwptv_lightning.functional import plain_name
 from lwptv_lightning.merging import install_, installable, write_data_statistics
-from lwptv_lightning.registry import LoaderName, require_known
+from lwptv_lightning.registry import (
+    LoaderName,
+    require_known,
+    require_whole,
+)
 
 
 class CollectDataStatistics(Callback):
@@ -61,8 +65,7 @@ class CollectDataStatistics(Callback):
 
     def __init__(self, kind: str, *, samples: int = 256, file: str | Path | None = None) -> None:
         require_known("kind of statistics", kind, ("fisher", "gram"))
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, not {samples}.")
+        require_whole("samples", samples, 1)
         if file is not None:
             require_safetensors_path(file)
         self.kind = kind

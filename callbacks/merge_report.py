@@ -15,7 +15,12 @@ from lwptv_lightning.callbacks.online_merge import OnlineMerge
 from lwptv_lightning.callbacks.prune_and_merge import PruneAndMerge
 from lwptv_lightning.evaluation import MergeModule, callbacks_of
 from lwptv_lightning.merging import PruningPlan
-from lwptv_lightning.registry import DOMAINS, LoaderName, printable
+from lwptv_lightning.registry import (
+    DOMAINS,
+    LoaderName,
+    printable,
+    require_kind,
+)
 from lwptv_lightning.report import ResultRow, ResultTable, literal, plot_id_ood, plot_saliency, print_table, print_text
 
 
@@ -38,6 +43,7 @@ class MergeReport(Callback):
     """
 
     def __init__(self, folder: str | Path, console: Console | None = None) -> None:
+        require_kind("folder", folder, str | Path, "a path")
         self.folder = Path(folder)
         self.table = ResultTable()
         self._console = console

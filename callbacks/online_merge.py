@@ -29,7 +29,12 @@ from lwptv_lightning.evaluation import (
 )
 from lwptv_lightning.functional import plain_name, plain_state
 from lwptv_lightning.merging import find_backbone, gather_state, install_, named_submodule
-from lwptv_lightning.registry import LoaderName, encodable
+from lwptv_lightning.registry import (
+    LoaderName,
+    encodable,
+    require_kind,
+    require_whole,
+)
 
 
 class OnlineMerge(Callback):
@@ -85,8 +90,12 @@ class OnlineMerge(Callback):
         every_n_steps: int | None = None,
     ) -> None:
         for name, interval in {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}.items():
-            if interval is not None and interval < 1:
-                raise ValueError(f"{name} must be at least 1, not {interval}.")
+            if interval is not None:
+                require_whole(name, interval, 1)
+        require_kind("module", module, MergeModule, "a MergeModule")
+        require_kind("task", task, str, "a task's name")
+        require_kind("backbone", backbone, str, "the path of a submodule")
+        require_kind("head", head, str | None, "the path of a submodule")
         if task in module.vectors.tasks:
             raise ValueError(f"task {task!r} is among the experts already; give the others: vectors.select([...]).")
         if head:

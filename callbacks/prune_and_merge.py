@@ -23,7 +23,11 @@ from lwptv_lightning.evaluation import (
 from lwptv_lightning.layers import trace_layers
 from lwptv_lightning.merging import SharedOptions, find_backbone, named_submodule, require_options
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
-from lwptv_lightning.registry import require_known
+from lwptv_lightning.registry import (
+    require_kind,
+    require_known,
+    require_texts,
+)
 from lwptv_lightning.task_vectors import TaskVectors
 
 EVALUATIONS = ("validate", "test", "predict")
@@ -78,7 +82,10 @@ class PruneAndMerge(Callback):
         **options: Unpack[SharedOptions],
     ) -> None:
         require_options(PruneAndMerge, options)
-        for stage in stages:
+        require_kind("vectors", vectors, TaskVectors | None, "TaskVectors")
+        require_kind("backbone", backbone, str | None, "the path of a submodule")
+        require_kind("task", task, str | None, "a task's name")
+        for stage in require_texts("stages", stages, "a sequence of stages"):
             require_known("stage", stage, (*EVALUATIONS, "fit"))
         if "fit" in stages and task is None:
             raise ValueError("stage 'fit' merges what was trained: name its task with task='...'.")

@@ -24,6 +24,7 @@ from lwptv_lightning.evaluation import (
 )
 from lwptv_lightning.functional import plain_name
 from lwptv_lightning.merging import in_dtype, install_, snapshot
+from lwptv_lightning.registry import require_whole
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -53,8 +54,8 @@ class RecalibrateBatchNorm(Callback):
     """
 
     def __init__(self, batches: Iterable[Any], *, limit: int | None = None) -> None:
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1, not {limit}.")
+        if limit is not None:
+            require_whole("limit", limit, 1)
         self.batches = with_own_workers(batches)
         self.limit = limit
 

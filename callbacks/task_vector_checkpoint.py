@@ -25,7 +25,11 @@ from lwptv_lightning.checkpoints import (
 from lwptv_lightning.evaluation import callbacks_of, on_rank_zero, owner_of
 from lwptv_lightning.functional import sum_dtype
 from lwptv_lightning.merging import gather_state, in_dtype, named_submodule
-from lwptv_lightning.registry import require_known
+from lwptv_lightning.registry import (
+    require_finite,
+    require_kind,
+    require_known,
+)
 from lwptv_lightning.task_vectors import state_among
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,7 +87,10 @@ class TaskVectorCheckpoint(Callback):
         at_end: bool = True,
     ) -> None:
         require_known("dtype", dtype, DTYPES)
-        if not 0 < density <= 1:
+        require_kind("folder", folder, str | Path, "a path")
+        require_kind("task", task, str, "a task's name")
+        require_kind("backbone", backbone, str, "the path of a submodule")
+        if not 0 < require_finite("density", density) <= 1:
             raise ValueError(f"density must be in (0, 1], not {density}.")
         self.folder = Path(folder)
         self.task = task

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from lwptv_lightning.checkpoints import some_of
 from lwptv_lightning.functional import plain_module
 from lwptv_lightning.merging import unset_by
-from lwptv_lightning.registry import LoaderName, UnknownNameError
+from lwptv_lightning.registry import (
+    LoaderName,
+    UnknownNameError,
+    require_kind,
+)
 from lwptv_lightning.task_vectors import TaskVectors
 
 
@@ -40,7 +44,9 @@ class Heads(nn.Module):
         super().__init__()
         self.on_features = on_features
         self.instead_of = tuple(instead_of)
+        require_kind("heads", heads, Mapping, "a mapping of set names to modules")
         for name, head in heads.items():
+            require_kind("a head's name", name, str, "a text")
             self._add(name, head)
 
     def _add(self, name: str, head: nn.Module) -> None:
@@ -52,6 +58,7 @@ class Heads(nn.Module):
     @classmethod
     def of(cls, model: nn.Module, vectors: TaskVectors, given: Mapping[str, nn.Module]) -> Heads:
         """Return given heads, and those that task vectors bring along because their shapes differ: the classifiers."""
+        require_kind("heads", given, Mapping, "a mapping of set names to modules")
         own = {task: _classifier(model, vectors, task) for task in vectors.tasks} if vectors.classifiers else {}
         return cls({**own, **given}, on_features=bool(own), instead_of=unset_by(model, vectors))
 
@@ -77,7 +84,7 @@ class Heads(nn.Module):
         return _key(name) in self._modules
 
     def __getitem__(self, name: str) -> nn.Module:
-        head = self._modules.get(_key(name))
+        head = self._modules.get(_key(name)) if isinstance(name, str) else None
         if head is None:
             raise UnknownNameError("head", name, self)
         return head

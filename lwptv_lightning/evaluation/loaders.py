@@ -10,7 +10,12 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lwptv_lightning.registry import DOMAINS, LoaderName
+from lwptv_lightning.registry import (
+    DOMAINS,
+    LoaderName,
+    require_kind,
+    require_whole,
+)
 
 
 class EvaluationSuite(LightningDataModule):
@@ -46,6 +51,10 @@ class EvaluationSuite(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        for group, sets in (("id", id), ("ood", {} if ood is None else ood)):
+            require_kind(group, sets, Mapping, "a mapping of names to data sets or loaders")
+        require_whole("batch_size", batch_size, 1)
+        require_whole("num_workers", num_workers, 0)
         groups = zip(DOMAINS, (id, ood or {}), strict=True)
         named = {str(LoaderName(domain, name)): data for domain, sets in groups for name, data in sets.items()}
         self.loaders = {name: _as_loader(name, data, batch_size, num_workers) for name, data in named.items()}
@@ -54,6 +63,7 @@ class EvaluationSuite(LightningDataModule):
     @classmethod
     def of(cls, loaders: Mapping[str, DataLoader[Any]]) -> EvaluationSuite:
         """Return the suite of loaders that are named ``id/...`` and ``ood/...`` already."""
+        require_kind("loaders", loaders, Mapping, "a mapping of names such as 'id/svhn' to loaders")
         named = [(LoaderName.parse(loader), data) for loader, data in loaders.items()]
         return cls(*({name.name: data for name, data in named if name.domain == domain} for domain in DOMAINS))
 

@@ -16,7 +16,12 @@ from torchmetrics.classification import MulticlassAccuracy
 from lwptv_lightning.evaluation.figures import figures_of, load_states, states_of
 from lwptv_lightning.evaluation.inputs import count_samples, fingerprints
 from lwptv_lightning.evaluation.shares import Replicas, is_located, share_of
-from lwptv_lightning.registry import LoaderName
+from lwptv_lightning.registry import (
+    LoaderName,
+    require_finite,
+    require_kind,
+    shown,
+)
 
 
 class LoaderMetrics(nn.Module):
@@ -32,7 +37,7 @@ class LoaderMetrics(nn.Module):
         super().__init__()
         metric = MulticlassAccuracy(average="micro") if metric is None else metric
         if not isinstance(metric, Metric | MetricCollection):
-            raise TypeError(f"metric must be a torchmetrics Metric or MetricCollection, not {metric!r}.")
+            raise TypeError(f"metric must be a torchmetrics Metric or MetricCollection, not {shown(metric)}.")
         self.loaders = tuple(loaders)
         self.replicas = replicas or Replicas()
         self._together_each_batch = together
@@ -260,3 +265,15 @@ def _means(name: str, tables: Sequence[Mapping[str, float]]) -> dict[str, float]
     """Average each part that all of some tables have."""
     shared = [part for part in (tables[0] if tables else ()) if all(part in table for table in tables)]
     return {f"{name}{part}": sum(table[part] for table in tables) / len(tables) for part in shared}
+
+
+def accuracies(given: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return set names to numbers, of any library's kind; a `TypeError` or `ValueError` names what is none."""
+    require_kind("expert_accuracy", given, Mapping | None, "a mapping of set names to numbers")
+    found = {}
+    for name, value in (given or {}).items():
+        try:
+            found[name] = require_finite(f"expert_accuracy of {name!r}", float(value))
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise TypeError(f"expert_accuracy of {name!r} must be a number, not {shown(value)}.") from error
+    return found

@@ -30,7 +30,7 @@ from lwptv_lightning.evaluation.lightning import (
 )
 from lwptv_lightning.evaluation.loaders import require_loaders
 from lwptv_lightning.evaluation.merging import merge_model_, require_fit
-from lwptv_lightning.evaluation.metrics import LoaderMetrics
+from lwptv_lightning.evaluation.metrics import LoaderMetrics, accuracies
 from lwptv_lightning.evaluation.shares import Replicas, must_meet
 from lwptv_lightning.evaluation.stored import described, restore_, store
 from lwptv_lightning.functional import keep_plain_names_
@@ -43,6 +43,7 @@ from lwptv_lightning.merging import (
     require_options,
 )
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
+from lwptv_lightning.registry import GRANULARITIES, require_kind, require_known, require_texts
 from lwptv_lightning.rules import DataStatistics
 from lwptv_lightning.saliency import LayerStatistics
 from lwptv_lightning.task_vectors import TaskVectors
@@ -115,7 +116,8 @@ class MergeModule(LightningModule):
     ) -> None:
         super().__init__()
         require_options(MergeModule, options)
-        self.recipe = make_recipe(recipe or {}, options)
+        require_kind("model", model, nn.Module | Callable, "a module, or a function that makes one")
+        self.recipe = make_recipe({} if recipe is None else recipe, options)
         self._build = None if isinstance(model, nn.Module) else model
         if not isinstance(model, nn.Module):
             with torch.device("meta"):
@@ -125,11 +127,12 @@ class MergeModule(LightningModule):
         self.model = model
         keep_plain_names_(self)
         self.options = {name: value for name, value in options.items() if name not in ("dtype", "task")}
-        self.tasks = tuple(tasks) if vectors is None else vectors.tasks
+        self.tasks = require_texts("tasks", tasks, "the tasks' names") if vectors is None else vectors.tasks
         self.installed = self.plan = self.treatment = None
-        self.heads = Heads(heads or {}) if vectors is None else Heads.of(model, vectors, heads or {})
+        heads = {} if heads is None else heads
+        self.heads = Heads(heads) if vectors is None else Heads.of(model, vectors, heads)
         self.metrics = LoaderMetrics((), metric)
-        self.expert_accuracy = dict(expert_accuracy or {})
+        self.expert_accuracy = accuracies(expert_accuracy)
         self._metric = metric
         self._loaders: dict[str, Any] = {}
         self._layers: dict[str, Layers] = {}
@@ -153,6 +156,7 @@ class MergeModule(LightningModule):
 
     @vectors.setter
     def vectors(self, vectors: TaskVectors) -> None:
+        require_kind("vectors", vectors, TaskVectors, "TaskVectors")
         self._vectors = vectors.knowing(self.model)
 
     @property
@@ -182,7 +186,8 @@ class MergeModule(LightningModule):
 
     def layers(self, granularity: str | None = None) -> Layers:
         """Return the model's layers in execution order, by default at the recipe's granularity."""
-        granularity = granularity or self.recipe.granularity
+        granularity = self.recipe.granularity if granularity is None else granularity
+        require_known("granularity", granularity, GRANULARITIES)
         if granularity not in self._layers:
             self._layers[granularity] = trace_layers(self.model, granularity)
         return self._layers[granularity]
@@ -207,11 +212,11 @@ class MergeModule(LightningModule):
             ValueError: There are no task vectors, and something else is asked for than what was loaded.
         """
         self.configure_model()
-        recipe = make_recipe(recipe or self.recipe, options)
-        options = {**self.options, **options, "device": device or self.device}
+        recipe = make_recipe(self.recipe if recipe is None else recipe, options)
+        options = {**self.options, **options, "device": self.device if device is None else device}
         if vectors is self._vectors is None and recipe == self.installed and options.keys() <= {"device", "ranks"}:
             return self  # what was loaded is this merge
-        vectors = vectors or self.vectors
+        vectors = self.vectors if vectors is None else vectors
         require_fit(self.model, vectors)
         require_same_classifiers(self._heads_of or vectors, vectors)
         plan = merge_model_(self.model, vectors, recipe, self.layers, options, whole=True)
@@ -243,8 +248,7 @@ class MergeModule(LightningModule):
         """
         return self.heads.logits(self.model, inputs, head)
 
-    def head(self, name: str) -> nn.Module:
-        """Return a head by its name."""
+    def head(self, name: str) -> nn.Module:  # noqa: D102 (as `Heads` does)
         return self.heads[name]
 
     @property

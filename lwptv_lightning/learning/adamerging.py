@@ -15,7 +15,11 @@ from lwptv_lightning.evaluation import MergeModule, count_samples, inputs_of, re
 from lwptv_lightning.functional import plain_name
 from lwptv_lightning.merging import installable, merge
 from lwptv_lightning.recipe import MergeRecipe
-from lwptv_lightning.registry import require_known
+from lwptv_lightning.registry import (
+    require_finite,
+    require_kind,
+    require_known,
+)
 from lwptv_lightning.rules import get_rule
 
 
@@ -63,7 +67,11 @@ class AdaMergingModule(LightningModule):
         clamp: bool = True,
     ) -> None:
         super().__init__()
+        require_kind("merge_module", merge_module, MergeModule, "a MergeModule")
         require_known("per", per, ("tensor", "task"))
+        lr = require_finite("lr", lr)
+        if abs(initial := require_finite("initial", initial)) > torch.finfo(torch.float32).max:
+            raise ValueError(f"initial must be a number that float32 holds, not {initial}.")
         # In a list, so that the model's own weights are no parameters of this module.
         self._held = [merge_module]
         self.per = per

@@ -74,6 +74,8 @@ def require_fit(model: nn.Module, vectors: TaskVectors, *, with_heads: bool = Tr
 
     Where it is evaluated ``with_heads``, these take the place of the tasks' own classifiers.
     """
+    require_kind("what model=... is or makes", model, nn.Module, "a module")
+    require_kind("vectors", vectors, TaskVectors, "TaskVectors")
     own = {name: tuple(tensor.shape) for name, tensor in plain_state(model).items()}
     label = type(plain_module(model)).__name__
     absent = [name for name in vectors.shared_names if name not in own]

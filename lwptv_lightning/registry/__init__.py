@@ -31,6 +31,13 @@ from lwptv_lightning.registry.lookup import (
 from lwptv_lightning.registry.names import COUNTS, DOMAINS, GRANULARITIES, RANKINGS, LoaderName
 from lwptv_lightning.registry.order import natural_order
 from lwptv_lightning.registry.text import any_character, encodable, printable, printable_name
-from lwptv_lightning.registry.values import FrozenDict, parse_bytes, require_finite, require_per_task, require_ratio
+from lwptv_lightning.registry.values import (
+    FrozenDict,
+    parse_bytes,
+    require_finite,
+    require_per_task,
+    require_ratio,
+    require_whole,
+)
 
 __all__ = ["LoaderName", "UnknownNameError"]

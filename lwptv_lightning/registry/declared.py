@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lwptv_lightning.registry.given import shown
 from lwptv_lightning.registry.lookup import require_known
-from lwptv_lightning.registry.values import FrozenDict, require_finite, require_ratio
+from lwptv_lightning.registry.values import FrozenDict, require_finite, require_ratio, require_whole
 
 Made = TypeVar("Made")
 Given = TypeVar("Given")
@@ -80,11 +80,7 @@ def whole(default: int, at_least: int | None = 0, help: str = "") -> Any:
     """Declare a whole number, with a lower bound if need be."""
 
     def check(name: str, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be a whole number, not {shown(value)}.")
-        if at_least is not None and value < at_least:
-            raise ValueError(f"{name} must be at least {at_least}, not {shown(value)}.")
-        return value
+        return require_whole(name, value, at_least)
 
     allowed = "whole numbers" if at_least is None else f"{at_least}, {at_least + 1}, ..."
     return declared(default, allowed, check, help, int)

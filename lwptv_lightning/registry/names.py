@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lwptv_lightning.registry.given import require_kind
 from lwptv_lightning.registry.lookup import nearest
 
 GRANULARITIES = ("block", "module", "tensor")
@@ -39,6 +40,7 @@ class LoaderName:
         Raises:
             ValueError: The name is not ``id/...`` or ``ood/...``, or one that the averages use.
         """
+        require_kind("a loader's name", text, str, "a text such as 'id/svhn'")
         parsed = cls.of_figure(text)
         if parsed.domain not in DOMAINS or not parsed.name:
             forms = "'id/<name>' (a merged task's data) or 'ood/<name>' (any other data)"

@@ -26,6 +26,15 @@ def require_finite(name: str, value: Any) -> float:
     return float(value)
 
 
+def require_whole(name: str, value: Any, at_least: int | None = None) -> int:
+    """Return a whole number, not below a bound if there is one, or raise."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {shown(value)}.")
+    if at_least is not None and value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, not {shown(value)}.")
+    return value
+
+
 def require_ratio(ratio: float, name: str = "ratio") -> float:
     """Return a number in [0, 1], or raise."""
     if isinstance(ratio, bool) or not isinstance(ratio, int | float):

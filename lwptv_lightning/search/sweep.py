@@ -29,7 +29,11 @@ from lwptv_lightning.evaluation import (
 from lwptv_lightning.functional import plain_name, plain_state
 from lwptv_lightning.merging import Merge, MergeOptions, in_dtype, installable, require_options
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
-from lwptv_lightning.registry import require_known
+from lwptv_lightning.registry import (
+    require_kind,
+    require_known,
+    require_whole,
+)
 from lwptv_lightning.saliency import LayerStatistics, collect_statistics
 from lwptv_lightning.search.compare import SweepResult
 from lwptv_lightning.search.outcomes import Outcomes
@@ -70,6 +74,10 @@ def sweep(
         TypeError: Merging has no such option.
     """
     require_options(sweep, options)
+    require_kind("trainer", trainer, Trainer, "a Trainer")
+    require_kind("module", module, MergeModule, "a MergeModule")
+    require_kind("candidates", candidates, Mapping, "a mapping of names to recipes or weights")
+    require_whole("at_once", at_once, 1)
     if not candidates:
         raise ValueError("candidates is empty: expected at least one recipe.")
     require_results_here(trainer, "the outcomes of a sweep")

@@ -279,6 +279,7 @@ def _elements(names: Sequence[str], base: Checkpoint) -> int:
 
 
 def measured(names: Sequence[str], base: Checkpoint, experts: Sequence[Checkpoint]) -> dict[str, TensorFigures]:
+    """Sum up a sample of some tensors."""
     return {name: measure(name, base, experts, _spread(base.headers[name].numel)) for name in _sampled(names)}
 
 

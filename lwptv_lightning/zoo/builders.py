@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lwptv_lightning.evaluation import EvaluationSuite, MergeModule
+from lwptv_lightning.registry import require_whole
 from lwptv_lightning.task_vectors import TaskVectors
 from lwptv_lightning.zoo.data import loaders
 from lwptv_lightning.zoo.files import base_path, expert_paths, heads
@@ -27,4 +28,5 @@ def zoo_suite(size: int = 150) -> EvaluationSuite:
     Args:
         size: Images in each set.
     """
+    require_whole("size", size, 1)
     return EvaluationSuite.of(loaders("test", size=size))

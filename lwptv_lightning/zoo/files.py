@@ -9,7 +9,10 @@ from typing import Final
 from safetensors.torch import load_file
 from torch import nn
 
-from lwptv_lightning.registry import printable
+from lwptv_lightning.registry import (
+    printable,
+    require_kind,
+)
 from lwptv_lightning.zoo.digits import ASSETS
 from lwptv_lightning.zoo.domains import ID_SETS, OOD_SETS, set_alphabet
 from lwptv_lightning.zoo.glyphs import class_rows
@@ -104,6 +107,7 @@ def heads(root: Root | None = None) -> dict[str, nn.Module]:
 
 
 def _existing(root: Root | None, name: str) -> Path:
+    require_kind("root", root, str | Path | None, "a path")
     path = Path(ASSETS if root is None else root, name)
     if not path.is_file():
         raise FileNotFoundError(
