@@ -55,12 +55,15 @@ def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
 def _count_prefixes(headers: Mapping[str, TensorHeader], known: Collection[str]) -> Counter[str]:
     """Count, for each prefix that some names have, how many of them are known without it, in the same shape."""
     covered: Counter[str] = Counter()
+    lengths = set(map(len, known))
     for name, header in headers.items():
-        parts = name.split(".")
-        for cut in range(1, len(parts)):
-            rest = ".".join(parts[cut:])
+        for dot in re.finditer(r"\.", name):
+            # Names may have so many parts that looking each rest up would take long.
+            if len(name) - dot.end() not in lengths:
+                continue
+            rest = name[dot.end() :]
             if rest in known and (not isinstance(known, Mapping) or known[rest].shape == header.shape):
-                covered[".".join(parts[:cut]) + "."] += 1
+                covered[name[: dot.end()]] += 1
     return covered
 
 

@@ -115,6 +115,7 @@ def check(
     findings = {task: _from_headers(task, aligned, read) for task in map(str, tasks)}
     if read and aligned.experts:
         findings |= _with_figures(findings, aligned, model)
+        aligned.require_unchanged()
     return list(findings.values())
 
 

@@ -87,6 +87,7 @@ def diff(
             changed += differs
         norm = math.sqrt(square / base_square) if base_square else math.inf if square else 0.0
         differences.append(LayerDifference(layer.name, len(layer.tensors), changed, norm, largest, "; ".join(notes)))
+    aligned.require_unchanged()
     return differences
 
 

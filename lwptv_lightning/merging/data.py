@@ -79,6 +79,9 @@ class _StoredStatistics(Mapping[str, Tensor]):
     def require_unchanged(self) -> None:
         self._checkpoint.require_unchanged()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
     def __getitem__(self, name: str) -> Tensor:
         return self._checkpoint.read(self._stored[name])
 

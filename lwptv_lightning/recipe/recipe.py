@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lwptv_lightning.files import InputFile
 from lwptv_lightning.recipe.scaling import LiNeS, read_layer_scaling
 from lwptv_lightning.registry import (
     COUNTS,
@@ -223,8 +224,9 @@ class MergeRecipe:
             if not isinstance(text, str):
                 raise TypeError(f"a recipe is read from JSON text or the Path of its file, not from {shown(text)}.")
             return cls.from_dict(parse_json(text, "a recipe"))
+        file = InputFile.at(text)
         try:
-            return cls.from_json(text.read_text(encoding="utf-8"))
+            return cls.from_json(file.text().decode("utf-8"))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{printable(text)}: {error}") from error
 

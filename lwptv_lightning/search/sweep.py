@@ -130,7 +130,8 @@ class _Weights:
             require_known("tensor", name, {**own, **headers})
         unnamed = [] if vectors is None else [name for name in installable(model, vectors) if name not in weights]
         # In this order, so that of a tied tensor the name that is given counts.
-        return {name: vectors.base(name) for name in unnamed if vectors is not None} | dict(weights)
+        whole = {name: vectors.base(name) for name in unnamed if vectors is not None} | dict(weights)
+        return {name: tensor.clone() for name, tensor in whole.items()}  # of a mapped file, which may change
 
     def _merge(self, recipe: MergeRecipe) -> tuple[dict[str, Tensor], float]:
         merge, execution = Merge.of(self.module.vectors, recipe, None, {"device": self.device, **self.options})

@@ -53,6 +53,11 @@ class Aligned:
         """Compare the headers of one of ``experts`` with the base's."""
         return compare_headers(self.base.headers, self.experts[task].headers, self.ignored)
 
+    def require_unchanged(self) -> None:
+        """Raise a `CheckpointError` where a file of base or ``experts`` was changed since it was opened."""
+        for checkpoint in (self.base, *self.experts.values()):
+            checkpoint.require_unchanged()
+
     def shared(self) -> tuple[list[str], list[str]]:
         """Return the tensors of the base that are to be merged: the floating ones, and the others.
 

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from _helpers.states import assert_same_bits
@@ -42,3 +44,18 @@ def test_another_file_is_refused(tmp_path):
         read_data_statistics(tmp_path / "model.safetensors")
     with pytest.raises(FileNotFoundError):
         read_data_statistics(tmp_path / "absent.safetensors")
+
+
+def test_a_tensor_is_read_when_it_is_asked_for_and_only_from_the_same_file(tmp_path):
+    path = write_data_statistics(DATA, tmp_path / "data.safetensors")
+    read = read_data_statistics(path)["a"]
+    assert "net.0.weight" in read
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(CheckpointError, match=r"data\.safetensors: changed while it was in use: it was written to"):
+        read["net.0.weight"]
+
+
+def test_a_file_that_is_no_regular_one_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "data.safetensors")
+    with pytest.raises(CheckpointError, match="expected a regular file, not a FIFO"):
+        read_data_statistics(tmp_path / "data.safetensors")

@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -278,3 +279,14 @@ def test_what_a_recipe_needs():
 def test_description():
     assert MergeRecipe("ties", ratio=0.4).describe() == "ties x 1, mean_abs 0.4"
     assert MergeRecipe("ties", elements={"ratio": 0.4}).describe() == "ties x 1, elements 0.4"
+
+
+def test_a_file_that_is_no_regular_one_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "recipe.json")
+    for path, kind in (
+        (tmp_path / "recipe.json", "a FIFO"),
+        (tmp_path, "a folder"),
+        (Path("/dev/zero"), "a character"),
+    ):
+        with pytest.raises(ValueError, match=f"{path}: expected a regular file, not {kind}"):
+            MergeRecipe.from_json(path)
