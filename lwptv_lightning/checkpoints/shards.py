@@ -22,7 +22,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lwptv_lightning.checkpoints.payload import PAYLOAD_KEY
-from lwptv_lightning.files import Stage, alone
+from lwptv_lightning.files import Stage, alone, is_there
 
 _SHARD = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})(?P<run>\.[0-9a-f]{8})?\.safetensors")
 _INDEX_FILE = "index"
@@ -47,7 +47,7 @@ def is_part(name: str) -> bool:
 def require_free(path: Path, overwrite: bool) -> None:
     """Raise a FileExistsError where a model stands at a path that may not be replaced."""
     for there in (path, index_of(path)):
-        if not overwrite and os.path.lexists(there):
+        if not overwrite and is_there(there):
             raise FileExistsError(f"{there} exists; give another path or overwrite=True.")
 
 
@@ -72,7 +72,7 @@ def publish(stage: Stage, made: Mapping[str, Sequence[str]], total_size: int, *,
             if len(made) > 1:
                 switch.to_shards(made)
                 path.unlink(missing_ok=True)
-            elif os.path.lexists(index):
+            elif is_there(index):
                 switch.from_shards_to_one(*next(iter(made.items())))
             else:
                 stage.install(next(iter(made)), path, overwrite=overwrite)
@@ -90,7 +90,7 @@ class _Switch:
         self._total_size = total_size
         self._overwrite = overwrite
         before = [stage.target, *(self._home / name for name in sorted(replaced))]
-        self._like = next((file for file in before if file.is_file()), None)
+        self._like = next(filter(is_there, before), None)
 
     def to_shards(self, made: Mapping[str, Sequence[str]]) -> None:
         names = self._names(len(made))
@@ -115,7 +115,7 @@ class _Switch:
     def _names(self, count: int) -> list[str]:
         """Return names of shards that nothing has: as transformers has them, with the run's where a model was there."""
         path = self._stage.target
-        is_fresh = not any(os.path.lexists(there) for there in (path, index_of(path))) and not _parts_beside(path)
+        is_fresh = not any(is_there(there) for there in (path, index_of(path))) and not _parts_beside(path)
         run = "" if is_fresh else f".{secrets.token_hex(4)}"
         return [f"{path.stem}-{number:05}-of-{count:05}{run}.safetensors" for number in range(1, count + 1)]
 
@@ -123,7 +123,7 @@ class _Switch:
         text = json.dumps({"metadata": {"total_size": self._total_size}, "weight_map": weight_map}, indent=2)
         (self._stage.folder / _INDEX_FILE).write_text(text)
         index = index_of(self._stage.target)
-        like = index if index.is_file() else self._like
+        like = index if is_there(index) else self._like
         self._stage.install(_INDEX_FILE, index, overwrite=self._overwrite, like=like)
 
 
@@ -135,11 +135,11 @@ def _parts_beside(path: Path) -> list[Path]:
 
 def _parts_named_by(index: Path, path: Path) -> set[str]:
     """Return the shards of a path's model that an index names; what else it names is not this model's to remove."""
-    if not index.is_file():
-        return set()
     try:
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return named & {file.name for file in _parts_beside(path)}
+    except FileNotFoundError:
+        return set()
     except (ValueError, KeyError, TypeError, AttributeError):  # no index, which is replaced as any other file
         return set()
 

@@ -10,7 +10,6 @@ not tell, since containers count them from one. Where there are no such locks, a
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import secrets
@@ -21,22 +20,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks, and its rename does not replace
-    fcntl = None  # type: ignore[assignment]
+from lwptv_lightning.files.locks import NOFOLLOW, alone, short, try_lock
 
 _STALE_AFTER = 7 * 24 * 3600
 """Seconds after which a stage is a killed process's where locks cannot tell."""
-_PATIENCE = 600
-"""Seconds to wait for another process to install its files, which takes a moment."""
 _TRIES = 100
-_LONGEST_NAME = 200
-"""Bytes of a target's name that are kept in those made from it; a system allows 255."""
 _LOCK = "lock"
 """The file in a stage that is locked; not the folder, whose lock other machines would not see."""
-_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 class Stage:
@@ -108,14 +98,14 @@ class Stage:
     def _is_made(self) -> bool:
         """Make the folder and lock it; another process may take it for a killed one's before it is locked."""
         self._discard()
-        folder = self.target.with_name(f".{_short(self.target.name)}.{secrets.token_hex(8)}.tmp")
+        folder = self.target.with_name(f".{short(self.target.name)}.{secrets.token_hex(8)}.tmp")
         os.mkdir(folder, 0o700)
         self.folder = folder
         try:
             self._lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         except FileNotFoundError:
             return False
-        _try_lock(self._lock, wait=True)
+        try_lock(self._lock, wait=True)
         return (folder / _LOCK).exists()
 
     def _discard(self) -> None:
@@ -143,26 +133,6 @@ def write_whole(path: str | Path, content: str | bytes, *, overwrite: bool = Tru
             (stage.folder / "content").write_bytes(content.encode() if isinstance(content, str) else content)
         stage.install("content", path, overwrite=overwrite)
     return stage.target
-
-
-@contextmanager
-def alone(target: Path) -> Iterator[bool]:
-    """Wait for other processes that install files for one target, and hold them off meanwhile.
-
-    It tells whether it does: there are systems without locks.
-
-    Raises:
-        TimeoutError: Another process has held it for ten minutes.
-    """
-    path = target.with_name(f".{_short(target.name)}.lock")
-    lock = _lock_file(path)
-    try:
-        yield lock is not None
-    finally:
-        if lock is not None:
-            with suppress(OSError):
-                os.unlink(path)
-            os.close(lock)
 
 
 @contextmanager
@@ -194,8 +164,21 @@ def sync(path: Path, flags: int = os.O_RDWR) -> None:
         os.close(opened)
 
 
+def is_there(path: Path) -> bool:
+    """Tell whether something has a name, a link to nothing too; where that cannot be known, it is an error."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def _require_regular(path: Path) -> None:
-    if path.exists() and not path.is_file():
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
         raise OSError(f"{path} is no regular file; it is not replaced.")
 
 
@@ -220,9 +203,9 @@ def _move_to_new(made: Path, final: Path) -> None:
     try:
         os.link(made, final, follow_symlinks=False)
     except (OSError, NotImplementedError):
-        if not os.path.lexists(final):  # no hard links here; or a fault, which the rename shows too
+        if not is_there(final):  # no hard links here; or a fault, which the rename shows too
             with alone(final.with_name(f"{final.name}.new")):
-                if not os.path.lexists(final):
+                if not is_there(final):
                     os.rename(made, final)
                     return
         if not (final.exists() and os.path.samefile(made, final)):  # a network's file system may do it and say no
@@ -231,15 +214,9 @@ def _move_to_new(made: Path, final: Path) -> None:
         os.unlink(made)
 
 
-def _short(name: str) -> str:
-    if len(os.fsencode(name)) <= _LONGEST_NAME:
-        return name
-    return hashlib.sha256(os.fsencode(name)).hexdigest()
-
-
 def _remove_stale(target: Path) -> None:
     """Remove stages of the same target whose processes are gone; a link of such a name was planted, and is left."""
-    pattern = re.compile(rf"\.{re.escape(_short(target.name))}\.[0-9a-f]{{16}}\.tmp")
+    pattern = re.compile(rf"\.{re.escape(short(target.name))}\.[0-9a-f]{{16}}\.tmp")
     with suppress(OSError), os.scandir(target.parent) as entries:
         named = [entry for entry in entries if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]
         for path in (Path(entry.path) for entry in named):
@@ -248,7 +225,7 @@ def _remove_stale(target: Path) -> None:
 
 def _remove_if_stale(folder: Path) -> None:
     try:
-        opened = os.open(folder / _LOCK, os.O_RDWR | _NOFOLLOW)
+        opened = os.open(folder / _LOCK, os.O_RDWR | NOFOLLOW)
     except FileNotFoundError:  # killed, or not yet come, between two steps: only an empty one is removed
         with suppress(OSError):
             os.rmdir(folder)
@@ -256,7 +233,7 @@ def _remove_if_stale(folder: Path) -> None:
     except OSError:  # another user's
         return
     try:
-        got = _try_lock(opened)
+        got = try_lock(opened)
         if got or (got is None and time.time() - os.fstat(opened).st_mtime > _STALE_AFTER):
             _remove(folder)
     finally:
@@ -271,50 +248,3 @@ def _remove(folder: Path) -> None:
                 shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
         (folder / _LOCK).unlink(missing_ok=True)
         folder.rmdir()
-
-
-def _try_lock(opened: int, *, wait: bool = False) -> bool | None:
-    """Lock what is open; return whether another one has not locked it, and None where there are no locks."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            return None
-        raise
-    return True
-
-
-def _lock_file(path: Path) -> int | None:
-    """Return a lock that is held by its file, which is made for it; None where there are no locks."""
-    patience = time.monotonic() + _PATIENCE
-    while fcntl is not None:
-        try:
-            opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | _NOFOLLOW, 0o666)
-        except OSError:  # no right to write, which what is locked for will tell better, or another's
-            return None
-        got: bool | None = False
-        try:
-            got = _try_lock(opened) and _is_still(path, opened)
-        finally:
-            if not got:
-                os.close(opened)
-        if got:
-            return opened
-        if got is None:
-            return None
-        if time.monotonic() > patience:
-            raise TimeoutError(f"another process has held {path} for {_PATIENCE // 60} minutes.")
-        time.sleep(0.01)
-    return None
-
-
-def _is_still(path: Path, opened: int) -> bool:
-    """Tell whether what is open has that name yet: who held a lock before may have removed its file."""
-    try:
-        return os.path.samestat(os.fstat(opened), os.lstat(path))
-    except FileNotFoundError:
-        return False

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lwptv_lightning.files import Stage, atomic, write_whole
+from lwptv_lightning.files import Stage, locks, write_whole
 
 
 def present(folder):
@@ -152,7 +152,7 @@ def test_a_living_ones_is_left_alone(tmp_path):
 
 def test_without_locks_age_tells(tmp_path, monkeypatch):
     (left,) = killed_while_writing(tmp_path / "a.txt")
-    monkeypatch.setattr(atomic, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     write_whole(tmp_path / "a.txt", "whole")
     assert present(tmp_path) == [left, "a.txt"]
     long_ago = time.time() - 8 * 24 * 3600
