@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.func import functional_call
 
-from lwptv_lightning.checkpoints import require_safetensors_path
+from lwptv_lightning.checkpoints import require_place, require_safetensors_path
 from lwptv_lightning.evaluation import (
     MergeModule,
     callbacks_of,
@@ -79,6 +79,8 @@ class CollectDataStatistics(Callback):
         """Bring the callbacks in order, and refuse those whose weights would not be there."""
         if self.file is None:
             require_results_here(trainer, "the statistics that CollectDataStatistics writes to no file=...")
+        else:
+            on_rank_zero(trainer, partial(require_place, self.file))
         owner_of(trainer)
         for other in callbacks_of(trainer):
             merges = getattr(other, "installs_weights", False) or getattr(other, "place", None) == "measures"

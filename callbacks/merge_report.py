@@ -13,40 +13,61 @@ from rich.console import Console
 from lwptv_lightning.callbacks.log_picture import log_picture
 from lwptv_lightning.callbacks.online_merge import OnlineMerge
 from lwptv_lightning.callbacks.prune_and_merge import PruneAndMerge
-from lwptv_lightning.evaluation import MergeModule, callbacks_of
+from lwptv_lightning.evaluation import MergeModule, callbacks_of, on_rank_zero
 from lwptv_lightning.merging import PruningPlan
-from lwptv_lightning.registry import (
-    DOMAINS,
-    LoaderName,
-    printable,
-    require_kind,
+from lwptv_lightning.registry import DOMAINS, LoaderName, printable, require_kind
+from lwptv_lightning.report import (
+    RECIPE,
+    REPORT,
+    RESULTS,
+    ReportFolder,
+    ResultRow,
+    ResultTable,
+    literal,
+    plot_id_ood,
+    plot_saliency,
+    print_table,
+    print_text,
 )
-from lwptv_lightning.report import ResultRow, ResultTable, literal, plot_id_ood, plot_saliency, print_table, print_text
+
+_TITLE = "# Merged models over ID and OOD loaders"
+_PICTURES = ("saliency.png", "id_ood.png")
 
 
 class MergeReport(Callback):
-    """Print a table after each validation, with the loaders' names, and write it to files.
+    """Write a table after each validation, with the loaders' names, to files, and print it.
 
     Every validation (or test) by the trainer adds a row, in a fit with `OnlineMerge` one with the figures that it logs.
     A rule that works on matrices says how many tensors it treated so, in print and in the report. The folder holds
     ``report.md``, ``results.csv``, ``recipe.json`` (of the last merge), ``saliency.png`` where layers were pruned, and
     ``id_ood.png`` where there are ID and OOD loaders. Pictures also go to the trainer's loggers that can hold them:
-    TensorBoard, Weights & Biases and MLflow. Figures get there by themselves, as all that is logged.
+    TensorBoard, Weights & Biases and MLflow. Figures get there by themselves, as all that is logged. Each file is whole
+    or as it was; files of an earlier report are replaced.
 
     Args:
         folder: Where to write; made where it does not exist.
         console: Where to print; standard output by default.
+        overwrite: Whether to replace files of these names that no report wrote, too.
+
+    Raises:
+        FileExistsError: There is such a file, and ``overwrite`` is false; before anything is evaluated.
+        OSError: Nothing can be written there.
 
     Example:
         >>> MergeReport("out").table.rows
         []
     """
 
-    def __init__(self, folder: str | Path, console: Console | None = None) -> None:
+    def __init__(self, folder: str | Path, console: Console | None = None, *, overwrite: bool = False) -> None:
         require_kind("folder", folder, str | Path, "a path")
         self.folder = Path(folder)
         self.table = ResultTable()
         self._console = console
+        self._files = ReportFolder(self.folder, _TITLE, (REPORT, RESULTS, RECIPE, *_PICTURES), overwrite=overwrite)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """See that the files can be written, and are no other's."""
+        on_rank_zero(trainer, self._files.require_own)
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,28 +85,32 @@ class MergeReport(Callback):
             name += f", epoch {trainer.current_epoch}"
         self.table.rows.append(ResultRow(name, figures))
         console = self._console or Console()
+        treatment = _treatment(trainer, pl_module)
+        with self._files.writing() as folder:
+            report = f"{_TITLE}\n\n{self.table.markdown()}\n"
+            if treatment:
+                report += f"\n{literal(f'The last {treatment}.')}\n"
+            (folder / REPORT).write_text(report, encoding="utf-8")
+            (folder / RESULTS).write_text(self.table.csv(), encoding="utf-8")
+            if recipe is not None:
+                (folder / RECIPE).write_text(recipe.to_json() + "\n", encoding="utf-8")
+            drawn = [picture.name for picture in self._draw(plan, folder)]
         print_table(self.table.rich(), console)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        report = f"# Merged models over ID and OOD loaders\n\n{self.table.markdown()}\n"
-        if treatment := _treatment(trainer, pl_module):
+        if treatment:
             print_text(f"The {treatment}.", console)
-            report += f"\n{literal(f'The last {treatment}.')}\n"
-        (self.folder / "report.md").write_text(report, encoding="utf-8")
-        (self.folder / "results.csv").write_text(self.table.csv(), encoding="utf-8")
-        if recipe is not None:
-            (self.folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
-        for picture in self._draw(plan):
+        for name in drawn:
             for logger in trainer.loggers:
-                log_picture(logger, picture, trainer.global_step)
+                log_picture(logger, self.folder / name, trainer.global_step)
         print_text(f"Report written to {printable(self.folder)}", console)
 
     on_test_end = on_validation_end
 
-    def _draw(self, plan: PruningPlan | None) -> list[Path]:
-        pictures = [] if plan is None else [plot_saliency(plan, self.folder / "saliency.png")]
+    def _draw(self, plan: PruningPlan | None, folder: Path) -> list[Path]:
+        saliency, id_ood = _PICTURES
+        pictures = [] if plan is None else [plot_saliency(plan, folder / saliency)]
         averages = [row.figures.get(name, nan) for row in self.table.rows for name in ("id/avg", "ood/avg")]
         if all(map(isfinite, averages)):
-            pictures.append(plot_id_ood(self.table.rows, self.folder / "id_ood.png"))
+            pictures.append(plot_id_ood(self.table.rows, folder / id_ood))
         return pictures
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--out", type=Path, default=Path("lwptv_demo"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="write also to a folder that holds other files")
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="processes that share the evaluation")
     parser.add_argument("--full", action="store_true", help="random masks and the coefficient sweep for every rule")
     parser.add_argument("--size", type=int, default=150, metavar="N", help="images in each test set (default: 150)")
@@ -19,4 +20,4 @@ def run(options: argparse.Namespace) -> None:
     for name in ("devices", "size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be at least 1, not {getattr(options, name)}.")
-    run_demo(options.out, devices=options.devices, full=options.full, size=options.size)
+    run_demo(options.out, devices=options.devices, full=options.full, size=options.size, overwrite=options.overwrite)

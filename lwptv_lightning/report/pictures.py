@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
+from lwptv_lightning.files import Stage, naming
 from lwptv_lightning.merging import PruningPlan
 from lwptv_lightning.registry import printable
 from lwptv_lightning.report.table import ResultRow
@@ -133,6 +134,9 @@ def _coordinates(rows: Sequence[ResultRow]) -> tuple[list[float], list[float]]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=min(_DPI, _MOST_PIXELS / max(figure.get_size_inches())))
+    path = Path(path)
+    with Stage(path) as stage:
+        with naming(path):
+            figure.savefig(stage.folder / path.name, dpi=min(_DPI, _MOST_PIXELS / max(figure.get_size_inches())))
+        stage.install(path.name, path)
     return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save
 from torch import nn
 
+from lwptv_lightning.files import Stage
 from lwptv_lightning.registry import printable
 from lwptv_lightning.zoo.digits import ASSETS, DIGITS_FILE, write_digits
 from lwptv_lightning.zoo.domains import ID_SETS
@@ -48,6 +48,7 @@ def build(
         ImportError: If the digits are not in the package and scikit-learn is not installed.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     build(Path(folder, "zoo"), steps=1, expert_steps=1, progress=False)
         ...     base_path(Path(folder, "zoo")).name
@@ -61,9 +62,8 @@ def build(
         raise FileExistsError(f"out: expected a new or empty folder, got {printable(out)}.")
     out.parent.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Beside the target, because only within one file system is a rename atomic.
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        root = Path(scratch, "zoo")
+    with Stage(out) as stage:
+        root = stage.folder / "zoo"
         root.mkdir()
         # Initialisation draws from the global generator; the caller's state is given back.
         with torch.random.fork_rng(devices=[]), Progress(*columns, disable=not progress) as bar:

@@ -20,6 +20,10 @@ from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import printable, printable_name
 from lwptv_lightning.report import (
     PRUNED_SUFFIX,
+    RECIPE,
+    REPORT,
+    RESULTS,
+    ReportFolder,
     ResultRow,
     ResultTable,
     markdown_table,
@@ -39,6 +43,8 @@ RATIO = 0.5
 RANDOM_MASKS = 20
 COEFFICIENTS = tuple(step / 10 for step in range(1, 11))
 SIZE = 150
+_TITLE = "# Merging the zoo's experts"
+_FILES = (REPORT, RESULTS, RECIPE, "merged.safetensors", "saliency.png", "id_ood.png")
 
 
 @dataclass(frozen=True)
@@ -57,22 +63,34 @@ class Demo:
 
 
 def run_demo(
-    folder: Path, *, devices: int = 1, full: bool = False, size: int = SIZE, console: Console | None = None
+    folder: Path,
+    *,
+    devices: int = 1,
+    full: bool = False,
+    size: int = SIZE,
+    console: Console | None = None,
+    overwrite: bool = False,
 ) -> Demo:
-    """Merge the zoo's experts, validate over ID and OOD sets, print one table and write the report's files.
+    """Merge the zoo's experts, validate over ID and OOD sets, write the report's files and print one table.
 
     Args:
         folder: Where to write ``report.md``, ``results.csv``, ``saliency.png``, ``id_ood.png``, ``recipe.json`` and
-            ``merged.safetensors``.
+            ``merged.safetensors``, each whole or not at all; those of an earlier demo are replaced.
         devices: How many processes share the evaluation.
         full: Random masks and the sweep over the coefficient for every rule, not for task arithmetic alone.
         size: Images in each test set.
         console: Where to print; standard output by default.
+        overwrite: Whether to write also to a folder that holds other files, and to replace those of the same names.
 
     Returns:
         The figures.
+
+    Raises:
+        FileExistsError: The folder holds other files, and ``overwrite`` is false; before anything is evaluated.
+        OSError: Nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)  # what cannot be written had better fail now
+    files = ReportFolder(Path(folder), _TITLE, _FILES, overwrite=overwrite, alone=True)
+    files.require_own()
     module = zoo_module()
     controlled = RULES if full else ("task_arithmetic",)
     with quiet_lightning():
@@ -82,7 +100,7 @@ def run_demo(
         validation = sweep(trainer, module, coefficients, loaders("validation", size=size, sets=ID_SETS))
     best = {rule: max(COEFFICIENTS, key=lambda c: validation.figures(_at(rule, c))["id/avg"]) for rule in controlled}
     demo = Demo(_table(module.vectors, test, best), test, best)
-    _publish(demo, module, folder, console or Console())
+    _publish(demo, module, Path(folder), files, console or Console())
     return demo
 
 
@@ -137,15 +155,23 @@ def _differences(test: SweepResult) -> list[list[str]]:
 
 
 @rank_zero_only
-def _publish(demo: Demo, module: MergeModule, folder: Path, console: Console) -> None:
-    recipe = MergeRecipe("task_arithmetic", ratio=RATIO)
-    layers = module.layers()
+def _publish(demo: Demo, module: MergeModule, folder: Path, files: ReportFolder, console: Console) -> None:
     differences = markdown_table(["pruned minus unpruned", "ID", "OOD"], _differences(demo.test))
+    with files.writing() as made:
+        _write(demo, module, differences, made)
+        written = sorted(printable_name(path.name) for path in made.iterdir() if path.name in _FILES)
     print_table(demo.table.rich("Accuracy in %, averages over the ID and over the OOD sets"), console)
     print_text(f"Pruned minus unpruned, in points, with 95 % paired bootstrap intervals:\n{differences}", console)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.csv").write_text(demo.table.csv(), encoding="utf-8")
-    (folder / "recipe.json").write_text(recipe.to_json() + "\n", encoding="utf-8")
+    print_text(f"Wrote {', '.join(written)} to {printable(folder.resolve())}", console)
+
+
+def _write(demo: Demo, module: MergeModule, differences: str, folder: Path) -> None:
+    recipe = MergeRecipe("task_arithmetic", ratio=RATIO)
+    layers = module.layers()
+    report = _REPORT.format(title=_TITLE, table=demo.table.markdown(), differences=differences, ratio=RATIO)
+    (folder / REPORT).write_text(report, encoding="utf-8")
+    (folder / RESULTS).write_text(demo.table.csv(), encoding="utf-8")
+    (folder / RECIPE).write_text(recipe.to_json() + "\n", encoding="utf-8")
     save_merged(module.vectors, recipe, folder / "merged.safetensors", layers)
     plot_saliency(plan_pruning(module.vectors, recipe, layers), folder / "saliency.png")
     by_name = {row.name: row for row in demo.table.rows}
@@ -157,10 +183,6 @@ def _publish(demo: Demo, module: MergeModule, folder: Path, console: Console) ->
             ResultRow("random", demo.test.figures(_random("task_arithmetic", seed))) for seed in range(RANDOM_MASKS)
         ],
     )
-    report = _REPORT.format(table=demo.table.markdown(), differences=differences, ratio=RATIO)
-    (folder / "report.md").write_text(report, encoding="utf-8")
-    written = sorted(printable_name(path.name) for path in folder.iterdir())
-    print_text(f"Wrote {', '.join(written)} to {printable(folder.resolve())}", console)
 
 
 def _at(rule: str, coefficient: float) -> str:
@@ -206,7 +228,7 @@ def quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
-_REPORT = """# Merging the zoo's experts
+_REPORT = """{title}
 
 Accuracy in %. "pruned" drops the {ratio:.0%} of layers with the lowest `mean_abs` of each task vector before the rule.
 

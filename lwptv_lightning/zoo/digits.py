@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lwptv_lightning.files import Stage
 from lwptv_lightning.zoo.styles import IMAGE_SIZE, Pixels, standardise
 
 ASSETS: Final = Path(__file__).with_name("assets")
@@ -59,9 +60,10 @@ def write_digits(path: Path) -> None:
     generator = np.random.default_rng(0)
     chosen = np.stack([generator.choice(np.flatnonzero(labels == d), _PER_CLASS, replace=False) for d in range(10)])
     order = chosen.T.ravel()
-    np.savez_compressed(
-        path, images=images[order].reshape(-1, 8, 8).astype(np.uint8), labels=labels[order].astype(np.uint8)
-    )
+    arrays = {"images": images[order].reshape(-1, 8, 8).astype(np.uint8), "labels": labels[order].astype(np.uint8)}
+    with Stage(path) as stage:
+        np.savez_compressed(stage.folder / "digits.npz", **arrays)
+        stage.install("digits.npz", path)
 
 
 def _enlarge(drawing: NDArray[np.uint8]) -> Pixels:

@@ -117,3 +117,29 @@ def test_a_fit_adds_a_row_for_each_validation(loaders, make_trainer, tmp_path):
     assert [row.name for row in report.table.rows] == ["FineTuning, epoch 0", "FineTuning, epoch 1"]
     assert report.table.rows[1].figures == {"id/avg": 0.5, "ood/avg": 0.25}
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"id_ood.png", "report.md", "results.csv"}
+
+
+@pytest.mark.parametrize("name", ["report.md", "results.csv"])
+def test_another_s_file_is_refused_before_anything_is_evaluated(name, loaders, make_trainer, tmp_path):
+    (tmp_path / name).write_text("mine")
+
+    class Unused(LightningModule):
+        def validation_step(self, batch, batch_idx):
+            raise AssertionError
+
+    trainer = make_trainer(callbacks=[MergeReport(tmp_path, Console(file=io.StringIO()))])
+    with pytest.raises(FileExistsError, match=f"holds '{name}'.*overwrite=True"):
+        trainer.validate(Unused(), loaders)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_the_files_are_there_before_anything_is_printed(validate, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(Console, "print", broken)
+    with pytest.raises(BrokenPipeError):
+        validate()
+    assert {path.name for path in (tmp_path / "report").iterdir()} == FILES
+    monkeypatch.undo()
+    validate()
