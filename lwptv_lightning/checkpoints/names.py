@@ -41,14 +41,15 @@ _TRANSFORMERS_SWAPS = (
     ("layer_norm", "norm"),
     ("self_attn.out_proj.", "attn.proj."),
 )
+_WRAPPED = re.compile(r"(?:module\.)*")
 _QKV = re.compile(r"(?P<block>.*)self_attn\.q_proj\.(?P<kind>weight|bias)")
 
 
 def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
     """Take out of the names what wrappers put in: ``_orig_mod`` anywhere, ``module.`` where all begin with it."""
     old_names = {plain_name(name): name for name in checkpoint.names}
-    while old_names and all(name.startswith("module.") for name in old_names):
-        old_names = {name.removeprefix("module."): old for name, old in old_names.items()}
+    wrapped = min((_WRAPPED.match(name).end() for name in old_names), default=0)  # type: ignore[union-attr]
+    old_names = {name[wrapped:]: old for name, old in old_names.items()}
     return checkpoint if tuple(old_names) == checkpoint.names else checkpoint.renamed(old_names)
 
 

@@ -8,6 +8,8 @@ from typing import BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
+from lwptv_lightning.files import InputFile
+
 PAYLOAD_KEY = "lwptv_payload_sha256"
 """The metadata's key of the SHA-256 of all bytes after the header, as 64 hexadecimal digits."""
 _AT_ONCE = 1 << 20
@@ -31,6 +33,7 @@ def payload_problem(path: str | Path) -> str | None:
 
     Raises:
         OSError: The file cannot be read.
+        ValueError: It is no regular one.
 
     Example:
         >>> import tempfile, torch
@@ -42,7 +45,7 @@ def payload_problem(path: str | Path) -> str | None:
         ...     print(whole, payload_problem(path))
         None its tensors are not those that were written: ...
     """
-    with Path(path).open("rb", buffering=0) as file:
+    with InputFile.at(path).open() as file:
         try:
             with safe_open(path, framework="pt") as handle:
                 recorded = (handle.metadata() or {}).get(PAYLOAD_KEY)

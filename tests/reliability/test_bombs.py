@@ -134,6 +134,8 @@ BOMBS = {
     "a name of many parts": named("a." * 100_000),
     "names of many parts": named(*(f"{n}" + ".a" * 500 for n in range(1_000))),
     "a name of many layers": named("layers.0." * 30_000),
+    "a name of many wrappers": named("module." * 100_000 + "w"),
+    "a name of many compilations": named("_orig_mod." * 100_000 + "w"),
     "deep metadata": with_metadata("lwptv_recipe", "[" * 200_000),
     "deep names of a base": with_metadata("lwptv_base_tensors", '{"a":' * 100_000),
     "a deep index": file_of("m.index.json", DEEP),
