@@ -40,7 +40,7 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
 
     Args:
         source: A ``.safetensors`` file; a folder or ``*.index.json`` of sharded safetensors, such as a transformers
-            model; a file of ``torch.save`` (read with ``weights_only=True``), among them Lightning's ``.ckpt``; a name
+            model; a file of ``torch.save``, whose pickle is read as data, among them Lightning's ``.ckpt``; a name
             on the hub, ``"hf-hub:owner/model"``; a state dict; a module. A state dict or module is copied, so that
             training it or installing weights into it changes nothing here. An open checkpoint is taken as it is.
         prefix: What the names of the wanted tensors start with, to be stripped, such as ``"model."``; ``""`` leaves
@@ -55,7 +55,8 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        CheckpointError: The format is not supported, the file is damaged, or it holds pickled objects; or there are
+        CheckpointError: The format is not supported, the file is damaged or no regular one, it holds pickled objects,
+            or what it names lies outside of its folder; it was changed, then or when a tensor is read; or there are
             no averaged weights where ``ema=True`` asks for them.
         TypeError: ``source`` is none of the above.
 
