@@ -91,13 +91,15 @@ def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:
 def settings(what: str, items: Sequence[str]) -> dict[str, Any]:
     """Read ``NAME=VALUE`` texts whose values are JSON or plain words."""
 
-    def value(text: str) -> Any:
+    def value(name: str, text: str) -> Any:
         try:
             return json.loads(text)
-        except json.JSONDecodeError:
+        except RecursionError as error:
+            raise ValueError(f"{what} {name}: the value is nested too deeply to be read.") from error
+        except ValueError:  # no JSON, or a number of too many digits
             return text
 
-    return {name: value(text) for name, text in pairs(what, items).items()}
+    return {name: value(name, text) for name, text in pairs(what, items).items()}
 
 
 def pairs(what: str, items: Sequence[str]) -> dict[str, str]:

@@ -24,7 +24,8 @@ def device_of(what: str, given: Any) -> torch.device:
         return torch.device(given)
     except Exception as error:  # torch has an error for each way to be none
         reason = str(error).partition("\n")[0].partition(" device type at start")[0].rstrip(".")
-        raise ValueError(f"{what} {given!r:.100} is none: {reason}.") from error
+        name = "of so many digits" if isinstance(given, int) and given.bit_length() > 64 else f"{given!r:.100}"
+        raise ValueError(f"{what} {name} is none: {reason}.") from error
 
 
 def require_usable(what: str, given: torch.device | str) -> None:

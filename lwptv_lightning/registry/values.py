@@ -10,6 +10,8 @@ from lwptv_lightning.registry.given import shown
 
 Value = TypeVar("Value")
 
+_MOST_BITS = 1024
+"""Those of the largest whole number; Python writes none of some thousand digits."""
 _UNITS = {"": 1, "b": 1} | {
     f"{prefix}{binary}b": (1024 if binary else 1000) ** power
     for power, prefix in enumerate("kmgt", start=1)
@@ -32,6 +34,8 @@ def require_whole(name: str, value: Any, at_least: int | None = None) -> int:
         raise TypeError(f"{name} must be a whole number, not {shown(value)}.")
     if at_least is not None and value < at_least:
         raise ValueError(f"{name} must be at least {at_least}, not {shown(value)}.")
+    if value.bit_length() > _MOST_BITS:
+        raise ValueError(f"{name} must be a number of some hundred digits at most, not {shown(value)}.")
     return value
 
 
@@ -59,9 +63,10 @@ def parse_bytes(what: str, value: int | str) -> int:
     """
     text = value if isinstance(value, str) else shown(int(value) if isinstance(value, Integral) else value)
     match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*(\w*)\s*", text)
-    if isinstance(value, bool) or not match or match[2].lower() not in _UNITS or float(match[1]) == 0:
+    size = 0 if isinstance(value, bool) or not match else int(float(match[1]) * _UNITS.get(match[2].lower(), 0))
+    if size < 1:
         raise ValueError(f"{what} must be a number of bytes above 0 such as 512MB or 2GiB, not {shown(value)}.")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    return size
 
 
 class FrozenDict(dict[str, Value]):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.functional import random_uniform
-from lwptv_lightning.registry import Registry, require_kind, require_known
+from lwptv_lightning.registry import Registry, require_kind, require_known, require_whole
 from lwptv_lightning.saliency.statistics import LayerStatistics
 from lwptv_lightning.saliency.table import LayerTable
 
@@ -65,7 +65,7 @@ def score_layers(stats: LayerStatistics, score: str = "mean_abs", *, seed: int =
     """
     require_kind("stats", stats, LayerStatistics, "LayerStatistics, from collect_statistics")
     require_score(score)
-    require_kind("seed", seed, int, "a whole number")
+    require_whole("seed", seed)
     values = SCORES[score.removeprefix("-")](stats, seed).to(torch.float64)
     expected = (len(stats.tasks), len(stats.layers))
     if values.shape != expected:

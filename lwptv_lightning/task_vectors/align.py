@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
+from pathlib import Path
 
 from torch import nn
 
@@ -118,10 +119,10 @@ def align(
             experts[task] = complete(aligned_base, aligned)
             owned = {name: None for name in owned if name in aligned.headers}
         except (ValueError, OSError, TypeError) as error:
-            if strict and not isinstance(error, TypeError):
+            if strict and (isinstance(source, str | Path) or not isinstance(error, CheckpointError | TypeError)):
                 raise
-            if strict:
-                raise TypeError(f"task {task!r}: {error}") from error
+            if strict:  # what is in memory has no name of its own
+                raise type(error)(f"task {task!r}: {error}") from error
             failures[task] = error
     stored = (each.stored_name(name) for each in (raw_base, *opened.values()) for name in each.names[:1])
     if prefix and not any(prefix in name for name in stored):

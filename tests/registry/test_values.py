@@ -14,7 +14,10 @@ def test_sizes(value, expected):
     assert parse_bytes("max_memory", value) == expected
 
 
-@pytest.mark.parametrize("value", ["", "MB", "-1", 0, "0GB", "1XB", 1.5j, True, None])
+NO_SIZES = ["", "MB", "-1", 0, 0.5, "0GB", "0.0001KB", "1XB", 1.5j, True, None, 10**400, "9" * 400]
+
+
+@pytest.mark.parametrize("value", NO_SIZES, ids=lambda value: str(value)[:8])
 def test_what_is_no_size_is_refused(value):
     with pytest.raises(ValueError, match="max_memory must be a number of bytes above 0 such as 512MB or 2GiB, not"):
         parse_bytes("max_memory", value)
