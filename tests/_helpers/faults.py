@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import signal
 import threading
 from contextlib import contextmanager
 from unittest import mock
@@ -31,6 +32,13 @@ MODES = {
 """How an operation goes wrong: with what, and whether it was done nevertheless."""
 
 
+def _die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+KILLS = {"killed before": (_die, False), "killed after": (_die, True)}
+
+
 class Faults:
     """Counts operations in a folder, and lets one of them go wrong.
 
@@ -42,7 +50,7 @@ class Faults:
     def __init__(self, folder, number=None, mode="fails"):
         self.folder = str(folder)
         self.number = number
-        self.error, self.after = MODES[mode]
+        self.error, self.after = (MODES | KILLS)[mode]
         self.done = []
         self.struck = None
         self._lock = threading.Lock()
