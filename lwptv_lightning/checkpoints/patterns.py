@@ -16,7 +16,7 @@ from collections.abc import Sequence
 _IS_LINEAR = re.compile(r"[^*+?{(]*", re.DOTALL).fullmatch
 _MOST_PATTERNS, _MOST_PAIRS = 5_000, 1_000_000
 """What is matched here at most, which takes about a second."""
-_SECONDS = 20.0
+_SECONDS = 5.0
 
 
 def first_endings(patterns: Sequence[str], paths: Sequence[str], seconds: float = _SECONDS) -> list[str | None]:
