@@ -49,9 +49,9 @@ def require_place(path: str | Path, *, overwrite: bool = True) -> None:
     """
     require_safetensors_path(path)
     path = Path(path)
-    require_free(path, overwrite)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file in it.")
+    require_free(path, overwrite)
     with Stage(path):
         pass
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lwptv_lightning.checkpoints.payload import PAYLOAD_KEY
-from lwptv_lightning.files import Stage, alone, is_there
+from lwptv_lightning.files import Stage, alone, is_there, naming, require_replaceable
 
 _SHARD = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})(?P<run>\.[0-9a-f]{8})?\.safetensors")
 _INDEX_FILE = "index"
@@ -45,10 +45,11 @@ def is_part(name: str) -> bool:
 
 
 def require_free(path: Path, overwrite: bool) -> None:
-    """Raise a FileExistsError where a model stands at a path that may not be replaced."""
+    """Raise a FileExistsError where a model stands at a path that may not be replaced; an OSError if it cannot be."""
     for there in (path, index_of(path)):
         if not overwrite and is_there(there):
             raise FileExistsError(f"{there} exists; give another path or overwrite=True.")
+        require_replaceable(there)
 
 
 def publish(stage: Stage, made: Mapping[str, Sequence[str]], total_size: int, *, overwrite: bool) -> None:
@@ -65,7 +66,7 @@ def publish(stage: Stage, made: Mapping[str, Sequence[str]], total_size: int, *,
         OSError: A file could not be written.
     """
     path, index = stage.target, index_of(stage.target)
-    with alone(path) as is_alone:
+    with naming(path), alone(path) as is_alone:
         require_free(path, overwrite)
         switch = _Switch(stage, total_size, overwrite, _parts_named_by(index, path))
         try:
@@ -115,7 +116,11 @@ class _Switch:
     def _names(self, count: int) -> list[str]:
         """Return names of shards that nothing has: as transformers has them, with the run's where a model was there."""
         path = self._stage.target
-        is_fresh = not any(is_there(there) for there in (path, index_of(path))) and not _parts_beside(path)
+        is_fresh = not any(is_there(there) for there in (path, index_of(path)))
+        try:
+            is_fresh = is_fresh and not _parts_beside(path)
+        except PermissionError:  # a folder that one may write to, but not read
+            is_fresh = False
         run = "" if is_fresh else f".{secrets.token_hex(4)}"
         return [f"{path.stem}-{number:05}-of-{count:05}{run}.safetensors" for number in range(1, count + 1)]
 
@@ -129,15 +134,19 @@ class _Switch:
 
 def _parts_beside(path: Path) -> list[Path]:
     """List what is named as a shard of a path's model."""
-    found = ((file, _SHARD.fullmatch(file.name)) for file in path.parent.iterdir())
-    return [file for file, matched in found if matched and matched["stem"] == path.stem]
+    return [file for file in path.parent.iterdir() if _is_part_of(path, file.name)]
+
+
+def _is_part_of(path: Path, name: str) -> bool:
+    matched = _SHARD.fullmatch(name)
+    return matched is not None and matched["stem"] == path.stem
 
 
 def _parts_named_by(index: Path, path: Path) -> set[str]:
     """Return the shards of a path's model that an index names; what else it names is not this model's to remove."""
     try:
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return named & {file.name for file in _parts_beside(path)}
+        return {name for name in named if _is_part_of(path, name)}
     except FileNotFoundError:
         return set()
     except (ValueError, KeyError, TypeError, AttributeError):  # no index, which is replaced as any other file

@@ -86,7 +86,7 @@ class Stage:
         """
         made, final = self.folder / name, Path(final)
         with naming(final):
-            _require_regular(final)
+            require_replaceable(final)
             sync(made)
             _keep_permissions(made, like or final)
             if overwrite:
@@ -173,13 +173,21 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def _require_regular(path: Path) -> None:
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
+def require_replaceable(path: Path) -> None:
+    """Raise where a file of that name could not be put in the place of what has it.
+
+    Raises:
+        PermissionError: It is another user's, in a folder such as ``/tmp``.
+        OSError: It is no regular file.
+    """
+    if not is_there(path):
         return
-    if not stat.S_ISREG(mode):
-        raise OSError(f"{path} is no regular file; it is not replaced.")
+    with suppress(FileNotFoundError):  # a link to nothing
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(f"{path} is no regular file; it is not replaced.")
+    owner, home = path.lstat().st_uid, path.parent.stat()
+    if home.st_mode & stat.S_ISVTX and getattr(os, "geteuid", int)() not in (0, owner, home.st_uid):
+        raise PermissionError(errno.EPERM, f"{path} is another user's, in a folder where only owners replace files.")
 
 
 def _keep_permissions(made: Path, replaced: Path) -> None:

@@ -60,7 +60,6 @@ def build(
             raise ValueError(f"{name}: expected at least {least}, got {value}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"out: expected a new or empty folder, got {printable(out)}.")
-    out.parent.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Stage(out) as stage:
         root = stage.folder / "zoo"

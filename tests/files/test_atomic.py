@@ -1,13 +1,15 @@
 import errno
 import os
+import shutil
 import signal
 import stat
 import threading
 import time
 
 import pytest
+from _helpers.forks import forked, status_of
 
-from lwptv_lightning.files import Stage, locks, write_whole
+from lwptv_lightning.files import Stage, locks, require_replaceable, write_whole
 
 
 def present(folder):
@@ -190,3 +192,38 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, monkeypatch):
     assert caught.value.errno == errno.ENOSPC
     assert (tmp_path / "a.txt").read_text() == "old"
     assert present(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be somebody else")
+def test_another_user_s_file_in_a_folder_for_all_is_refused_before_the_work(tmp_path):
+    path = write_whole(tmp_path / "a.txt", "root's")
+    tmp_path.chmod(0o1777)
+
+    def write():
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        with pytest.raises(PermissionError, match=r"a\.txt is another user's"):
+            require_replaceable(path)
+        require_replaceable(tmp_path / "b.txt")
+
+    before = [folder for folder in tmp_path.parents if not folder.stat().st_mode & 0o001]
+    for folder in before:
+        folder.chmod(folder.stat().st_mode | 0o001)
+    try:
+        assert status_of(forked(write)) == 0
+    finally:
+        for folder in before:
+            folder.chmod(folder.stat().st_mode & ~0o001)
+
+
+def test_a_folder_that_vanishes_is_named(tmp_path):
+    def write():
+        with Stage(tmp_path / "new" / "a.txt") as stage:
+            (stage.folder / "a").write_text("whole")
+            shutil.rmtree(tmp_path / "new")
+            stage.install("a", stage.target)
+
+    with pytest.raises(FileNotFoundError, match=r"a\.txt: could not be written"):
+        write()
+    assert not list(tmp_path.iterdir())
