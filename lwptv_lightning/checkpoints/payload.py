@@ -1,8 +1,9 @@
-"""The checksum that a file of the library has in its metadata, by which bits that changed on the disk are found."""
+"""The checksums that a file of the library has in its metadata, by which bits that changed on the disk are found."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +13,10 @@ from lwptv_lightning.files import InputFile
 
 PAYLOAD_KEY = "lwptv_payload_sha256"
 """The metadata's key of the SHA-256 of all bytes after the header, as 64 hexadecimal digits."""
+HEADER_KEY = "lwptv_header_sha256"
+"""The metadata's key of the SHA-256 of the header's text, in which 64 zeros stand in its own place."""
+CHECKSUM_KEYS = (PAYLOAD_KEY, HEADER_KEY)
+NO_CHECKSUM = "0" * 64
 _AT_ONCE = 1 << 20
 """Bytes that are read at a time."""
 
@@ -26,8 +31,24 @@ def payload_checksum(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+def checksum_place(text: bytes | bytearray, key: str) -> int:
+    """Return where in a header's text, as the library writes it, the checksum of a key begins."""
+    marker = f'{json.dumps(key)}: "'.encode()  # nothing else reads so: in a name or a text, quotes are escaped
+    return text.index(marker) + len(marker)
+
+
+def header_checksum(file: BinaryIO) -> str:
+    """Return the SHA-256 of the header of an open safetensors file of the library, as 64 hexadecimal digits."""
+    file.seek(0)
+    start = file.read(8)
+    text = bytearray(file.read(int.from_bytes(start, "little")))
+    place = checksum_place(text, HEADER_KEY)
+    text[place : place + len(NO_CHECKSUM)] = NO_CHECKSUM.encode()
+    return hashlib.sha256(start + text).hexdigest()
+
+
 def payload_problem(path: str | Path) -> str | None:
-    """Say how the bytes of one safetensors file's tensors are not those that were written; None where they are.
+    """Say how the bytes of one safetensors file are not those that were written; None where they are.
 
     Of a model in shards, each shard has a checksum of its own. A file that none was written to has that problem.
 
@@ -48,12 +69,21 @@ def payload_problem(path: str | Path) -> str | None:
     with InputFile.at(path).open() as file:
         try:
             with safe_open(path, framework="pt") as handle:
-                recorded = (handle.metadata() or {}).get(PAYLOAD_KEY)
+                about = handle.metadata() or {}
         except SafetensorError as error:
             return f"it is no readable safetensors file ({error})."
-        if recorded is None:
+        if not any(key in about for key in CHECKSUM_KEYS):
             return f"its metadata hold no checksum, {PAYLOAD_KEY}, by which to find whether it changed."
-        found = payload_checksum(file)
+        if not _has_its_header(file, about.get(HEADER_KEY)):
+            return f"its header is not the one that was written: another SHA-256 than {about.get(HEADER_KEY)}."
+        recorded, found = about.get(PAYLOAD_KEY), payload_checksum(file)
     if found == recorded:
         return None
     return f"its tensors are not those that were written: their SHA-256 is {found}, and {recorded} was recorded."
+
+
+def _has_its_header(file: BinaryIO, recorded: str | None) -> bool:
+    try:
+        return header_checksum(file) == recorded
+    except ValueError:  # another program wrote the header anew
+        return False

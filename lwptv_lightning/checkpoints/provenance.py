@@ -109,6 +109,13 @@ class Provenance:
         recipe: The merge's recipe, as it was asked for.
         scale: The scaling coefficient in force, which the recipe may have left to the rule.
         mask: Task name to the names of the layers that it keeps; None where nothing was pruned.
+        layers: Layer name to the names of its tensors, in execution order, where a model told them; None where they are
+            those that the tensors' names tell.
+        excluded: Globs of the tensors that were not merged.
+        roles: What tensors were taken for that are no weights by themselves: the names of those that were
+            ``"averaged"`` and of floating ones that were ``"copied"``, and further names of ``"tied"`` weights, each
+            with the one under which it was merged; None in files of earlier versions.
+        data: Fingerprint of what was collected on data, for rules that need it.
         versions: Library to version.
         density: The fraction of entries that a task vector keeps.
         progress: The epoch and step that a task vector is of.
@@ -130,6 +137,10 @@ class Provenance:
     recipe: Mapping[str, Any] | None = None
     scale: float | None = None
     mask: Mapping[str, list[str]] | None = None
+    layers: Mapping[str, list[str]] | None = None
+    excluded: Sequence[str] = field(default_factory=list)
+    roles: Mapping[str, Any] | None = None
+    data: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     density: float | None = None
     progress: Mapping[str, int] | None = None
@@ -199,12 +210,22 @@ def _is_mask(value: Any) -> bool:
     return _mapping_of(list)(value) and all(isinstance(name, str) for names in value.values() for name in names)
 
 
+def _are_roles(value: Any) -> bool:
+    if not (isinstance(value, dict) and value.keys() == {"averaged", "copied", "tied"}):
+        return False
+    return all(map(_is_list_of_names, (value["averaged"], value["copied"]))) and _mapping_of(str)(value["tied"])
+
+
 _AS_JSON: dict[str, tuple[str, str, Callable[[Any], bool]]] = {
     "tasks": ("lwptv_task_fingerprints", "task names to fingerprints", _mapping_of(str, type(None))),
     "base_tensors": ("lwptv_base_tensors", "tensor names to fingerprints", _mapping_of(str)),
     "recipe": ("lwptv_recipe", "a recipe", lambda value: isinstance(value, dict)),
     "scale": ("lwptv_scale", "a number", lambda value: type(value) in (int, float)),
     "mask": ("lwptv_mask", "task names to lists of layers", _is_mask),
+    "layers": ("lwptv_layers", "layers to lists of tensors", _is_mask),
+    "excluded": ("lwptv_excluded", "globs of tensor names", _is_list_of_names),
+    "roles": ("lwptv_roles", "the names of averaged, copied and tied tensors", _are_roles),
+    "data": ("lwptv_data_fingerprint", "a fingerprint", lambda value: isinstance(value, str)),
     "versions": ("lwptv_versions", "libraries to versions", _mapping_of(str)),
     "density": ("lwptv_density", "a fraction", lambda value: type(value) in (int, float) and 0 < value <= 1),
     "progress": ("lwptv_progress", "epoch and step", _mapping_of(int)),

@@ -18,7 +18,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lwptv_lightning.checkpoints.checkpoint import CheckpointError, TensorHeader
-from lwptv_lightning.checkpoints.payload import PAYLOAD_KEY, payload_checksum
+from lwptv_lightning.checkpoints.payload import (
+    HEADER_KEY,
+    NO_CHECKSUM,
+    PAYLOAD_KEY,
+    checksum_place,
+    header_checksum,
+    payload_checksum,
+)
 from lwptv_lightning.checkpoints.safetensors import SAFETENSORS_DTYPES
 from lwptv_lightning.checkpoints.shards import index_of, publish, require_free
 from lwptv_lightning.files import Stage, naming, sync
@@ -29,7 +36,6 @@ _OPEN_AT_ONCE = 16
 _LONGEST_HEADER = 100_000_000
 """Bytes of a header that readers of the format take."""
 _CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
-_NO_CHECKSUM = "0" * 64
 
 
 def require_safetensors_path(path: str | Path) -> None:
@@ -115,13 +121,12 @@ class SafetensorsWriter:
         require_storable(headers, metadata)
         self._path = Path(path)
         self._headers = headers
-        self._metadata = {**metadata, PAYLOAD_KEY: _NO_CHECKSUM}
+        self._metadata = {**metadata, PAYLOAD_KEY: NO_CHECKSUM, HEADER_KEY: NO_CHECKSUM}
         self._shards = {str(number): names for number, names in enumerate(_divide(headers, shard_size))}
         self._overwrite = overwrite
         self._stage = Stage(path)
         self._open: dict[str, BinaryIO] = {}
         self._place: dict[str, tuple[str, int]] = {}
-        self._checksum_place: dict[str, int] = {}
         self.final = self._path if len(self._shards) == 1 else index_of(self._path)
 
     def __enter__(self) -> SafetensorsWriter:
@@ -179,8 +184,6 @@ class SafetensorsWriter:
             raise CheckpointError(
                 f"{self._path}: a header of {len(text):,} bytes is more than readers of the format take."
             )
-        key = json.dumps(PAYLOAD_KEY) + ': "'  # nothing else reads so: in a name or a text, quotes are escaped
-        self._checksum_place[shard] = 8 + text.index(key.encode()) + len(key)
         (self._stage.folder / shard).touch(exist_ok=False)
         file = self._file(shard)
         file.write(len(text).to_bytes(8, "little") + text)
@@ -205,13 +208,18 @@ class SafetensorsWriter:
         publish(self._stage, self._shards, self._total_size(), overwrite=self._overwrite)
 
     def _seal(self, shard: str) -> None:
-        """Put the checksum into a shard's file, see that it can be read as it was meant, and bring it to the disk."""
+        """Put the checksums into a shard's file, see that it can be read as it was meant, and bring it to the disk."""
         path = self._stage.folder / shard
-        with path.open("r+b", buffering=0) as file:
-            checksum = payload_checksum(file)
-            file.seek(self._checksum_place[shard])
-            file.write(checksum.encode())
-        self._require_readable(shard, {**self._metadata, PAYLOAD_KEY: checksum})
+        made = {}
+        with path.open("r+b") as file:
+            # The header's last, as the other one stands in it.
+            for key, checksum in ((PAYLOAD_KEY, payload_checksum), (HEADER_KEY, header_checksum)):
+                made[key] = checksum(file)
+                file.seek(0)
+                text = file.read(int.from_bytes(file.read(8), "little"))
+                file.seek(8 + checksum_place(text, key))
+                file.write(made[key].encode())
+        self._require_readable(shard, self._metadata | made)
         sync(path)
 
     def _require_readable(self, shard: str, metadata: Mapping[str, str]) -> None:

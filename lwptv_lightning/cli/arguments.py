@@ -31,11 +31,15 @@ def given_fields(options: argparse.Namespace, declared: type, prefix: str = "") 
     return checked
 
 
-def add_checkpoints(parser: argparse.ArgumentParser) -> None:
+def add_checkpoints(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Add the base, the tasks and how their tensors are found."""
-    parser.add_argument("base", help="checkpoint of the base model: a file, a folder or hf-hub:owner/model")
+    base: dict[str, Any] = {} if required else {"nargs": "?"}
+    parser.add_argument("base", help="checkpoint of the base model: a file, a folder or hf-hub:owner/model", **base)
     parser.add_argument(
-        "tasks", nargs="+", metavar="NAME=CHECKPOINT", help="a task and its checkpoint, LoRA adapter or task vector"
+        "tasks",
+        nargs="+" if required else "*",
+        metavar="NAME=CHECKPOINT",
+        help="a task and its checkpoint, LoRA adapter or task vector",
     )
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="tensors that are not merged")
     parser.add_argument("--ema", action="store_true", default=None, help="take the tasks' averaged weights")

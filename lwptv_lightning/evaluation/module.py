@@ -221,7 +221,7 @@ class MergeModule(LightningModule):
         require_same_classifiers(self._heads_of or vectors, vectors)
         plan = merge_model_(self.model, vectors, recipe, self.layers, options, whole=True)
         self.plan, self.treatment, self.installed = plan.pruning, plan.treatment, plan.recipe
-        self.provenance = partial(provenance_of, vectors, plan.recipe, plan.mask)
+        self.provenance = partial(provenance_of, plan.vectors, plan.recipe, plan.mask, plan.layers, plan.data)
         self.contents = Contents.of(self.model, vectors.headers, vectors.tasks)
         return self
 

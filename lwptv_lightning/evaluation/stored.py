@@ -23,7 +23,8 @@ def described(module: MergeModule) -> Provenance:
     made, vectors = module.provenance(), module.held_vectors
     if made.recipe is None and module.installed is not None and vectors is not None:
         # The task vectors of a run in training are not kept; the module's own are.
-        made = provenance_of(vectors, module.installed, None if module.plan is None else module.plan.mask)
+        mask, layers = (None, None) if module.plan is None else (module.plan.mask, module.plan.layers)
+        made = provenance_of(vectors, module.installed, mask, layers)
         made = replace(made, tasks={task: made.tasks.get(task) for task in module.contents.tasks})
     return module.contents.describe(made, module.model, module.heads.instead_of)
 

@@ -2,5 +2,17 @@
 
 from lwptv_lightning.inspection.check import SAME_BASE, TaskCheck, check, check_tables
 from lwptv_lightning.inspection.diff import LayerDifference, diff, diff_table
+from lwptv_lightning.inspection.verify import Verification, verification_text, verify
 
-__all__ = ["SAME_BASE", "LayerDifference", "TaskCheck", "check", "check_tables", "diff", "diff_table"]
+__all__ = [
+    "SAME_BASE",
+    "LayerDifference",
+    "TaskCheck",
+    "Verification",
+    "check",
+    "check_tables",
+    "diff",
+    "diff_table",
+    "verification_text",
+    "verify",
+]

@@ -1,7 +1,7 @@
 """A merge is asked for, planned, and poured into a dict, a file, a module or a graph."""
 
 from lwptv_lightning.merging.backbone import find_backbone, named_submodule
-from lwptv_lightning.merging.data import read_data_statistics, write_data_statistics
+from lwptv_lightning.merging.data import fingerprint_of_data, read_data_statistics, write_data_statistics
 from lwptv_lightning.merging.install import (
     gather_state,
     install_,

@@ -11,6 +11,9 @@ from torch import Tensor
 from lwptv_lightning.checkpoints import (
     Checkpoint,
     CheckpointError,
+    FunctionReader,
+    TensorHeader,
+    fingerprint,
     open_checkpoint,
     require_safetensors_path,
     write_safetensors,
@@ -45,6 +48,24 @@ def require_data_statistics(data: object) -> None:
         require_kind(f"data (or statistics) of task {task!r}", tensors, Mapping, "a mapping of names to tensors")
         for name, tensor in tensors.items():
             require_kind(f"data (or statistics) of task {task!r} for {name!r}", tensor, Tensor, "a tensor")
+
+
+def fingerprint_of_data(data: DataStatistics) -> str:
+    """Return a fingerprint of what was collected on data, whatever the order of tasks and tensors.
+
+    Example:
+        >>> import torch
+        >>> fingerprint_of_data({"a": {"w": torch.ones(2)}})[:8]
+        '3c0f7e4a'
+    """
+    named = {json.dumps([task, name]): (task, name) for task, found in data.items() for name in found}
+
+    def read(key: str) -> Tensor:
+        task, name = named[key]
+        return data[task][name]
+
+    headers = {key: TensorHeader.of(read(key)) for key in named}
+    return fingerprint(Checkpoint("data statistics", headers, FunctionReader(read)))
 
 
 def read_data_statistics(path: str | Path) -> dict[str, Mapping[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from lwptv_lightning.checkpoints import Provenance, some_of
 from lwptv_lightning.engine import DataStatistics, Execution, Ranks, Stream, divide
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.merging.combine import Job, merged_pieces, published_alpha
+from lwptv_lightning.merging.data import fingerprint_of_data
 from lwptv_lightning.merging.memory import require_memory
 from lwptv_lightning.merging.prune import PruningPlan, plan_layers, prune_layers
 from lwptv_lightning.merging.ties import data_by_first_name, further_names, rule_by_first_names
@@ -41,6 +42,7 @@ class MergePlan:
         mask: What is pruned; ``None`` for nothing.
         jobs: Name to job of each tensor that is merged, in the order in which they are made.
         owner: Name to the number of its process, of every tensor; those without a job are the base's and come last.
+        layers: The layers that were given, in execution order; ``None`` where the tensors' names tell them.
         treatment: How many tensors the rule does its own with, in words, such as those that it treats as matrices;
             ``None`` where it treats all tensors alike.
         data: What was collected on data, for rules that need it.
@@ -53,6 +55,7 @@ class MergePlan:
     mask: LayerMask | None
     jobs: Mapping[str, Job]
     owner: Mapping[str, int]
+    layers: Layers | None = None
     treatment: str | None = None
     data: DataStatistics | None = None
 
@@ -77,7 +80,7 @@ class MergePlan:
         for piece in merged_pieces({name: self.jobs[name] for name in own if name in self.jobs}):
             yield piece.name, piece.elements, piece.added(self.jobs[piece.name])
         for name, first in self.vectors.tied.items():
-            if self.owner[name] == self.execution.ranks.rank:  # made once more, so that no piece has to be held
+            if self.owner.get(name) == self.execution.ranks.rank:  # made once more, so that no piece has to be held
                 job = self.jobs[first]
                 yield from ((name, piece.elements, piece.added(job)) for piece in merged_pieces({first: job}))
         for name in own:
@@ -103,7 +106,12 @@ class MergePlan:
 
     def provenance(self) -> Provenance:
         """Return what a file of the merged model says of itself; all checkpoints are read for their fingerprints."""
-        return provenance_of(self.vectors, self.recipe, self.mask)
+        return provenance_of(self.vectors, self.recipe, self.mask, self.layers, self.data)
+
+    def only(self, names: Iterable[str]) -> MergePlan:
+        """Return the plan of some of the tensors, which are made as in the whole merge."""
+        wanted = set(names)
+        return replace(self, owner={name: rank for name, rank in self.owner.items() if name in wanted})
 
     def _own_tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, pieces in groupby(self.pieces(), key=lambda piece: piece[0]):
@@ -117,9 +125,16 @@ class MergePlan:
         return torch.empty(header.shape, dtype=header.dtype, device=self.execution.device)
 
 
-def provenance_of(vectors: TaskVectors, recipe: MergeRecipe, mask: LayerMask | None) -> Provenance:
+def provenance_of(
+    vectors: TaskVectors,
+    recipe: MergeRecipe,
+    mask: LayerMask | None,
+    layers: Layers | None = None,
+    data: DataStatistics | None = None,
+) -> Provenance:
     """Return what a file of a merged model says of itself; see `MergePlan.provenance`."""
     base, tasks = vectors.fingerprints()
+    floating = [name for name in vectors.copied if vectors.headers[name].dtype.is_floating_point]
     return Provenance(
         kind="merged",
         base=base,
@@ -127,6 +142,10 @@ def provenance_of(vectors: TaskVectors, recipe: MergeRecipe, mask: LayerMask | N
         recipe=recipe.to_dict(),
         scale=recipe.effective_scale,
         mask=None if mask is None else {task: [name for name in row if row[name]] for task, row in mask},
+        layers=None if layers is None else {layer.name: list(layer.tensors) for layer in layers},
+        excluded=list(vectors.excluded),
+        roles={"averaged": list(vectors.averaged), "copied": floating, "tied": dict(vectors.tied)},
+        data=None if data is None else fingerprint_of_data(data),
         versions=Provenance.current_versions(),
     )
 
@@ -157,8 +176,8 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
         in_order = natural_order(names) if layers is None else names
         jobs = _scaled(merge, jobs, pruned, in_order) | _averaging_jobs(averaged)
     decided: dict[str, Any] = {"pruning": pruning, "mask": mask, "jobs": jobs, "owner": owner, "treatment": treatment}
-    decided["data"] = merge.data
-    return MergePlan(vectors=vectors, recipe=merge.recipe, execution=execution, **decided)
+    given: dict[str, Any] = {"vectors": vectors, "recipe": merge.recipe, "layers": merge.layers, "data": merge.data}
+    return MergePlan(execution=execution, **given, **decided)
 
 
 def _owner(vectors: TaskVectors, names: Sequence[str], thins: Layers | None, ranks: Ranks) -> dict[str, int]:

@@ -11,6 +11,7 @@ from lwptv_lightning.task_vectors.judgement import (
     same_weights,
     whole_as_difference,
 )
+from lwptv_lightning.task_vectors.roles import with_roles
 from lwptv_lightning.task_vectors.stacks import HeldStack, Stack, StoredStack, part, whole
 from lwptv_lightning.task_vectors.state import running_statistics, state_among
 from lwptv_lightning.task_vectors.task_vectors import TaskVectors

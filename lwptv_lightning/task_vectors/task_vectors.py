@@ -45,6 +45,7 @@ class TaskVectors:
         averaged: The tensors that are no weights but take part in a merge as means over the tasks, whatever the rule,
             its scale and the saliency: running statistics of batch normalisation.
         tied: Further names of tied weights, each mapped to the one among ``names`` under which it is merged.
+        excluded: Globs of the tensors that may differ and are not merged.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class TaskVectors:
         classifiers: Sequence[str] = (),
         averaged: Sequence[str] = (),
         tied: Mapping[str, str] | None = None,
+        excluded: Sequence[str] = (),
     ) -> None:
         self._base = base
         self._experts = dict(experts)
@@ -64,6 +66,7 @@ class TaskVectors:
         self.classifiers = tuple(classifiers)
         self.averaged = tuple(averaged)
         self.tied = dict(tied or {})
+        self.excluded = tuple(excluded)
 
     @classmethod
     def open(
@@ -113,7 +116,7 @@ class TaskVectors:
             require_dequantized(task, expert, found.base, found.ignored)
             require_fit(task, expert, found.base.headers, found.ignored)
         names, copied = found.shared()
-        vectors = cls(found.base, found.experts, names, copied, found.classifiers)
+        vectors = cls(found.base, found.experts, names, copied, found.classifiers, excluded=found.ignored)
         # A base that is a module may have been tuned to experts whose weights are not tied any more.
         own = base if isinstance(base, nn.Module) else None
         vectors = vectors.knowing(own, strict=False) if model is None else vectors.knowing(model)
@@ -282,7 +285,7 @@ class TaskVectors:
 
     def _with(self, **changes: Any) -> TaskVectors:
         own: dict[str, Any] = {"base": self._base, "experts": self._experts, "names": self.names, "copied": self.copied}
-        own |= {"classifiers": self.classifiers, "averaged": self.averaged, "tied": self.tied}
+        own |= {name: getattr(self, name) for name in ("classifiers", "averaged", "tied", "excluded")}
         return TaskVectors(**{**own, **changes})
 
     @cached_property

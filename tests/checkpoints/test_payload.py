@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lwptv_lightning import MergeRecipe, save_merged
@@ -14,6 +15,23 @@ def test_any_bit_of_the_tensors_that_changed_is_found(tmp_path):
         for bit in range(8):
             path.write_bytes(raw[:place] + bytes([raw[place] ^ 1 << bit]) + raw[place + 1 :])
             assert "not those that were written" in payload_problem(path)
+
+
+def test_any_bit_of_the_header_that_changed_is_found(tmp_path):
+    path = write_safetensors({"w": torch.ones(3, 2)}, tmp_path / "m.safetensors", {"about": "it"})
+    raw = path.read_bytes()
+    header = 8 + int.from_bytes(raw[:8], "little")
+    for place in range(header):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 1 << place % 8]) + raw[place + 1 :])
+        assert payload_problem(path), place
+
+
+def test_a_header_that_another_program_wrote_is_not_the_one_that_was_written(tmp_path):
+    path = write_safetensors({"w": torch.ones(3)}, tmp_path / "m.safetensors", {"about": "it"})
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    save_file({"w": torch.ones(3)}, path, about)
+    assert "its header is not the one that was written" in payload_problem(path)
 
 
 @pytest.mark.parametrize("shard_size", ["5GB", 64])

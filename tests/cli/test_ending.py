@@ -17,6 +17,7 @@ RUNNABLE = {
     "merge": ["merge", "base", "a=a", "--out", "m.safetensors"],
     "check": ["check", "base", "a=a"],
     "diff": ["diff", "base", "a"],
+    "verify": ["verify", "m.safetensors"],
     "validate": ["validate", "--config", "c.yaml"],
     "rules": ["rules"],
     "scores": ["scores"],
