@@ -29,7 +29,7 @@ from lwptv_lightning.checkpoints.payload import (
 from lwptv_lightning.checkpoints.safetensors import SAFETENSORS_DTYPES
 from lwptv_lightning.checkpoints.shards import index_of, publish, require_free
 from lwptv_lightning.files import Stage, naming, sync
-from lwptv_lightning.registry import require_kind, shown
+from lwptv_lightning.registry import printable, require_kind, shown
 
 _OPEN_AT_ONCE = 16
 """Shards that are open while they are written: a system allows only so many files."""
@@ -56,7 +56,7 @@ def require_place(path: str | Path, *, overwrite: bool = True) -> None:
     require_safetensors_path(path)
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name a file in it.")
+        raise IsADirectoryError(f"{printable(path)} is a folder; name a file in it.")
     require_free(path, overwrite)
     with Stage(path):
         pass

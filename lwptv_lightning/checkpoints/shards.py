@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from lwptv_lightning.checkpoints.payload import PAYLOAD_KEY
 from lwptv_lightning.files import Stage, alone, is_there, naming, require_replaceable
+from lwptv_lightning.registry import printable
 
 _SHARD = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})(?P<run>\.[0-9a-f]{8})?\.safetensors")
 _INDEX_FILE = "index"
@@ -48,7 +49,7 @@ def require_free(path: Path, overwrite: bool) -> None:
     """Raise a FileExistsError where a model stands at a path that may not be replaced; an OSError if it cannot be."""
     for there in (path, index_of(path)):
         if not overwrite and is_there(there):
-            raise FileExistsError(f"{there} exists; give another path or overwrite=True.")
+            raise FileExistsError(f"{printable(there)} exists; give another path or overwrite=True.")
         require_replaceable(there)
 
 

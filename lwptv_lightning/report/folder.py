@@ -10,6 +10,7 @@ from pathlib import Path
 from lwptv_lightning.checkpoints import CheckpointError, Provenance, open_checkpoint
 from lwptv_lightning.files import Stage, is_there, naming
 from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.registry import printable
 
 REPORT, RESULTS, RECIPE = "report.md", "results.csv", "recipe.json"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -47,8 +48,8 @@ class ReportFolder:
         foreign = [] if self._overwrite else sorted(path.name for path in self._folder.iterdir() if self._foreign(path))
         if foreign:
             raise FileExistsError(
-                f"{self._folder} holds {foreign[0]!r}, which no earlier report of this kind wrote; give another folder "
-                "or overwrite=True."
+                f"{printable(self._folder)} holds {foreign[0]!r}, which no earlier report of this kind wrote; give another "
+                "folder or overwrite=True."
             )
 
     @contextmanager

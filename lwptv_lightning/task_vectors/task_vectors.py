@@ -19,7 +19,7 @@ from lwptv_lightning.checkpoints import (
     holding,
 )
 from lwptv_lightning.functional import device_of, require_usable
-from lwptv_lightning.registry import UnknownNameError, require_kind, require_known, require_texts
+from lwptv_lightning.registry import UnknownNameError, printable, require_kind, require_known, require_texts
 from lwptv_lightning.task_vectors.align import align, require_fit
 from lwptv_lightning.task_vectors.integers import differing, require_dequantized, told_of
 from lwptv_lightning.task_vectors.judgement import doubts, require_differences, small_doubts
@@ -309,7 +309,7 @@ class TaskVectors:
     def _said(self, told: Iterable[str]) -> tuple[str, ...]:
         """Return what is told of each task, if anything, with its name."""
         said = zip(self._experts.items(), told, strict=True)
-        return tuple(f"task {task!r} ({expert.source}): {words}" for (task, expert), words in said if words)
+        return tuple(f"task {task!r} ({printable(expert.source)}): {words}" for (task, expert), words in said if words)
 
     def _expert(self, task: str) -> Checkpoint:
         require_known("task", task, self._experts)
