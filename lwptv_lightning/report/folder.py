@@ -48,8 +48,8 @@ class ReportFolder:
         foreign = [] if self._overwrite else sorted(path.name for path in self._folder.iterdir() if self._foreign(path))
         if foreign:
             raise FileExistsError(
-                f"{printable(self._folder)} holds {foreign[0]!r}, which no earlier report of this kind wrote; give another "
-                "folder or overwrite=True."
+                f"{printable(self._folder)} holds {foreign[0]!r}, which no earlier report of this kind wrote; give "
+                "another folder or overwrite=True."
             )
 
     @contextmanager
