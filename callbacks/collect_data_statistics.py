@@ -155,16 +155,16 @@ class CollectDataStatistics(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Average over all examples, of all processes, and write the file."""
-        self.statistics = {}
+        statistics = {}
         for task, sums in self._sums.items():
             total = {name: trainer.strategy.reduce(sums[name], reduce_op="sum") for name in sorted(sums)}
             counts = {name: value for name, value in total.items() if name.endswith(".rows")}
-            self.statistics[task] = {
+            statistics[task] = {
                 name: (value / counts[f"{name}.rows" if self.kind == "gram" else ".rows"]).float().cpu()
                 for name, value in total.items()
                 if name not in counts
             }
-        self._sums = {}
+        self.statistics, self._sums = statistics, {}
         if self.file is not None:
             on_rank_zero(trainer, partial(write_data_statistics, self.statistics, self.file))
 

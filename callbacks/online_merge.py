@@ -28,7 +28,7 @@ from lwptv_lightning.evaluation import (
     with_own_workers,
 )
 from lwptv_lightning.functional import plain_name, plain_state
-from lwptv_lightning.merging import find_backbone, gather_state, install_, named_submodule
+from lwptv_lightning.merging import Undo, exchange_, find_backbone, gather_state, named_submodule
 from lwptv_lightning.registry import (
     LoaderName,
     encodable,
@@ -163,14 +163,11 @@ class OnlineMerge(Callback):
             in_precision(trainer, self.module),
             torch.inference_mode(False),
             torch.no_grad(),
+            Undo() as undo,
         ):
-            running: Any = trainer.model
+            undo.add(self._rest_)
             self.module.to(trainer.strategy.root_device).eval()
-            with owner_of(trainer).own_weights(trainer, trainer.lightning_module):
-                if self.head:
-                    install_(self.module.head(self.task), gather_state(running, self.head))
-                vectors = self.module.vectors.with_task(self.task, gather_state(running, self._backbone))
-            self.module.merge_(vectors=vectors)
+            self._merge_weights_of(trainer)
             loaders = shared_loaders(trainer, self.loaders)
             self.module.prepare(loaders, replicas_of(trainer))
             for loader, batches in loaders.items():
@@ -179,11 +176,27 @@ class OnlineMerge(Callback):
                     with trainer.precision_plugin.val_step_context():
                         self.module.count(loader, batch, batch_idx)
             figures = self.module.metrics.compute() | self.module.metrics.averages(self.module.expert_accuracy)
-            # Between evaluations the device is the training's, and the module holds no copy of its weights.
-            self.module.cpu().provenance = Provenance
+            undo.take_back()
         logged = {f"merged/{encodable(name)}": value for name, value in figures.items()}
         tell_reduced_(logged)
         return logged
+
+    def _merge_weights_of(self, trainer: Trainer) -> None:
+        """Merge the weights that a trainer has now, with a head that is of the same ones."""
+        running: Any = trainer.model
+        with Undo() as undo:
+            with owner_of(trainer).own_weights(trainer, trainer.lightning_module):
+                head = gather_state(running, self.head) if self.head else {}
+                backbone = gather_state(running, self._backbone)
+                vectors = self.module.vectors.with_task(self.task, backbone)
+                if self.head:
+                    exchange_(self.module.head(self.task), head, undo)
+            self.module.merge_(vectors=vectors)
+            undo.keep()
+
+    def _rest_(self) -> None:
+        # Between evaluations the device is the training's, and the module holds no copy of its weights.
+        self.module.cpu().provenance = Provenance
 
     def _is_due(self, trainer: Trainer) -> bool:
         ends_span = (trainer.current_epoch + 1) % self.every_n_epochs == 0

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
-from typing_extensions import Unpack
 
 from lwptv_lightning.evaluation import (
     MergeModule,
+    averages_of,
     draws_kept,
     merge_for_,
     merge_model_,
     merging_together,
     owner_of,
-    set_average_,
     stage_of,
 )
+from lwptv_lightning.functional import plain_state
 from lwptv_lightning.layers import trace_layers
-from lwptv_lightning.merging import SharedOptions, find_backbone, named_submodule, require_options
+from lwptv_lightning.merging import SharedOptions, find_backbone, install_, named_submodule, require_options
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.registry import (
     require_kind,
@@ -123,8 +123,10 @@ class PruneAndMerge(Callback):
         """Merge for good."""
         # Not in `on_train_end`, where checkpoints are saved still.
         self._merge(trainer, pl_module, "fit")
-        if "fit" in self.stages:
-            set_average_(trainer, pl_module)
+        for average in averages_of(trainer) if "fit" in self.stages else ():
+            # Should another callback fail, all get back what the training left.
+            with owner_of(trainer).holding(average, plain_state(average)):
+                install_(average, plain_state(pl_module))
 
     def _merge(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage in self.stages and isinstance(pl_module, MergeModule):
@@ -142,9 +144,10 @@ class PruneAndMerge(Callback):
                 with owner.own_weights(trainer, pl_module, averaged=False):
                     vectors = vectors.with_task(self.task, backbone)
             request = {"device": trainer.strategy.root_device, "ranks": ranks, **self.options}
-            with owner.holding(backbone, vectors.shared_names):
+            with owner.holding(backbone, vectors.shared_names) as undo:
                 recipe, layers = self.recipe or MergeRecipe(), partial(trace_layers, backbone)
-                self.treatment = merge_model_(backbone, vectors, recipe, layers, request).treatment
+                undo.remember(self, "treatment")
+                self.treatment = merge_model_(backbone, vectors, recipe, layers, request, undo).treatment
 
     def _find_backbone(self, pl_module: LightningModule) -> tuple[nn.Module, TaskVectors]:
         if self.vectors is None:

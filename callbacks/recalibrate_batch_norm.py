@@ -23,7 +23,7 @@ from lwptv_lightning.evaluation import (
     with_own_workers,
 )
 from lwptv_lightning.functional import plain_name
-from lwptv_lightning.merging import in_dtype, install_, snapshot
+from lwptv_lightning.merging import Undo, in_dtype, install_, keep_modes, snapshot
 from lwptv_lightning.registry import require_whole
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -89,38 +89,41 @@ class RecalibrateBatchNorm(Callback):
             return
         norms = list(named.values())
         model = pl_module.model if isinstance(pl_module, MergeModule) else pl_module
-        modes = [(module, module.training) for module in model.modules()]
-        momenta = [norm.momentum for norm in norms]
         averages = [_Average(*each) for each in named.items()]
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = 1.0  # what a batch has, which is averaged apart
-            norm.train()
-        run = _runner_of(pl_module)
-        try:
-            ran = False
-            with ExitStack() as hooks, torch.no_grad(), draws_kept([self.batches]):
-                # Compiled code would pass over the hooks.
-                hooks.enter_context(torch.compiler.set_stance("force_eager"))
-                for average in averages:
-                    hooks.enter_context(average.norm.register_forward_hook(average.add))
-                for batch in islice(self.batches, self.limit):
-                    if trainer is not None:
-                        batch = transferred(trainer, batch)
-                    inputs = _inputs_of(pl_module, batch)
-                    with nullcontext() if trainer is None else trainer.precision_plugin.val_step_context():
-                        run(move_data_to_device(inputs, pl_module.device))
-                    ran = True
-            if not ran:
-                raise ValueError("RecalibrateBatchNorm has no batches to measure statistics on.")
+        with Undo() as undo:
+            for average in averages:
+                undo.add(average.restore_)
+            with Undo() as measuring:
+                keep_modes(model, measuring)
+                model.eval()
+                for norm in norms:
+                    measuring.add(setattr, norm, "momentum", norm.momentum)
+                    norm.reset_running_stats()
+                    norm.momentum = 1.0  # what a batch has, which is averaged apart
+                    norm.train()
+                self._run(pl_module, averages, trainer)
+                measuring.take_back()
+            undo.hold()
             for average in averages:
                 average.install_()
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
-            for module, training in modes:
-                module.training = training
+            undo.keep()
+
+    def _run(self, pl_module: LightningModule, averages: list[_Average], trainer: Trainer | None) -> None:
+        run, ran = _runner_of(pl_module), False
+        with ExitStack() as hooks, torch.no_grad(), draws_kept([self.batches]):
+            # Compiled code would pass over the hooks.
+            hooks.enter_context(torch.compiler.set_stance("force_eager"))
+            for average in averages:
+                hooks.enter_context(average.norm.register_forward_hook(average.add))
+            for batch in islice(self.batches, self.limit):
+                if trainer is not None:
+                    batch = transferred(trainer, batch)
+                inputs = _inputs_of(pl_module, batch)
+                with nullcontext() if trainer is None else trainer.precision_plugin.val_step_context():
+                    run(move_data_to_device(inputs, pl_module.device))
+                ran = True
+        if not ran:
+            raise ValueError("RecalibrateBatchNorm has no batches to measure statistics on.")
 
 
 class _Average:
@@ -140,9 +143,12 @@ class _Average:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             getattr(self.norm, name).zero_()  # an infinite one would spoil the next
 
+    def restore_(self) -> None:
+        install_(self.norm, self._before)
+
     def install_(self) -> None:
         if not self._count:
-            install_(self.norm, self._before)  # no batch went through it
+            self.restore_()  # no batch went through it
         with torch.no_grad():
             for name, total in self._sums.items():
                 own = getattr(self.norm, name)

@@ -1,6 +1,7 @@
 """Small models, checkpoints and trainers that many tests share."""
 
 import copy
+import signal
 
 import pytest
 import torch
@@ -13,6 +14,16 @@ from lwptv_lightning import TaskVectors
 def _one_thread():
     # Tensors this small gain nothing from threads, and lose much where other processes want the cores.
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def handlers():
+    """Signal handlers that are afterwards those of before, whatever was thrown."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    yield
+    for number, handler in before.items():
+        if callable(handler):
+            signal.signal(number, handler)
 
 
 @pytest.fixture

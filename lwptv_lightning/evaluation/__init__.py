@@ -2,6 +2,7 @@
 
 from lwptv_lightning.evaluation.builders import image_folders, timm_module
 from lwptv_lightning.evaluation.data_statistics import fisher_diagonal, input_grams
+from lwptv_lightning.evaluation.dtypes import in_precision
 from lwptv_lightning.evaluation.heads import Heads
 from lwptv_lightning.evaluation.inputs import (
     count_samples,
@@ -13,10 +14,10 @@ from lwptv_lightning.evaluation.inputs import (
 )
 from lwptv_lightning.evaluation.labels import require_labels
 from lwptv_lightning.evaluation.lightning import (
+    averages_of,
     batch_limit,
     callbacks_of,
     draws_kept,
-    in_precision,
     loaders_of,
     merging_together,
     on_rank_zero,
@@ -24,7 +25,6 @@ from lwptv_lightning.evaluation.lightning import (
     replicas_of,
     require_every_loader,
     require_results_here,
-    set_average_,
     share_evaluation_,
     shared_loaders,
     stage_of,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,13 +20,14 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import warning
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from rich.markup import escape
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from lwptv_lightning.engine import ALONE, Ranks
 from lwptv_lightning.evaluation.shares import Replicas, Stream, share_loaders
+from lwptv_lightning.merging import Undo, keep_modes, swap_
 from lwptv_lightning.registry import any_character, encodable, printable_name
 
 _EMOJI = re.compile(r":(?=\S+:)")
@@ -54,12 +57,28 @@ _SWAPS = ("on_validation_epoch_start", "on_validation_epoch_end")
 """The hooks in which `WeightAveraging` puts the averaged weights in, and takes them out again."""
 
 
-def swap_averaged_(trainer: Trainer, module: LightningModule, *, into: bool) -> None:
+def swap_averaged_(trainer: Trainer, module: LightningModule, undo: Undo, *, into: bool) -> None:
     """Put the averaged weights of `WeightAveraging` into a module or take them out, as it does for a validation."""
     for callback in callbacks_of(trainer):
         if isinstance(callback, WeightAveraging):
-            # Of the class: `suspend_averaging_` hides the object's own.
-            getattr(type(callback), _SWAPS[not into])(callback, trainer, module)
+            with Undo() as own:
+                own.add(vars(callback).pop, "_swap_models", None)
+                vars(callback)["_swap_models"] = partial(_swap_models_, callback, undo)
+                # Of the class: `suspend_averaging_` hides the object's own.
+                getattr(type(callback), _SWAPS[not into])(callback, trainer, module)
+                own.take_back()
+
+
+def _swap_models_(callback: WeightAveraging, undo: Undo, module: LightningModule) -> None:
+    """Do what the callback's own method does, until ``undo`` has it stay or takes it back."""
+    averages: Any = callback._average_model
+    undo.hold()
+    for average, current in zip(_tensors_of(averages.module), _tensors_of(module), strict=False):
+        swap_(average.data, current.data, undo)
+
+
+def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    yield from chain(module.parameters(), module.buffers())
 
 
 def suspend_averaging_(trainer: Trainer, suspended: bool) -> None:
@@ -81,24 +100,22 @@ def sync_buffers_(trainer: Trainer) -> None:
             torch.distributed.broadcast(buffer.detach(), src=0)
 
 
-def set_average_(trainer: Trainer, module: LightningModule) -> None:
-    """Make a module's weights the averaged ones, too, which further validations would put into it."""
-    for callback in callbacks_of(trainer):
-        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-            callback._average_model.module.load_state_dict(module.state_dict())
+def averages_of(trainer: Trainer) -> list[nn.Module]:
+    """Return the modules that hold the averaged weights, which further validations would put into a trainer's."""
+    averaging = (callback for callback in callbacks_of(trainer) if isinstance(callback, WeightAveraging))
+    return [callback._average_model.module for callback in averaging if callback._average_model is not None]
 
 
 @contextmanager
 def draws_kept(loaders: Iterable[Any] = ()) -> Iterator[None]:
     """Put back all random states afterwards: torch's, NumPy's, Python's and those of the generators of some loaders."""
     generators = [generator for loader in loaders for generator in _generators_of(loader)]
-    states, own = _collect_rng_states(), [generator.get_state() for generator in generators]
-    try:
+    with Undo() as undo:
+        undo.add(_set_rng_states, _collect_rng_states())
+        for generator in generators:
+            undo.add(generator.set_state, generator.get_state())
         yield
-    finally:
-        _set_rng_states(states)
-        for generator, state in zip(generators, own, strict=True):
-            generator.set_state(state)
+        undo.take_back()
 
 
 def _generators_of(loader: Any) -> list[torch.Generator]:
@@ -110,35 +127,22 @@ def _generators_of(loader: Any) -> list[torch.Generator]:
 @contextmanager
 def validating(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Let a trainer and the module that it trains say that they validate, whatever they are doing."""
-    stage, modes = trainer.state.stage, [(part, part.training) for part in module.modules()]
-    trainer.state.stage = RunningStage.VALIDATING
-    for part, _ in modes:
-        part.training = False  # not by `eval()`, in which a module may do more than that
-    try:
+    with Undo() as undo:
+        undo.remember(trainer.state, "stage")
+        keep_modes(module, undo)
+        trainer.state.stage = RunningStage.VALIDATING
+        for part in module.modules():
+            part.training = False  # not by `eval()`, in which a module may do more than that
         yield
-    finally:
-        trainer.state.stage = stage
-        for part, training in modes:
-            part.training = training
+        undo.take_back()
 
 
-@contextmanager
-def in_precision(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Give a module the precision of a trainer, and afterwards its own dtypes back, and values that did not change."""
-    before = {name: tensor.data for name, tensor in _held_tensors(module)}
-    trainer.precision_plugin.convert_module(module)
-    try:
-        yield
-    finally:
-        for name, tensor in _held_tensors(module):
-            if tensor.dtype != before[name].dtype:
-                own = before[name].to(tensor.device)
-                tensor.data = own if torch.equal(own.to(tensor.dtype), tensor) else tensor.data.to(own.dtype)
-
-
-def _held_tensors(module: LightningModule) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+def restore_modes_(trainer: Trainer, module: LightningModule) -> None:
+    """Give a module the modes that it had when an evaluation began; one that fails leaves them to the next run."""
+    if trainer.predicting:
+        trainer.predict_loop._module_mode.restore(module)
+    elif trainer.evaluating or trainer.sanity_checking:
+        trainer._evaluation_loop._module_mode.restore(module)
 
 
 def transferred(trainer: Trainer, batch: Any) -> Any:

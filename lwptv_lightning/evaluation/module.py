@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics import Metric, MetricCollection
-from typing_extensions import Unpack
 
 from lwptv_lightning.checkpoints import Provenance, require_safetensors_path, write_safetensors
 from lwptv_lightning.evaluation.contents import Contents
@@ -35,13 +34,7 @@ from lwptv_lightning.evaluation.shares import Replicas, must_meet
 from lwptv_lightning.evaluation.stored import described, restore_, store
 from lwptv_lightning.functional import keep_plain_names_
 from lwptv_lightning.layers import Layers, trace_layers
-from lwptv_lightning.merging import (
-    MergeOptions,
-    PruningPlan,
-    materialize_,
-    provenance_of,
-    require_options,
-)
+from lwptv_lightning.merging import MergeOptions, PruningPlan, Undo, materialize_, provenance_of, require_options
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.registry import GRANULARITIES, require_kind, require_known, require_texts
 from lwptv_lightning.rules import DataStatistics
@@ -179,10 +172,10 @@ class MergeModule(LightningModule):
     def configure_model(self) -> None:
         """Build the model, where a function was given for it, under the device mesh of the trainer's strategy."""
         if self._build is not None:
-            self.model = self._build(self.device_mesh)
-            self._build = None
-            trainer = trainer_of(self)
-            materialize_(self.model, self.device if trainer is None else trainer.strategy.root_device)
+            model, trainer = self._build(self.device_mesh), trainer_of(self)
+            materialize_(model, self.device if trainer is None else trainer.strategy.root_device)
+            self.model = model
+            self._build = None  # last: whatever was raised before, the model is made anew
 
     def layers(self, granularity: str | None = None) -> Layers:
         """Return the model's layers in execution order, by default at the recipe's granularity."""
@@ -202,6 +195,8 @@ class MergeModule(LightningModule):
     ) -> MergeModule:
         """Merge, install the result into `model` and return the module.
 
+        Whatever is raised meanwhile, the model and what tells of its merge are all as they were, or all new.
+
         Args:
             device: Where to merge; by default where the module is.
             vectors: Other task vectors than the module's.
@@ -219,10 +214,13 @@ class MergeModule(LightningModule):
         vectors = self.vectors if vectors is None else vectors
         require_fit(self.model, vectors)
         require_same_classifiers(self._heads_of or vectors, vectors)
-        plan = merge_model_(self.model, vectors, recipe, self.layers, options, whole=True)
-        self.plan, self.treatment, self.installed = plan.pruning, plan.treatment, plan.recipe
-        self.provenance = partial(provenance_of, plan.vectors, plan.recipe, plan.mask, plan.layers, plan.data)
-        self.contents = Contents.of(self.model, vectors.headers, vectors.tasks)
+        with Undo() as undo:
+            plan = merge_model_(self.model, vectors, recipe, self.layers, options, undo, whole=True)
+            undo.remember(self, "plan", "treatment", "installed", "provenance", "contents")
+            self.plan, self.treatment, self.installed = plan.pruning, plan.treatment, plan.recipe
+            self.provenance = partial(provenance_of, plan.vectors, plan.recipe, plan.mask, plan.layers, plan.data)
+            self.contents = Contents.of(self.model, vectors.headers, vectors.tasks)
+            undo.keep()
         return self
 
     def save_merged(self, path: str | Path) -> Path:

@@ -15,13 +15,14 @@ from torch.distributed.tensor import DTensor
 from lwptv_lightning.evaluation.lightning import (
     callbacks_of,
     is_averaging,
+    restore_modes_,
     set_callbacks_,
     suspend_averaging_,
     swap_averaged_,
     sync_buffers_,
 )
 from lwptv_lightning.functional import plain_name
-from lwptv_lightning.merging import install_, snapshot
+from lwptv_lightning.merging import Undo, exchange_, snapshot
 
 
 @dataclass
@@ -33,6 +34,7 @@ class _Layer:
         names: Which of its tensors.
         beneath: What they were before; ``None`` where they are not to be restored.
         sums: What tells whether the parameters are still those that were put there.
+        is_out: Whether the module holds what is beneath for now, and ``beneath`` what was put there.
     """
 
     module: nn.Module
@@ -40,12 +42,24 @@ class _Layer:
     beneath: dict[str, Tensor] | None
     sums: list[float] = field(default_factory=list)
 
-    def exchange_(self) -> None:
+    is_out: bool = False
+
+    def take_out_(self) -> None:
         """Put what is beneath into the module, and keep what was in it."""
-        if self.beneath is not None:
-            above = snapshot(self.module, self.names)
-            install_(self.module, self.beneath)
-            self.beneath = above
+        if not self.is_out:
+            self._exchange_()
+
+    def put_back_(self) -> None:
+        """Put into the module what was taken out."""
+        if self.is_out:
+            self._exchange_()
+
+    def _exchange_(self) -> None:
+        with Undo() as undo:
+            undo.remember(self, "beneath", "is_out")
+            beneath = None if self.beneath is None else exchange_(self.module, self.beneath, undo)
+            self.beneath, self.is_out = beneath, not self.is_out
+            undo.keep()
 
     def measured(self) -> list[float]:
         """Return the sum of each parameter."""
@@ -74,24 +88,38 @@ class WeightsOwner(Callback):
     def begin(self, trainer: Trainer, module: LightningModule, *, averaged: bool = True) -> None:
         """Begin to put weights into a module: into the averaged ones, where a validation would be of these."""
         if not self._is_open and trainer.validating:
-            self._is_open, self._lays_averages = True, averaged
-            if averaged:
-                swap_averaged_(trainer, module, into=True)
-                sync_buffers_(trainer)  # which would reach what is put on top of them alone
-            suspend_averaging_(trainer, True)
+            with Undo() as undo:
+                undo.hold()
+                undo.remember(self, "_is_open", "_lays_averages")
+                undo.add(suspend_averaging_, trainer, False)
+                self._is_open, self._lays_averages = True, averaged
+                if averaged:
+                    swap_averaged_(trainer, module, undo, into=True)
+                    sync_buffers_(trainer)  # which would reach what is put on top of them alone
+                suspend_averaging_(trainer, True)
+                undo.keep()
 
     @contextmanager
-    def holding(self, module: nn.Module, names: Iterable[str], *, restores: bool = True) -> Iterator[None]:
+    def holding(self, module: nn.Module, names: Iterable[str], *, restores: bool = True) -> Iterator[Undo]:
         """Remember some of a module's tensors, and let the ``with`` block put others there.
 
-        Where it ``restores``, they come back when an evaluation ends, and when an evaluation or a fit fails.
+        Where it ``restores``, they come back when the block fails, when an evaluation ends, and when an evaluation or a
+        fit fails. What else the block does, the `Undo` that it is given may take back.
         """
         names = tuple(names)
-        self._layers.append(_Layer(module, names, snapshot(module, names) if restores else None))
-        yield
-        for layer in self._layers:
-            layer.sums = layer.measured()
-        self._is_checked = False
+        layer = _Layer(module, names, snapshot(module, names) if restores else None)
+        with Undo() as undo:
+            undo.add(self._give_up_, layer)
+            self._layers.append(layer)
+            yield undo
+            for each in self._layers:
+                each.sums = each.measured()
+            self._is_checked = False
+            undo.keep()
+
+    def _give_up_(self, layer: _Layer) -> None:
+        layer.take_out_()
+        self._layers = [other for other in self._layers if other is not layer]
 
     @property
     def held(self) -> list[tuple[nn.Module, tuple[str, ...]]]:
@@ -102,28 +130,33 @@ class WeightsOwner(Callback):
     def own_weights(self, trainer: Trainer, module: LightningModule, *, averaged: bool = True) -> Iterator[None]:
         """Let a module hold the run's own weights meanwhile: those that Lightning would validate, or the raw ones."""
         swaps = averaged and not (self._is_open or self._is_in_epoch)
-        for layer in reversed(self._layers):
-            layer.exchange_()
-        if swaps:
-            swap_averaged_(trainer, module, into=True)
-        try:
-            yield
-        finally:
+        with Undo() as undo:
+            undo.add(self._put_back_)
+            for layer in reversed(self._layers):
+                layer.take_out_()
             if swaps:
-                swap_averaged_(trainer, module, into=False)
-            for layer in self._layers:
-                layer.exchange_()
+                swap_averaged_(trainer, module, undo, into=True)
+            yield
+            undo.take_back()
+
+    def _put_back_(self) -> None:
+        for layer in self._layers:
+            layer.put_back_()
 
     def _close(self, trainer: Trainer, module: LightningModule, *, in_epoch: bool) -> None:
-        while self._layers:
-            self._layers[-1].exchange_()
-            self._layers.pop()
-        if self._is_open:
-            self._is_open = False
-            suspend_averaging_(trainer, False)
-            if self._lays_averages and not in_epoch:
-                swap_averaged_(trainer, module, into=False)
-        self._is_in_epoch = False
+        with Undo() as undo:
+            undo.hold()
+            while self._layers:
+                self._layers[-1].take_out_()
+                self._layers.pop()
+            if self._is_open:
+                undo.remember(self, "_is_open")
+                self._is_open = False
+                if self._lays_averages and not in_epoch:
+                    swap_averaged_(trainer, module, undo, into=False)
+                suspend_averaging_(trainer, False)
+            self._is_in_epoch = False
+            undo.keep()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember that Lightning has its averaged weights in the module from here on."""
@@ -158,9 +191,10 @@ class WeightsOwner(Callback):
         self._layers.clear()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give a module its own weights back."""
+        """Give a module its own weights back, and its modes."""
         # Where a validation fails, Lightning leaves its averaged weights in the module.
         self._close(trainer, pl_module, in_epoch=self._is_in_epoch)
+        restore_modes_(trainer, pl_module)
 
 
 def _suspects(trainer: Trainer) -> str:

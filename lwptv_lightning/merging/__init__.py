@@ -3,6 +3,8 @@
 from lwptv_lightning.merging.backbone import find_backbone, named_submodule
 from lwptv_lightning.merging.data import fingerprint_of_data, read_data_statistics, write_data_statistics
 from lwptv_lightning.merging.install import (
+    exchange_,
+    exchange_plan_,
     gather_state,
     install_,
     install_plan_,
@@ -20,5 +22,6 @@ from lwptv_lightning.merging.precision import in_dtype
 from lwptv_lightning.merging.prune import PruningPlan
 from lwptv_lightning.merging.save import save_merged
 from lwptv_lightning.merging.transform import merge_transform
+from lwptv_lightning.merging.undo import Undo, keep_modes, swap_
 
 __all__ = ["Merge", "MergeOptions", "MergePlan", "install_", "merge", "merge_transform", "plan_pruning", "save_merged"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.tensor import DTensor, Replicate
 
 from lwptv_lightning.checkpoints import some_of
+from lwptv_lightning.engine import ALONE, Ranks
 from lwptv_lightning.functional import plain_module, plain_name, plain_state
 from lwptv_lightning.merging.plan import MergePlan
 from lwptv_lightning.merging.precision import in_dtype
+from lwptv_lightning.merging.undo import Undo, keep_modes
 from lwptv_lightning.registry import nearest, require_kind, shown
 from lwptv_lightning.task_vectors import TaskVectors, tied_in
 
@@ -21,7 +24,8 @@ def install_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors over the parameters and buffers of the same names.
 
     The parameters stay the objects they are, so optimisers and tied weights keep working. Everything is checked
-    before the first tensor is copied.
+    before the first tensor is copied; should anything be raised then, the module is as it was. What is overwritten is
+    kept until all is copied. Ctrl-C waits until then.
 
     Args:
         module: What to write to. Tensors it has beyond those given stay as they are. Of a sharded one, by FSDP2 or
@@ -38,28 +42,43 @@ def install_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         >>> layer.bias.item()
         2.0
     """
+    with Undo() as undo:
+        exchange_(module, tensors, undo)
+        undo.keep()
+
+
+def exchange_(module: nn.Module, tensors: Mapping[str, Tensor], undo: Undo) -> dict[str, Tensor]:
+    """Do what `install_` does until ``undo`` has it stay or takes it back, and return what is overwritten."""
     require_kind("module", module, nn.Module, "a module")
     require_kind("tensors", tensors, Mapping, "a mapping of names to tensors")
     for name, tensor in tensors.items():
         require_kind(f"the tensor {name!r}", tensor, Tensor, "a tensor")
     _require_fit(module, {name: tensor.shape for name, tensor in tensors.items()})
-    _copy_each_(module, _all_of_range(module, tensors.items()))
+    return _copy_each_(module, _all_of_range(module, tensors.items()), undo)
 
 
 def install_plan_(module: nn.Module, plan: MergePlan, names: Iterable[str] | None = None) -> None:
     """Merge as planned and install some tensors, by default those that base and tasks have in common.
 
     Several processes each merge their share and then hand it on tensor by tensor, so that with a sharded module none
-    holds the whole model. After an error in merging, or as in `install_`, the module is as it was.
+    holds the whole model. Whatever is raised, in merging or as in `install_`, the module is as it was: an error of
+    one process on all of them, from the shards that each had.
     """
+    with Undo() as undo:
+        exchange_plan_(module, plan, names, undo)
+        undo.keep()
+
+
+def exchange_plan_(module: nn.Module, plan: MergePlan, names: Iterable[str] | None, undo: Undo) -> None:
+    """Do what `install_plan_` does until ``undo`` has it stay or takes it back; signals wait from the first tensor."""
     headers = plan.vectors.headers
     wanted = set(plan.vectors.shared_names if names is None else names)
     _require_fit(module, {name: header.shape for name, header in headers.items() if name in wanted})
     # Several processes have all tensors made before the first one arrives. One alone makes them one by one, and an
     # error midway must not leave half of them installed.
-    arriving = list(plan.tensors()) if plan.execution.ranks.size == 1 else plan.tensors()
-    wanted_ones = ((name, tensor) for name, tensor in arriving if name in wanted)
-    _copy_each_(module, _all_of_range(module, wanted_ones) if isinstance(arriving, list) else wanted_ones)
+    arriving = ((name, tensor) for name, tensor in plan.tensors() if name in wanted)
+    ranks = plan.execution.ranks
+    _copy_each_(module, _all_of_range(module, arriving) if ranks.size == 1 else arriving, undo, ranks)
 
 
 def installable(module: nn.Module, vectors: TaskVectors) -> tuple[str, ...]:
@@ -126,17 +145,39 @@ def _require_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> No
             )
 
 
-def _copy_each_(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    own = plain_state(module)
-    with torch.no_grad():
-        for name, tensor in tensors:
-            own[name].copy_(_placed_like(own[name], _of_range(name, tensor, own[name])))
-    _drop_caches(module)
+def _copy_each_(
+    module: nn.Module, tensors: Iterator[tuple[str, Tensor]], undo: Undo, ranks: Ranks = ALONE
+) -> dict[str, Tensor]:
+    """Copy tensors over a module's own, and return what these were."""
+    own, before = plain_state(module), {}
+    undo.hold()
+    with ranks.sharing_errors(), torch.no_grad():
+        try:
+            for name, tensor in tensors:
+                before[name] = _copy_of(own[name], tensor.device)
+                undo.add(own[name].copy_, before[name])
+                own[name].copy_(_placed_like(own[name], _of_range(name, tensor, own[name])))
+        except Exception:
+            if ranks.size > 1:
+                deque(tensors, maxlen=0)  # the other processes wait for what is made here
+            raise
+    _drop_caches(module, undo)
+    return before
 
 
-def _all_of_range(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+def _all_of_range(module: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Check all tensors, and then give them one by one, each as the last to hold it."""
     own = plain_state(module)
-    return [(name, _of_range(name, tensor, own[name])) for name, tensor in tensors]
+    checked = deque((name, _of_range(name, tensor, own[name])) for name, tensor in tensors)
+    return (checked.popleft() for _ in range(len(checked)))
+
+
+def _copy_of(own: Tensor, device: torch.device | None = None) -> Tensor:
+    """Return a copy of a module's tensor; in the memory of a device where it may leave its own."""
+    # Tensors made in inference mode could not be used in training afterwards.
+    with torch.inference_mode(False), torch.no_grad():
+        leaves = device is not None and device != own.device and not isinstance(own, DTensor)
+        return own.detach().to(device) if leaves else own.detach().clone()
 
 
 def _of_range(name: str, tensor: Tensor, own: Tensor) -> Tensor:
@@ -180,12 +221,13 @@ def materialize_(module: nn.Module, device: torch.device | str) -> None:
     )
 
 
-def _drop_caches(module: nn.Module) -> None:
+def _drop_caches(module: nn.Module, undo: Undo) -> None:
     """Make a module forget what it computed from its old weights: timm's LeViT and its kin do so in ``train()``."""
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
-    module.train()
-    for submodule, training in modes:
-        submodule.training = training
+    keep_modes(module, undo)
+    with Undo() as modes:
+        keep_modes(module, modes)
+        module.train()
+        modes.take_back()
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
@@ -197,9 +239,7 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
 def snapshot(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Return copies of some of a module's tensors, from which `install_` restores it bit-exactly."""
     own = plain_state(module)
-    # Tensors made in inference mode could not be used in training afterwards.
-    with torch.inference_mode(False), torch.no_grad():
-        return {name: own[name].clone() for name in names if name in own}
+    return {name: _copy_of(own[name]) for name in names if name in own}
 
 
 def gather_state(root: nn.Module, path: str = "", *, on_rank_zero: bool = False) -> dict[str, Tensor]:

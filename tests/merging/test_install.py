@@ -1,5 +1,9 @@
+import gc
+import signal
+
 import pytest
 import torch
+from _helpers.interrupts import Moments, Thrown, copies
 from _helpers.states import assert_same_bits
 from torch import nn
 
@@ -104,6 +108,74 @@ def test_an_error_midway_leaves_the_module_as_it_was(module, fine_tuned):
     with pytest.raises(ValueError, match="1 NaN or infinite values in 'outer.bias'"):
         install_plan_(module, Merge(TaskVectors.open(state, {"a": broken}), MergeRecipe()).plan())
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def require_ctrl_c(moments):
+    """Ctrl-C interrupts, also where what was raised kept its handler from being put back."""
+    moments.error = None
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        gc.collect()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def is_all_of(module, state):
+    return all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("error", [Thrown, KeyboardInterrupt, MemoryError, torch.OutOfMemoryError, SystemExit])
+@pytest.mark.parametrize("at", [0, 3, 7])
+def test_whatever_is_raised_at_a_copy_the_module_is_as_it_was(error, at, module):
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    new, modes = shifted(module), [part.training for part in module.modules()]
+
+    def stop(own):
+        raise error
+
+    with pytest.raises(error), copies(stop, at):
+        install_(module, new)
+    assert is_all_of(module, before)
+    assert [part.training for part in module.modules()] == modes
+
+
+def test_a_tensor_that_can_never_be_written_leaves_the_others_as_they_were(module):
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module.state_dict()["outer.bias"].copy_(before["outer.bias"].zero_())
+    new = shifted(module)
+    new["outer.bias"] = torch.zeros(3, device="meta")  # copying from it fails each time
+    with pytest.raises(NotImplementedError):
+        install_(module, new)
+    assert is_all_of(module, before)
+
+
+def test_ctrl_c_waits_until_all_is_installed(module):
+    new = shifted(module)
+    with pytest.raises(KeyboardInterrupt), copies(lambda own: signal.raise_signal(signal.SIGINT), at=3):
+        install_(module, new)
+    assert is_all_of(module, new)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("handlers")
+def test_whatever_is_raised_at_any_line_the_module_holds_all_of_one_model(module, fine_tuned):
+    old = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    plan = Merge(TaskVectors.open(module, {"a": fine_tuned(old, 1)}), MergeRecipe(scale=1.0)).plan()
+    install_plan_(module, plan)
+    new = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    moments, ends = Moments("merging/install.py", "merging/undo.py"), []
+    install_(module, old)
+    with moments.watching():
+        install_plan_(module, plan)
+    for moment in range(0, moments.seen, 7):
+        install_(module, old)
+        with pytest.raises(Thrown), moments.watching(moment, Thrown()):
+            install_plan_(module, plan)
+        assert is_all_of(module, old) != is_all_of(module, new)
+        ends.append(is_all_of(module, new))
+        require_ctrl_c(moments)
+    assert ends == sorted(ends)  # from some moment on it is the new one
+    assert len(set(ends)) == 2
 
 
 def test_merging_into_a_module_installs_the_named_tensors_alone(module, fine_tuned):
