@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
-from typing_extensions import TypedDict, Unpack
 
 from lwptv_lightning.engine import DataStatistics, Execution, Ranks
 from lwptv_lightning.functional import require_usable

@@ -6,10 +6,9 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-from typing_extensions import Unpack
 
 from lwptv_lightning.checkpoints import SafetensorsWriter, require_place, require_safetensors_path, require_storable
 from lwptv_lightning.layers import Layers

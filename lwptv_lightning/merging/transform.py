@@ -6,12 +6,11 @@ import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
-from typing_extensions import Unpack
 
 from lwptv_lightning.functional import plain_module, plain_state, uncompile_
 from lwptv_lightning.layers import Layers, trace, trace_layers
