@@ -165,6 +165,8 @@ def _remove_leftovers(path: Path, replaced: Collection[str], *, with_killed_ones
 
 
 def _is_ours(file: Path) -> bool:
+    if not file.is_file():  # reading a pipe would wait for ever
+        return False
     try:
         with safe_open(file, framework="pt") as handle:
             return PAYLOAD_KEY in (handle.metadata() or {})

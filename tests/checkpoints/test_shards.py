@@ -66,6 +66,8 @@ def test_files_that_others_put_there_stay(tmp_path):
     foreign = ["m-00001-of-00002.safetensors", "m-00009-of-00009.safetensors", "n-00001-of-00002.safetensors", "a.txt"]
     for name in foreign:
         save_file({"w": torch.ones(1)}, tmp_path / name)
+    os.mkfifo(tmp_path / "m-00001-of-00003.safetensors")
+    foreign.append("m-00001-of-00003.safetensors")
     for size in ("two", "one", "four", "one"):
         write(path, NEW, size)
     assert present(tmp_path) == sorted([*foreign, "m.safetensors"])

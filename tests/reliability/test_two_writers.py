@@ -54,7 +54,7 @@ def rounds(count, tmp_path):
 
 def test_without_overwrite_one_of_several_writers_succeeds(amount, tmp_path, row):
     count = writers = 0
-    for draw, folder, sizes in rounds(amount(5, 300), tmp_path):
+    for draw, folder, sizes in rounds(amount(5, 120), tmp_path):
         pid = draw.choice((None, 1))
         statuses = at_once(writer(folder / "m.safetensors", n, size, False, pid) for n, size in enumerate(sizes, 1))
         assert sorted(statuses) == [0] + [REFUSED] * (len(sizes) - 1)
@@ -72,7 +72,7 @@ def test_without_overwrite_one_of_several_writers_succeeds(amount, tmp_path, row
 
 def test_with_overwrite_the_model_is_wholly_one_of_the_writers(amount, tmp_path, row):
     count = 0
-    for draw, folder, sizes in rounds(amount(5, 300), tmp_path):
+    for draw, folder, sizes in rounds(amount(5, 120), tmp_path):
         if old := draw.choice((None, *SHARDS)):
             write_model(folder / "m.safetensors", 9, old)
         statuses = at_once(writer(folder / "m.safetensors", n, size, True) for n, size in enumerate(sizes, 1))
@@ -97,7 +97,7 @@ def test_reports_at_once_are_each_whole(amount, tmp_path):
             (made / RESULTS).write_text(f"model,{number}\n" * 99)
             (made / RECIPE).write_text(MergeRecipe(scale=number).to_json())
 
-    for number in range(amount(4, 60)):
+    for number in range(amount(2, 40)):
         folder = tmp_path / str(number)
         assert at_once(partial(report, folder, n) for n in (1, 2)) == [0, 0]
         assert sorted(path.name for path in folder.iterdir()) == sorted((REPORT, RESULTS, RECIPE))
