@@ -38,11 +38,10 @@ def run(options: argparse.Namespace) -> None:
     _require_place(options.out, options.overwrite)
     recipe, costs = _recipe(options), _costs(options)
     vectors = TaskVectors.open(options.base, **arguments.checkpoint_options(options))
-    treatment = treatment_of(recipe.rule, Stream.of(vectors, data=costs.get("data")))  # reads, so not afterwards
     written = save_merged(vectors, recipe, options.out, overwrite=options.overwrite, **costs)
     tasks = ", ".join(map(printable_name, vectors.tasks))
     print(printable(f"Merged {tasks} by {recipe.describe()} into {written}"))
-    if treatment:
+    if treatment := treatment_of(recipe.rule, Stream.of(vectors, data=costs.get("data"))):
         print(printable(f"The {treatment}."))
 
 

@@ -110,11 +110,17 @@ class Stream:
 
         Statistics of a layer's inputs may stand under the name of its module or of its weight.
         """
+        key = self._collected_as(name)
+        return None if key is None or self.data is None else [self.data[task][key] for task in self.tasks]
+
+    def is_collected(self, name: str) -> bool:
+        """Whether something was collected on data for a tensor, of each task; nothing is read for that."""
+        return self._collected_as(name) is not None
+
+    def _collected_as(self, name: str) -> str | None:
         given = [] if self.data is None else [self.data[task] for task in self.tasks]
-        for key in (name, name.removesuffix(".weight")):
-            if given and all(key in tensors for tensors in given):
-                return [tensors[key] for tensors in given]
-        return None
+        keys = (name, name.removesuffix(".weight"))
+        return next((key for key in keys if given and all(key in tensors for tensors in given)), None)
 
     def sum(self, function: Callable[[Block], Tensor], names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Add up, for each tensor, what a function finds in its blocks, and return it on every process.

@@ -46,7 +46,7 @@ class Fisher(MergeRule[Tensor]):
 
     def treated(self, stream: Stream) -> tuple[str, ...]:
         """Return the names of the tensors that have Fisher information."""
-        return tuple(name for name in stream.names if stream.collected(name) is not None)
+        return tuple(name for name in stream.names if stream.is_collected(name))
 
     def survey(self, stream: Stream) -> Tensor:
         """Return ``c_t``, ``(T,)``."""

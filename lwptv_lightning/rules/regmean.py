@@ -48,7 +48,7 @@ class RegMean(MergeRule):
 
     def matrices(self, stream: Stream) -> tuple[str, ...]:
         """Return the names of the matrices that have Gram matrices."""
-        return tuple(name for name in super().matrices(stream) if stream.collected(name) is not None)
+        return tuple(name for name in super().matrices(stream) if stream.is_collected(name))
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return each task's part ``((sum G)^-1 G_t tau_t^T)^T``, ``(T, *shape)``."""

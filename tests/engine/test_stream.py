@@ -54,3 +54,16 @@ def test_sums_do_not_depend_on_the_size_of_blocks(vectors):
 
     small, large = sums(1), sums(1 << 20)
     assert all(torch.equal(small[name], value) for name, value in large.items())
+
+
+def test_what_was_collected_is_known_without_reading_it(vectors):
+    class Names(dict):
+        def __getitem__(self, name):
+            raise AssertionError("read")
+
+    first, second = vectors.names[:2]
+    data = {task: Names({first: 0, second.removesuffix(".weight"): 0}) for task in vectors.tasks}
+    data[vectors.tasks[0]].pop(first)
+    stream = Stream.of(vectors, data=data)
+    assert not stream.is_collected(first)
+    assert stream.is_collected(second)
