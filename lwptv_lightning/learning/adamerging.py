@@ -109,9 +109,9 @@ class AdaMergingModule(LightningModule):
         dtype = self.coefficients.dtype  # also of a trainer in double precision
         stream = Stream.of(vectors, dtype=dtype, execution=Execution(device=self.device))
         survey = rule.survey(stream)
-        self._task_vectors = {name: rule.split(stream.stack(name), survey) for name in vectors.names}
+        task_vectors = {name: rule.split(stream.stack(name), survey) for name in vectors.names}
         rest = merge(vectors.without_weights(), "simple_average", device=self.device, dtype=dtype)
-        self._rest = {name: rest[name] for name in installable(module.model, vectors)}
+        self._task_vectors, self._rest = task_vectors, {name: rest[name] for name in installable(module.model, vectors)}
 
     on_fit_start = load
 

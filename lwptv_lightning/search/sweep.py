@@ -26,7 +26,7 @@ from lwptv_lightning.evaluation import (
     uncombined,
 )
 from lwptv_lightning.functional import plain_name, plain_state
-from lwptv_lightning.merging import Merge, MergeOptions, in_dtype, installable, require_options
+from lwptv_lightning.merging import Merge, MergeOptions, Undo, in_dtype, installable, keep_modes, require_options
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.registry import (
     require_kind,
@@ -92,7 +92,8 @@ def sweep(
         made = {name: weights.of(candidates[name]) for name in names[start : start + at_once]}
         seconds |= {name: taken for name, (_, taken) in made.items()}
         step = _SweepModule(module, [tensors for tensors, _ in made.values()], passes)
-        with draws_kept(dataloaders.values()), in_precision(trainer, module):
+        with draws_kept(dataloaders.values()), in_precision(trainer, module), Undo() as undo:
+            keep_modes(module, undo)
             trainer.validate(step, dataloaders, verbose=False)
         for loader, correct in step.outcomes.items():
             outcomes.setdefault(loader, []).append(correct)

@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lwptv_lightning import MergeModule, MergeRecipe, TaskVectors
 from lwptv_lightning.callbacks import OnlineMerge, PruneAndMerge, RecalibrateBatchNorm
 from lwptv_lightning.rules import RULES
+from lwptv_lightning.search import sweep
 
 pytestmark = [
     pytest.mark.usefixtures("handlers"),  # Lightning leaves that of Ctrl-C ignored
@@ -354,6 +355,17 @@ def is_stopped(trainer, stage, module, loaders):
     except (*ENDS, RuntimeError):
         return True
     return False
+
+
+@pytest.mark.parametrize("error", ERRORS[:3])
+def test_a_sweep_that_fails_leaves_the_module_as_it_was(error, vectors, make_trainer):
+    module = merge_module(vectors).merge_()
+    before, modes = copied(module), [part.training for part in module.model.modules()]
+    trainer = make_trainer(callbacks=[Raises("on_validation_batch_end", error)])
+    with pytest.raises(ENDS):
+        sweep(trainer, module, {"a": OTHER}, {"id/a": data(6)})
+    assert same(module.state_dict(), before)
+    assert [part.training for part in module.model.modules()] == modes
 
 
 PLACES = ("merging/install.py", "merging/undo.py", "evaluation/merging.py", "evaluation/module.py", "contents.py")
