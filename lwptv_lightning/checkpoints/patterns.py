@@ -11,11 +11,16 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 _IS_LINEAR = re.compile(r"[^*+?{(]*", re.DOTALL).fullmatch
 _MOST_PATTERNS, _MOST_PAIRS = 5_000, 1_000_000
 """What is matched here at most, which takes about a second."""
+_REPEATED = re.compile(r"\)[*+?{]|[*+{].*[*+{]", re.DOTALL)
+"""A pattern that repeats groups, or more than one thing, takes more than the square of a text's length."""
+_SHORT = 200
+"""Characters of texts of which this is no matter."""
 _SECONDS = 5.0
 
 
@@ -32,10 +37,30 @@ def first_endings(patterns: Sequence[str], paths: Sequence[str], seconds: float 
     is_small = len(patterns) <= _MOST_PATTERNS and len(patterns) * len(paths) <= _MOST_PAIRS
     if is_small and all(map(_IS_LINEAR, patterns)):
         return _first_endings(patterns, paths)
+    return _elsewhere("endings", patterns, paths, seconds)
+
+
+def found_groups(pattern: str, texts: Sequence[str], seconds: float = _SECONDS) -> list[list[str | None] | None]:
+    r"""Return, for each text, what the groups of a pattern find in it, or None where it is not found.
+
+    Raises:
+        ValueError: The pattern takes too long.
+
+    Example:
+        >>> found_groups(r"blocks\.(\d+)\.", ["blocks.3.fc", "head"])
+        [['3'], None]
+    """
+    if _REPEATED.search(pattern) is None and max(map(len, texts), default=0) <= _SHORT:
+        return _found_groups(pattern, texts)
+    return _elsewhere("groups", pattern, texts, seconds)
+
+
+def _elsewhere(what: str, patterns: Any, texts: Sequence[str], seconds: float) -> list[Any]:
+    """Match in another process, which ends after some seconds."""
     try:
         done = subprocess.run(
             [sys.executable, "-I", __file__],
-            input=json.dumps([patterns, paths]),
+            input=json.dumps([what, patterns, texts]),
             capture_output=True,
             text=True,
             timeout=seconds,
@@ -45,10 +70,15 @@ def first_endings(patterns: Sequence[str], paths: Sequence[str], seconds: float 
         raise ValueError(f"patterns that take more than {seconds:g} s to match") from error
     except (OSError, subprocess.CalledProcessError) as error:
         raise ValueError(f"patterns that could not be matched ({error})") from error
-    found: list[str | None] | str = json.loads(done.stdout)
+    found: list[Any] | str = json.loads(done.stdout)
     if isinstance(found, str):
         raise ValueError(found)
     return found
+
+
+def _found_groups(pattern: str, texts: Sequence[str]) -> list[list[str | None] | None]:
+    search = re.compile(pattern).search
+    return [None if (match := search(text)) is None else list(match.groups()) for text in texts]
 
 
 def _first_endings(patterns: Sequence[str], paths: Sequence[str]) -> list[str | None]:
@@ -63,9 +93,10 @@ def _first_endings(patterns: Sequence[str], paths: Sequence[str]) -> list[str | 
 
 
 def _main() -> None:
-    patterns, paths = json.load(sys.stdin)
+    what, patterns, texts = json.load(sys.stdin)
+    match: Callable[[Any, Sequence[str]], list[Any]] = _first_endings if what == "endings" else _found_groups
     try:
-        found: list[str | None] | str = _first_endings(patterns, paths)
+        found: list[Any] | str = match(patterns, texts)
     except ValueError as error:
         found = str(error)
     json.dump(found, sys.stdout)

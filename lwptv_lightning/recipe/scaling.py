@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lwptv_lightning.layers import Layer, Layers
 
 
+_OUTERMOST = r"^(?:.*?\.)??(\d+)\.[^.]+\."
 _MOST_DIGITS = 1000
 """Python reads no number of some thousand digits, nor has a model so many blocks."""
 
@@ -100,12 +101,21 @@ class LiNeS:
         blocks = filter(_is_block, layers_from_names(names, "block"))
         numbers = {name: number for number, layer in enumerate(blocks) for name in layer.tensors}
         # Blocks that have no module in common are numbered by the outermost numbered container.
-        return numbers or _found_numbers(r"^(?:.*?\.)??(\d+)\.[^.]+\.", names)
+        return numbers or _found_numbers(_OUTERMOST, names)
 
 
 def _found_numbers(pattern: str, names: Sequence[str]) -> dict[str, int]:
-    found = {name: re.search(pattern, name) for name in names}
-    return {name: _block_number(pattern, match[1]) for name, match in found.items() if match}
+    if pattern == _OUTERMOST:
+        matches = {name: re.search(pattern, name) for name in names}
+        return {name: _block_number(pattern, match[1]) for name, match in matches.items() if match}
+    # Imported here, as above, because of torch. A recipe's pattern may be a stranger's.
+    from lwptv_lightning.checkpoints import found_groups
+
+    try:
+        found = zip(names, found_groups(pattern, names), strict=True)
+    except ValueError as error:
+        raise ValueError(f"blocks={shown(pattern)}: {error}.") from error
+    return {name: _block_number(pattern, groups[0]) for name, groups in found if groups}
 
 
 def _block_number(pattern: str, found: str | None) -> int:

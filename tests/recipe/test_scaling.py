@@ -85,3 +85,19 @@ def test_bad_settings_are_named() -> None:
         merge(make_vectors(), MergeRecipe(layer_scaling={"heads": 0.5}))
     with pytest.raises(TypeError, match="layer_scaling"):
         MergeRecipe(layer_scaling="lines")
+
+
+def test_a_pattern_that_would_run_for_ever_is_refused_by_name(monkeypatch):
+    from lwptv_lightning.checkpoints import found_groups
+
+    monkeypatch.setattr(found_groups, "__defaults__", (0.5,))
+    with pytest.raises(ValueError, match=r"blocks='\(a\+\)\+\$': patterns that take more than 0\.5 s"):
+        LiNeS(blocks="(a+)+$").factors(["a" * 40 + "!"], 1.0)
+
+
+@pytest.mark.parametrize("pattern", [r"(x)?\.weight", r"(\w+)\.weight"])
+def test_a_group_that_finds_no_number_is_named(pattern):
+    with pytest.raises(
+        ValueError, match=r"blocks='.*' must find the number of a block by its group, and found (None|'fc')"
+    ):
+        LiNeS(blocks=pattern).factors(["fc.weight"], 1.0)
