@@ -19,6 +19,7 @@ from lwptv_lightning.checkpoints.names import align_prefix, is_quantized, match_
 from lwptv_lightning.checkpoints.open import CheckpointSource, open_checkpoint
 from lwptv_lightning.checkpoints.patterns import found_groups
 from lwptv_lightning.checkpoints.payload import CHECKSUM_KEYS, PAYLOAD_KEY, payload_problem
+from lwptv_lightning.checkpoints.plain import plain_tensors
 from lwptv_lightning.checkpoints.provenance import Provenance, fingerprint, fingerprints, tensor_fingerprints
 from lwptv_lightning.checkpoints.safetensors import SAFETENSORS_DTYPES
 from lwptv_lightning.checkpoints.safetensors_writer import (

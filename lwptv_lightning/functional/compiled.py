@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 def plain_name(name: str) -> str:
@@ -26,7 +27,15 @@ def plain_module(module: nn.Module) -> nn.Module:
 
 
 def plain_state(module: nn.Module, *, keep_vars: bool = False) -> dict[str, Any]:
-    """Return a module's state dict under the names that it has where nothing of it is compiled."""
+    """Return a module's state dict under the names that it has where nothing of it is compiled.
+
+    Raises:
+        ValueError: The module is a lazy one that has seen no batch.
+    """
+    if empty := [name for name, value in (*module.named_parameters(), *module.named_buffers()) if is_lazy(value)]:
+        raise ValueError(
+            f"{type(module).__name__} is not initialised: {empty[0]!r} has no shape before the first batch."
+        )
     return {plain_name(name): value for name, value in module.state_dict(keep_vars=keep_vars).items()}
 
 

@@ -15,6 +15,7 @@ from lwptv_lightning.checkpoints import (
     TensorHeader,
     fingerprint,
     open_checkpoint,
+    plain_tensors,
     require_safetensors_path,
     write_safetensors,
 )
@@ -35,19 +36,30 @@ def write_data_statistics(data: DataStatistics, path: str | Path) -> Path:
         {'a/b': {'w': tensor([1., 1.])}}
     """
     require_safetensors_path(path)
-    require_data_statistics(data)
+    data = plain_data_statistics(data)
     tensors = {f"{number}.{name}": value for number, task in enumerate(data) for name, value in data[task].items()}
     return write_safetensors(tensors, path, {"lwptv_kind": _KIND, "lwptv_tasks": json.dumps(list(data))})
 
 
-def require_data_statistics(data: object) -> None:
-    """Raise a `TypeError` unless something maps task names to tensors by their names."""
+def plain_data_statistics(data: object) -> dict[str, Mapping[str, Tensor]]:
+    """Return what was collected on data with plain tensors, which no gradient is computed of.
+
+    Raises:
+        TypeError: It does not map task names to tensors by their names.
+        CheckpointError: A tensor holds no values that can be read, such as a sparse one.
+    """
     require_kind("data (or statistics)", data, Mapping, "a mapping of task names to tensors by name")
+    found: dict[str, Mapping[str, Tensor]] = {}
     for task, tensors in dict(data).items() if isinstance(data, Mapping) else ():
         require_kind("a task of data (or statistics)", task, str, "a name")
         require_kind(f"data (or statistics) of task {task!r}", tensors, Mapping, "a mapping of names to tensors")
+        if not isinstance(tensors, dict):  # what reads them from a file when they are asked for
+            found[task] = tensors
+            continue
         for name, tensor in tensors.items():
             require_kind(f"data (or statistics) of task {task!r} for {name!r}", tensor, Tensor, "a tensor")
+        found[task] = plain_tensors(tensors, f"data (or statistics) of task {task!r}")
+    return found
 
 
 def fingerprint_of_data(data: DataStatistics) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor, Replicate
 
-from lwptv_lightning.checkpoints import some_of
+from lwptv_lightning.checkpoints import plain_tensors, some_of
 from lwptv_lightning.engine import ALONE, Ranks
 from lwptv_lightning.functional import plain_module, plain_name, plain_state
 from lwptv_lightning.merging.plan import MergePlan
@@ -53,6 +53,7 @@ def exchange_(module: nn.Module, tensors: Mapping[str, Tensor], undo: Undo) -> d
     require_kind("tensors", tensors, Mapping, "a mapping of names to tensors")
     for name, tensor in tensors.items():
         require_kind(f"the tensor {name!r}", tensor, Tensor, "a tensor")
+    plain_tensors({name: each for name, each in tensors.items() if not isinstance(each, DTensor)}, "tensors")
     _require_fit(module, {name: tensor.shape for name, tensor in tensors.items()})
     return _copy_each_(module, _all_of_range(module, tensors.items()), undo)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lwptv_lightning.engine import DataStatistics, Execution, Ranks
 from lwptv_lightning.functional import require_usable
 from lwptv_lightning.layers import Layers
-from lwptv_lightning.merging.data import require_data_statistics
+from lwptv_lightning.merging.data import plain_data_statistics
 from lwptv_lightning.merging.plan import MergePlan, make_plan
 from lwptv_lightning.merging.prune import PruningPlan, prune_layers
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
@@ -100,7 +100,7 @@ class Merge:
         require_kind("scores", self.scores, LayerTable | None, "a LayerTable")
         require_kind("statistics", self.statistics, LayerStatistics | None, "LayerStatistics")
         if self.data is not None:
-            require_data_statistics(self.data)
+            object.__setattr__(self, "data", plain_data_statistics(self.data))
 
     @classmethod
     def of(

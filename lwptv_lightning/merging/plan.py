@@ -273,12 +273,33 @@ def _check(merge: Merge) -> None:
         raise ValueError(
             f"statistics has no entry for task {shown(absent[0])}; it has {some_of(data) if data else 'none.'}"
         )
+    if rule.needs == "gram" and data is not None:
+        _check_grams(vectors, data)
     if rule.needs == "fisher" and data is not None:
         _check_shapes(vectors, data)
     if merge.recipe.task is not None:
         require_known("task", merge.recipe.task, vectors.tasks)
     if merge.mask is not None and merge.recipe.elements is not None:
         raise ValueError("mask=... prunes whole layers; it cannot stand beside the recipe's elements.")
+
+
+def _check_grams(vectors: TaskVectors, data: DataStatistics) -> None:
+    """Raise where what is called a Gram matrix of a layer's inputs is none, or not finite."""
+    for task in vectors.tasks:
+        for name in vectors.names:
+            shape, found = (
+                vectors.headers[name].shape,
+                data[task].get(name, data[task].get(name.removesuffix(".weight"))),
+            )
+            if found is None or len(shape) < 2:
+                continue
+            if found.shape != (shape[1], shape[1]):
+                raise ValueError(
+                    f"the data statistics of task {task!r} have shape {tuple(found.shape)} for {name!r}, expected "
+                    f"{(shape[1], shape[1])}, the inputs' Gram matrix."
+                )
+            if not torch.isfinite(found).all():
+                raise ValueError(f"the data statistics of task {task!r} are NaN or infinite for {name!r}.")
 
 
 def _check_shapes(vectors: TaskVectors, data: DataStatistics) -> None:

@@ -74,6 +74,8 @@ class LayerTable:
 def require_shape(what: str, given: object, dimensions: str, shape: tuple[int, ...]) -> None:
     """Raise unless something is a tensor of a shape, whose dimensions the message names."""
     require_kind(what, given, Tensor, f"a tensor {dimensions}")
+    if isinstance(given, Tensor) and given.is_meta:
+        raise ValueError(f"{what} is on the meta device, which holds no values.")
     if isinstance(given, Tensor) and tuple(given.shape) != shape:
         raise ValueError(f"{what} must have the shape {dimensions} = {shape}, not {tuple(given.shape)}.")
 

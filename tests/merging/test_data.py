@@ -4,8 +4,9 @@ import pytest
 import torch
 from _helpers.states import assert_same_bits
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from lwptv_lightning import CheckpointError
+from lwptv_lightning import CheckpointError, merge
 from lwptv_lightning.merging import read_data_statistics, write_data_statistics
 
 DATA = {
@@ -59,3 +60,32 @@ def test_a_file_that_is_no_regular_one_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "data.safetensors")
     with pytest.raises(CheckpointError, match="expected a regular file, not a FIFO"):
         read_data_statistics(tmp_path / "data.safetensors")
+
+
+UNREADABLE = {
+    "on the meta device": lambda tensor: tensor.to("meta"),
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "nested": lambda tensor: torch.nested.nested_tensor([tensor, tensor], layout=torch.jagged),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rule", ["fisher", "regmean"])
+@pytest.mark.parametrize("words", UNREADABLE)
+def test_data_without_readable_values_are_named(words, rule, vectors):
+    data = {task: {"fc.weight": UNREADABLE[words](torch.ones(3, 3))} for task in vectors.tasks}
+    with pytest.raises(CheckpointError, match=rf"data \(or statistics\) of task 'a': .*{words}.*: fc\.weight\."):
+        merge(vectors, rule, data=data)
+
+
+def test_data_that_require_grad_leave_no_graph(vectors):
+    shapes = {name: vectors.headers[name].shape for name in vectors.names}
+    data = {task: {name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()} for task in "abc"}
+    assert not any(tensor.requires_grad for tensor in merge(vectors, "fisher", data=data).values())
+
+
+def test_a_gram_matrix_that_is_none_is_refused(vectors):
+    wrongs = {r"shape \(3,\) for 'fc\.weight', expected \(3, 3\)": torch.ones(3), "NaN": torch.full((3, 3), torch.nan)}
+    for words, wrong in wrongs.items():
+        with pytest.raises(ValueError, match=words):
+            merge(vectors, "regmean", data={task: {"fc.weight": wrong} for task in vectors.tasks})

@@ -139,7 +139,8 @@ def test_whatever_is_raised_at_a_copy_the_module_is_as_it_was(error, at, module)
     assert [part.training for part in module.modules()] == modes
 
 
-def test_a_tensor_that_can_never_be_written_leaves_the_others_as_they_were(module):
+def test_a_tensor_that_can_never_be_written_leaves_the_others_as_they_were(module, monkeypatch):
+    monkeypatch.setattr("lwptv_lightning.merging.install.plain_tensors", lambda *_: None)  # which refuses it before
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     module.state_dict()["outer.bias"].copy_(before["outer.bias"].zero_())
     new = shifted(module)
@@ -252,3 +253,18 @@ def test_what_is_no_tensor_is_left_out(model):
             pass
 
     assert gather_state(WithState(1, 1)).keys() == {"weight", "bias"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("change", [lambda tensor: tensor.to("meta"), lambda tensor: tensor.to_sparse()])
+def test_tensors_without_readable_values_are_not_installed(change):
+    layer = nn.Linear(3, 3)
+    before = layer.bias.detach().clone()
+    with pytest.raises(ValueError, match="tensors: these tensors are .*: weight"):
+        install_(layer, {"bias": torch.ones(3), "weight": change(torch.ones(3, 3))})
+    assert torch.equal(layer.bias, before)
+
+
+def test_a_module_that_is_not_initialised_is_named():
+    with pytest.raises(ValueError, match="LazyLinear is not initialised: 'weight' has no shape"):
+        install_(nn.LazyLinear(3), {"weight": torch.ones(3, 3)})
