@@ -54,7 +54,7 @@ def in_a_stream(name, encoding):
 
 def file_of(name):
     """Return a file's name like another name, of which neither the system nor torch takes all."""
-    return "".join(letter for letter in name if letter not in "/\0\ud800\udcff")[:20]
+    return "".join(letter for letter in name if letter not in "/\\\0\ud800\udcff")[:20]
 
 
 def names_of(seed):
@@ -64,7 +64,7 @@ def names_of(seed):
 
 def test_commands(lwptv, tmp_path, amount, row):
     tried = 0
-    for seed in range(amount(20, 600)):
+    for seed in range(amount(20, 300)):
         names, encoding = names_of(seed), ENCODINGS[seed % 3]
         task = (drawn(~seed) or "x").replace("=", "").replace("\0", "") or "task"
         folder = tmp_path / str(seed)
@@ -99,7 +99,7 @@ def test_commands(lwptv, tmp_path, amount, row):
             (f"--{drawn(seed)}",),
         ):
             shown = lwptv(encoding, "merge", first, f"{task}={good}", "--out", folder / "m.safetensors", *wrong_use)
-            assert "lwptv merge: " in shown or "error: unrecognized arguments" in shown
+            assert "lwptv merge: " in shown or "lwptv: error: " in shown
         lwptv(encoding, "merge", first, f"{task}={folder / file_of(drawn(seed))}", "--out", folder / "m.safetensors")
         lwptv(encoding, "diff", first, drawn(seed))
         lwptv(encoding, drawn(seed))
