@@ -18,11 +18,12 @@ def _one_thread():
 
 @pytest.fixture
 def handlers():
-    """Signal handlers that are afterwards those of before, whatever was thrown."""
+    """Ctrl-C interrupts, also where the shell ignores it; afterwards all signals' handlers are those of before."""
     before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
-        if callable(handler):
+        if handler is not None and signal.getsignal(number) is not handler:
             signal.signal(number, handler)
 
 

@@ -150,6 +150,7 @@ def test_a_tensor_that_can_never_be_written_leaves_the_others_as_they_were(modul
     assert is_all_of(module, before)
 
 
+@pytest.mark.usefixtures("handlers")
 def test_ctrl_c_waits_until_all_is_installed(module):
     new = shifted(module)
     with pytest.raises(KeyboardInterrupt), copies(lambda own: signal.raise_signal(signal.SIGINT), at=3):

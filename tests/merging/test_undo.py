@@ -123,6 +123,7 @@ def test_without_a_hold_signals_arrive_at_once(handled):
         assert handled == [signal.SIGUSR1]
 
 
+@pytest.mark.usefixtures("handlers")
 def test_an_interrupt_is_raised_when_all_is_taken_back():
     done = []
     before = signal.getsignal(signal.SIGINT)
