@@ -44,6 +44,7 @@ STORAGES = {
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
+    **{"QInt8Storage": torch.int8, "QUInt8Storage": torch.uint8, "QInt32Storage": torch.int32},
 }
 _HARMLESS = {
     *("collections.OrderedDict", "collections.Counter", "_codecs.encode"),

@@ -44,7 +44,7 @@ def weight_map_of(index: InputFile) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{index.path}: weight_map must map tensor names to files.")
     for shard in dict.fromkeys(weight_map.values()):
-        beside(index.path.parent, shard, CheckpointError)
+        beside(index.path.parent, shard, CheckpointError, origin=index.path)
     return weight_map
 
 
@@ -54,7 +54,7 @@ def _from_index(path: Path) -> Checkpoint:
     files: dict[str, InputFile] = {}
     absent = []
     for shard in dict.fromkeys(weight_map.values()):
-        place = beside(path.parent, shard, CheckpointError)
+        place = beside(path.parent, shard, CheckpointError, origin=path)
         try:
             if place.is_dir():
                 raise FileNotFoundError

@@ -6,6 +6,7 @@ Both are read in place: a tensor is a view of the mapped file.
 from __future__ import annotations
 
 import io
+import mmap
 import zipfile
 from typing import Any, BinaryIO, NoReturn
 
@@ -37,7 +38,12 @@ def read_torch_file(file: InputFile) -> Any:
         is_archive = opened.read(len(_ZIP)) == _ZIP
         opened.seek(0)
         data = map_bytes(file)
-        content = _read_archive(opened, data) if is_archive else _read_sequence(opened, data)
+        if is_archive:
+            content = _read_archive(opened, data)
+        else:
+            # A mapped file reads what there is, however much is asked for.
+            with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as sequence:
+                content = _read_sequence(sequence, data)
     file.require_unchanged()
     return content
 
@@ -103,24 +109,7 @@ def _start_of(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + _LOCAL_HEADER + name_length + more_length
 
 
-class _Bounded:
-    """Reads of a file what there is, however much is asked for."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size = file, size
-
-    def read(self, size: int, /) -> bytes:
-        return self._file.read(max(min(size, self._size - self._file.tell()), 0))
-
-    def readline(self) -> bytes:
-        return self._file.readline(1 << 16)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
-def _read_sequence(opened: BinaryIO, data: Tensor) -> Any:
-    file = _Bounded(opened, len(data))
+def _read_sequence(file: mmap.mmap, data: Tensor) -> Any:
     if read_pickle(file, _no_storage) != _MAGIC:
         raise ValueError("it does not begin as one does")
     if read_pickle(file, _no_storage) != _PROTOCOL:
@@ -141,12 +130,12 @@ def _read_sequence(opened: BinaryIO, data: Tensor) -> Any:
     found: dict[str, Tensor] = {}
     at = file.tell()
     for key in keys:
-        stored, at = int.from_bytes(bytes(data[at : at + 8].tolist()), "little"), at + 8
+        stored, at = int.from_bytes(file[at : at + 8], "little"), at + 8
         size, at = sizes[key], at + sizes[key].nbytes
         if stored != len(size) or at > len(data):
             raise ValueError(f"{stored} numbers of storage {key!r}, or fewer, where {len(size)} are used")
         found[key] = numbers_at(data, slice(at - size.nbytes, at), size.dtype)
-    opened.seek(begin)
+    file.seek(begin)
     return read_pickle(file, lambda key, dtype, numel: found[key])
 
 

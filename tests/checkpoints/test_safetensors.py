@@ -94,6 +94,23 @@ def test_a_shard_that_is_a_link(tmp_path):
     assert open_checkpoint(tmp_path / "own.safetensors").read("w").tolist() == [1, 1]
 
 
+def test_a_folder_of_links_to_another_models_files(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "links").mkdir()
+    for shard in ("s1", "s2"):
+        save_file({shard: torch.ones(2)}, tmp_path / "model" / shard)
+    save_file({"s2": torch.zeros(2)}, tmp_path / "secret")
+    write_index(tmp_path / "model", {"s1": "s1", "s2": "s2"})
+    for file in (tmp_path / "model").iterdir():
+        (tmp_path / "links" / file.name).symlink_to(file)
+    index = tmp_path / "links" / "m.index.json"
+    assert open_checkpoint(index).read("s2").tolist() == [1, 1]
+    (tmp_path / "links" / "s2").unlink()
+    (tmp_path / "links" / "s2").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=r"'s2' is a link that leads outside of this folder"):
+        open_checkpoint(index)
+
+
 @pytest.mark.parametrize("odd", ["index", "shard", "file"])
 def test_what_is_no_regular_file_is_refused(odd, tmp_path):
     path = tmp_path / "m.index.json"

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import warnings
 import zipfile
 
 import pytest
@@ -157,6 +158,16 @@ def test_what_torch_wrote_is_read_as_it_was(state, new_format, tmp_path):
         assert found[key].dtype == tensor_.dtype
         assert found[key].stride() == tensor_.stride()
         assert torch.equal(found[key].float(), tensor_.float())
+
+
+@pytest.mark.parametrize("new_format", [True, False], ids=["archive", "sequence"])
+def test_weights_beside_a_quantized_tensor(new_format, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch means to take them out
+        other = {kind: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, kind) for kind in (torch.qint8, torch.qint32)}
+        content = {"state_dict": {"w": torch.ones(2)}, "other": list(other.values())}
+        torch.save(content, tmp_path / "m.pt", _use_new_zipfile_serialization=new_format)
+    assert open_checkpoint(tmp_path / "m.pt").read("w").tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("cut", [1, 4, 9, 30])
