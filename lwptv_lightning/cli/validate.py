@@ -5,7 +5,6 @@ or classes of your own, in any importable module, do as well.
 """
 
 import argparse
-import os
 import warnings
 
 
@@ -17,8 +16,6 @@ def run(options: argparse.Namespace) -> None:
 
     from lwptv_lightning.evaluation import EvaluationSuite, MergeModule
 
-    if options.debug:
-        os.environ["JSONARGPARSE_DEBUG"] = "true"  # or the parser of configurations exits without a traceback
     try:
         with warnings.catch_warnings():
             # Lightning suspects a mistake where its arguments are given and the program has some of its own.
@@ -35,8 +32,9 @@ def run(options: argparse.Namespace) -> None:
                 parser_kwargs={
                     "prog": "lwptv validate",
                     "description": "Validate a merged model over ID and OOD sets.",
+                    "exit_on_error": False,  # it would print the usage, and names as they are
                 },
             )
         cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, argparse.ArgumentError) as error:
         raise ValueError(str(error)) from error

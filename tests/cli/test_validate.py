@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from lwptv_lightning.cli import main
 
 CONFIGURATION = """
@@ -34,3 +36,9 @@ def test_callbacks_and_modules_can_be_configured(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["validate", "--config", "configuration.yaml"])
     assert "| ties x 0.7, mean_abs 0.25 |" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_what_is_wrong_is_told_in_one_line_as_text(capsys):
+    with pytest.raises(SystemExit, match=r"^lwptv validate: unrecognized arguments: --a\\x1b\[2J=1$"):
+        main(["validate", "--a\x1b[2J=1"])
+    assert capsys.readouterr() == ("", "")
