@@ -26,7 +26,7 @@ _NO_WEIGHTS = {"index", "indices", "idx", "id", "ids", "mask", "masks", "shape",
 _COUNTERS = {"tracked", "averaged", "step", "steps", "count", "counts", "counter", "num", "n", "iter", "iters"}
 _COUNTERS |= {"iteration", "iterations", "epoch", "epochs", "update", "updates", "batches", "samples", "seen"}
 """Words in the names of counters, of which a model in training has as many as it likes."""
-_PACKED = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.uint16, torch.uint32)
+_PACKED = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.int64)
 KEPT = "no floating number and not as in the base, whose values are kept"
 """What is said of a tensor that a task changed and no merge does."""
 _ADVICE = "Dequantize the base and the tasks first, or leave the weights and their scales out with exclude=(...)."
@@ -124,8 +124,10 @@ def _may_be_packed(name: str, header: TensorHeader) -> bool:
 
 def _is_matrix_of_integers(name: str, header: TensorHeader, declared: bool) -> bool:
     """Whether a tensor is a weight that no layer computes with, also where no scale is found beside it."""
-    named = declared or bool(_words(name) & _WEIGHTS)
-    return named and not header.dtype.is_floating_point and len(header.shape) > 1
+    words = _words(name)
+    # Wide integers are mostly indices, whatever they are called.
+    named = words & {"weight", "weights"} or (header.dtype != torch.int64 and (declared or words & _WEIGHTS))
+    return bool(named) and not header.dtype.is_floating_point and len(header.shape) > 1
 
 
 def _place(name: str) -> tuple[str, ...]:
@@ -135,8 +137,8 @@ def _place(name: str) -> tuple[str, ...]:
 
 
 def _words(name: str) -> set[str]:
-    """Return the words in the last part of a name, in small letters."""
-    return set(re.findall(r"[a-z]+", name.rpartition(".")[2].lower()))
+    """Return the words in the last part of a name, in small letters, and ``weight`` where it is a part of a weight."""
+    return set(re.findall(r"[a-z]+", re.findall(r"(?:\bweights?\.)?[^.]*$", name.lower())[0]))
 
 
 def _is_counter(name: str, header: TensorHeader) -> bool:

@@ -35,7 +35,7 @@ _LEAST_SAMPLE = 1024
 """Fewer elements of a model tell nothing beyond chance to one who did not ask for a check."""
 _LEAST_CERTAIN = 16
 """Elements that tell weights as large as the base from a difference, which is a fraction of it."""
-_ALONG = 0.9
+_ALONG = 0.8
 """Cosine above which elements are those of the base, but for fine-tuning."""
 _SMALL = 0.5
 """Part of the base's norm that no difference reaches, and all weights do."""

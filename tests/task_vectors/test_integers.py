@@ -82,6 +82,12 @@ FORMS = {
         "fc.scale_weight": floats(s, 1),
     },
     "no scale": lambda s: {"fc.weight": integers(s, 8, 8)},
+    "int64": lambda s: {"fc.weight": integers(s, 8, 8, dtype=torch.int64), "fc.weight_scale": floats(s, 8, 1)},
+    "a part of a weight": lambda s: {"fc.weight.quantized": integers(s, 8, 8), "fc.weight.scale": floats(s, 8, 1)},
+    "a parametrization": lambda s: {
+        "fc.parametrizations.weight.original0": integers(s, 8, 8),
+        "fc.parametrizations.weight.original1": floats(s, 8, 1),
+    },
 }
 
 
@@ -112,7 +118,10 @@ def test_the_same_quantized_weights_everywhere_are_no_matter(form):
     assert check(base, {"a": task})[0].verdict == SAME_BASE
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("no scale", "zero points")])
+@pytest.mark.parametrize(
+    "form",
+    [form for form in FORMS if quantized(TensorHeader.of_all(FORMS[form](0))).popitem()[1]],
+)
 def test_scales_alone_make_another_model_too(form):
     base, task = both(form)
     scale = quantized(TensorHeader.of_all(base)).popitem()[1][0]
@@ -184,6 +193,7 @@ def test_correct_use_stays_silent(kind):
 CHANGED = {
     "a mask": (torch.ones(4, 4).bool(), torch.ones(4, 4).tril().bool()),
     "indices": (torch.arange(6), torch.arange(6).flip(0)),
+    "codes": (torch.arange(6).reshape(2, 3), torch.arange(6).reshape(2, 3).flip(0)),
     "bytes": (torch.arange(6).to(torch.uint8), torch.arange(6).to(torch.uint8).flip(0)),
     "another width": (torch.arange(6), torch.arange(6).flip(0).int()),
     "one number": (torch.tensor(3), torch.tensor(4)),
