@@ -81,7 +81,7 @@ def add_difference(
                 named = match_names(filled, base.headers, model)
             whole = match_names(base.renamed({}) if replaced is None else replaced, base.headers)
             added = {
-                name: TensorHeader(head.shape, sum_dtype(base.headers[name].dtype))
+                name: TensorHeader(head.shape, _dtype_of_sum(base.headers[name].dtype, head.dtype))
                 for name, head in named.headers.items()
             }
             added |= {name: TensorHeader(head.shape, torch.float32) for name, head in own.headers.items()}
@@ -156,8 +156,9 @@ class _AddedReader:
         base = self.base.read(name)
         if name not in self.difference.headers:
             return base
-        wide = sum_dtype(base.dtype)
-        return base.to(wide) + values.to(wide)
+        dtype = _dtype_of_sum(base.dtype, values.dtype)
+        wide = dtype if dtype.is_floating_point else torch.promote_types(dtype, torch.int64)
+        return (base.to(wide) + values.to(wide)).to(dtype)
 
     def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
         if name in self.replaced.headers:
@@ -186,6 +187,11 @@ class _AddedReader:
                 f"{BASE_FILE} that it was made from beside it."
             )
         return own.read(stored).float() + self.foreign.read(name).float()
+
+
+def _dtype_of_sum(base: torch.dtype, difference: torch.dtype) -> torch.dtype:
+    """Return what a base and a difference add up to: counters and masks stay what they are."""
+    return sum_dtype(base) if base.is_floating_point or difference.is_floating_point else base
 
 
 def _read_or_zeros(difference: Checkpoint, headers: Mapping[str, TensorHeader], name: str) -> Tensor:

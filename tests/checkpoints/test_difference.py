@@ -75,3 +75,15 @@ def test_a_base_is_fingerprinted_once_for_all_its_task_vectors(counting_checkpoi
     sources = {task: write_task_vector(tmp_path / task, open_checkpoint(base_state), tau) for task in "abc"}
     TaskVectors.open(base, sources)
     assert reads["fc.weight"] == 1
+
+
+def test_differences_of_counters_and_masks(tmp_path):
+    base = {"w": torch.randn(8, 8), "bn.num_batches_tracked": torch.tensor(3), "mask": torch.tensor([True, False])}
+    tau = {"w": 0.01 * base["w"].flip(0), "bn.num_batches_tracked": torch.tensor(2), "mask": torch.tensor([0, 1])}
+    vectors = TaskVectors.open(base, {"a": write_task_vector(tmp_path / "a", open_checkpoint(base), tau)})
+    assert vectors.copied == ("bn.num_batches_tracked", "mask")
+    assert torch.equal(vectors.expert("a", "bn.num_batches_tracked"), torch.tensor(5))
+    assert torch.equal(vectors.expert("a", "mask"), torch.tensor([True, True]))
+    tau["bn.num_batches_tracked"] = torch.tensor(2.0)
+    with pytest.raises(CheckpointError, match="'bn.num_batches_tracked' is torch.float32, expected torch.int64"):
+        TaskVectors.open(base, {"a": write_task_vector(tmp_path / "a", open_checkpoint(base), tau)})
