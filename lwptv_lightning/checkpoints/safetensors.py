@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +37,14 @@ SAFETENSORS_DTYPES = {
 def weight_map_of(index: InputFile) -> dict[str, str]:
     """Return what an index of shards says: tensor name to the name of a file beside it."""
     try:
-        weight_map: dict[str, str] = parse_json(index.text(), "the index")["weight_map"]
+        content = parse_json(index.text(), "it")
     except CheckpointError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index.path}: not an index of sharded safetensors ({error!r}).") from error
+    except ValueError as error:
+        raise CheckpointError(f"{index.path}: not an index of sharded safetensors: {error}") from error
+    if not isinstance(content, dict) or "weight_map" not in content:
+        raise CheckpointError(f"{index.path}: not an index of sharded safetensors: it has no 'weight_map'.")
+    weight_map: dict[str, str] = content["weight_map"]
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{index.path}: weight_map must map tensor names to files.")
     for shard in dict.fromkeys(weight_map.values()):
@@ -56,7 +60,7 @@ def _from_index(path: Path) -> Checkpoint:
     for shard in dict.fromkeys(weight_map.values()):
         place = beside(path.parent, shard, CheckpointError, origin=path)
         try:
-            if place.is_dir():
+            if os.path.isdir(place):  # which is no error where no file can have the name
                 raise FileNotFoundError
             files[shard] = InputFile.at(place, CheckpointError)
         except FileNotFoundError:

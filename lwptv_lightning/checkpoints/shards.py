@@ -22,8 +22,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from lwptv_lightning.checkpoints.payload import PAYLOAD_KEY
-from lwptv_lightning.files import Stage, alone, is_there, naming, require_replaceable
-from lwptv_lightning.registry import printable
+from lwptv_lightning.files import InputFile, Stage, alone, is_there, naming, require_replaceable
+from lwptv_lightning.registry import parse_json, printable
 
 _SHARD = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})(?P<run>\.[0-9a-f]{8})?\.safetensors")
 _INDEX_FILE = "index"
@@ -146,7 +146,7 @@ def _is_part_of(path: Path, name: str) -> bool:
 def _parts_named_by(index: Path, path: Path) -> set[str]:
     """Return the shards of a path's model that an index names; what else it names is not this model's to remove."""
     try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        named = set(parse_json(InputFile.at(index).text(), "the index")["weight_map"].values())
         return {name for name in named if _is_part_of(path, name)}
     except FileNotFoundError:
         return set()

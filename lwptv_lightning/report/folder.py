@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from lwptv_lightning.checkpoints import CheckpointError, Provenance, open_checkpoint
 from lwptv_lightning.files import Stage, is_there, naming
 from lwptv_lightning.recipe import MergeRecipe
-from lwptv_lightning.registry import printable
+from lwptv_lightning.registry import parse_json, printable
 
 REPORT, RESULTS, RECIPE = "report.md", "results.csv", "recipe.json"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -78,7 +77,7 @@ class ReportFolder:
             if path.suffix == ".safetensors":
                 return Provenance.of(open_checkpoint(path)).kind == "merged"
             if path.name == RECIPE:
-                content = json.loads(path.read_text(encoding="utf-8"))
+                content = parse_json(path.read_text(encoding="utf-8"), "a recipe")
                 return "rule" in content and bool(MergeRecipe.from_dict(content))
             with path.open("rb") as file:
                 begin = file.read(1000)

@@ -159,3 +159,10 @@ def test_index_that_is_none(text, tmp_path):
     (tmp_path / "m.index.json").write_text(text)
     with pytest.raises(CheckpointError, match="not an index of sharded safetensors"):
         open_checkpoint(tmp_path / "m.index.json")
+
+
+@pytest.mark.parametrize("shard", ["x" * 5000, "\0", "\ud800", "", ".", "../w.safetensors"])
+def test_index_whose_shards_have_no_names_of_files(shard, tmp_path):
+    (tmp_path / "m.index.json").write_text(json.dumps({"weight_map": {"w": shard}}))
+    with pytest.raises(CheckpointError, match=tmp_path.name):
+        open_checkpoint(tmp_path / "m.index.json")

@@ -90,12 +90,23 @@ def test_an_index_is_believed_of_its_own_shards_alone(tmp_path):
     outside.unlink()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": [3]}}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": [3]}}', "[" * 100_000]
+)
 @pytest.mark.parametrize("size", ["one", "two"])
 def test_a_broken_index_is_replaced(content, size, tmp_path):
     (tmp_path / "m.safetensors.index.json").write_text(content)
     assert value_of(write(tmp_path / "m.safetensors", NEW, size)) == NEW
     assert value_of(tmp_path) == NEW
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: path.write_text('{"a":' * 100_000)])
+def test_what_is_called_an_index_of_another_model_is_left_alone(make, tmp_path):
+    path, other = tmp_path / "m.safetensors", tmp_path / "other.safetensors.index.json"
+    write(path, OLD, "two")
+    make(other)
+    write(path, NEW, "one")
+    assert present(tmp_path) == [path.name, other.name]
 
 
 def test_shards_of_a_run_that_was_killed_are_no_model_and_go_with_the_next(tmp_path):

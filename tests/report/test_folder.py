@@ -37,7 +37,7 @@ def test_an_earlier_report_is_replaced(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("others", [True, False], ids=["in a report's folder", "by itself"])
-@pytest.mark.parametrize("content", ["mine", "# A report on something else", "{}"])
+@pytest.mark.parametrize("content", ["mine", "# A report on something else", "{}", "[" * 100_000])
 def test_what_no_report_wrote_is_not_replaced_unasked(content, others, name, tmp_path):
     if others:
         write(tmp_path)
