@@ -23,7 +23,7 @@ _WEIGHTS = {"weight", "weights", "qweight", "kernel", "w", "q", "wq", "int", "pa
 """Words in the names of weights."""
 _KIND = re.compile(r"(u?int|fp|float|nf)\d+")
 _NO_WEIGHTS = {"index", "indices", "idx", "id", "ids", "mask", "masks", "shape", "format", "tracked"}
-_COUNTERS = {"tracked", "averaged", "step", "steps", "count", "counts", "counter", "num", "n", "iter", "iters"}
+_COUNTERS = {"tracked", "averaged", "step", "steps", "count", "counts", "counter", "iter", "iters"}
 _COUNTERS |= {"iteration", "iterations", "epoch", "epochs", "update", "updates", "batches", "samples", "seen"}
 """Words in the names of counters, of which a model in training has as many as it likes."""
 _PACKED = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.int64)

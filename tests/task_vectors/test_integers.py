@@ -214,6 +214,12 @@ def test_what_differs_and_is_not_merged_is_named_for_its_task(kind):
     assert [found.verdict for found in check(base, tasks)] == [words, SAME_BASE]
 
 
+def test_a_number_that_no_training_counts_is_named():
+    base = PLAIN | {"attn.num_heads": torch.tensor(4), "bn.num_batches_tracked": torch.tensor(1)}
+    task = noise(PLAIN, 1, 0.01) | {"attn.num_heads": torch.tensor(8), "bn.num_batches_tracked": torch.tensor(9)}
+    assert check(base, {"a": task})[0].verdict.endswith("whose values are kept: attn.num_heads.")
+
+
 def test_whoever_merges_is_told():
     base, task = PLAIN | {"own": torch.arange(6)}, noise(PLAIN, 1, 0.01) | {"own": torch.arange(6).flip(0)}
     model = torch.nn.ParameterDict({"norm": torch.nn.ParameterDict({"weight": PLAIN["norm.weight"]})})
