@@ -19,6 +19,7 @@ from lwptv_lightning.checkpoints import (
     compare_headers,
     expand_adapter,
     is_adapter,
+    is_quantized,
     is_task_vector,
     match_names,
     open_checkpoint,
@@ -27,6 +28,7 @@ from lwptv_lightning.checkpoints import (
 )
 from lwptv_lightning.functional import plain_module, plain_state
 from lwptv_lightning.registry import matcher, nearest, require_kind, require_matches, require_texts, shown
+from lwptv_lightning.task_vectors.integers import quantized
 from lwptv_lightning.task_vectors.ties import complete, tied_to
 
 
@@ -194,13 +196,21 @@ def _align_expert(
 ) -> Checkpoint:
     """Bring whole weights, an adapter or a task vector to the names of a base, which its file may name otherwise."""
     if is_adapter(expert):
-        differences, replaced = expand_adapter(expert)
-        return add_difference(differences, raw_base, base, model, replaced, ignored)
-    if is_task_vector(expert):
-        made = add_difference(expert, raw_base, base, model, ignored=ignored)
-        made.is_sum = True
-        return made
-    return match_names(expert, base.headers, model)
+        difference, replaced = expand_adapter(expert)
+    elif is_task_vector(expert):
+        difference, replaced = expert, None
+    else:
+        return match_names(expert, base.headers, model)
+    try:
+        made = add_difference(difference, raw_base, base, model, replaced, ignored)
+    except CheckpointError as error:
+        if packed := quantized(raw_base.headers, declared=is_quantized(raw_base)):
+            raise CheckpointError(
+                f"{error} The base has quantized weights; dequantize it first: {some_of(list(packed), 3)}"
+            ) from error
+        raise
+    made.is_sum = difference is expert
+    return made
 
 
 def _require_whole(base: Checkpoint) -> None:

@@ -136,6 +136,20 @@ def test_one_side_alone_is_quantized():
             TaskVectors.open(first, {"a": second})
 
 
+@pytest.mark.parametrize("form", ["bitsandbytes, 4 bits", "GPTQ", "uint8"])
+def test_an_adapter_to_quantized_weights_is_told_that_they_are(form, tmp_path):
+    factors = {"A": floats(0, 2, 8), "B": floats(1, 8, 2)}
+    save_file(
+        {f"base_model.model.fc.lora_{factor}.weight": each for factor, each in factors.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["fc"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    weight = next(iter(FORMS[form](0)))
+    with pytest.raises(CheckpointError, match=rf"quantized weights.*{weight}"):
+        TaskVectors.open(PLAIN | FORMS[form](0), {"a": tmp_path})
+
+
 def test_excluded_weights_are_not_looked_at():
     base, task = both("beside a scale")
     TaskVectors.open(base, {"a": task}, exclude=["fc.*"])
