@@ -25,7 +25,8 @@ def device_of(what: str, given: Any) -> torch.device:
     except Exception as error:  # torch has an error for each way to be none
         reason = str(error).partition("\n")[0].partition(" device type at start")[0].rstrip(".")
         name = "of so many digits" if isinstance(given, int) and given.bit_length() > 64 else f"{given!r:.100}"
-        raise ValueError(f"{what} {name} is none: {reason}.") from error
+        # It repeats the name, whose characters are shown as text.
+        raise ValueError(f"{what} {name} is none: {_as_text(reason)}.") from error
 
 
 def require_usable(what: str, given: torch.device | str) -> None:
@@ -37,4 +38,8 @@ def require_usable(what: str, given: torch.device | str) -> None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         named = f"{what} {str(given)!r:.100}"
-        raise ValueError(f"{named} cannot be used: {reason}. Here are {', '.join(here)}.") from error
+        raise ValueError(f"{named} cannot be used: {_as_text(reason)}. Here are {', '.join(here)}.") from error
+
+
+def _as_text(reason: str) -> str:
+    return reason.encode("unicode_escape").decode("ascii")

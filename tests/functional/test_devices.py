@@ -48,3 +48,9 @@ def test_whoever_computes_refuses_before_anything_is_read(vectors, monkeypatch):
     ):
         with pytest.raises(ValueError, match="device 'tpu' is none: "):
             compute()
+
+
+def test_a_name_in_the_message_is_text():
+    with pytest.raises(ValueError, match=r"is none: .*\\x1b\[2J") as caught:
+        Execution(device="\x1b[2J")
+    assert "\x1b" not in str(caught.value)
