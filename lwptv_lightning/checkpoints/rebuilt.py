@@ -22,6 +22,9 @@ class Opaque:
 
     what: str
 
+    def __repr__(self) -> str:
+        return f"<{self.what}>"
+
 
 @dataclass(frozen=True)
 class Named:

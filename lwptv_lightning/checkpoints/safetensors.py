@@ -35,7 +35,7 @@ SAFETENSORS_DTYPES = {
 
 
 def weight_map_of(index: InputFile) -> dict[str, str]:
-    """Return what an index of shards says: tensor name to the name of a file beside it."""
+    """Return what an index of shards says: tensor name to the name of a file that lies beside it."""
     try:
         content = parse_json(index.text(), "it")
     except CheckpointError:
@@ -58,7 +58,7 @@ def _from_index(path: Path) -> Checkpoint:
     files: dict[str, InputFile] = {}
     absent = []
     for shard in dict.fromkeys(weight_map.values()):
-        place = beside(path.parent, shard, CheckpointError, origin=path)
+        place = path.parent / shard
         try:
             if os.path.isdir(place):  # which is no error where no file can have the name
                 raise FileNotFoundError

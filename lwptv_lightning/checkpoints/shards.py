@@ -79,14 +79,15 @@ def publish(stage: Stage, made: Mapping[str, Sequence[str]], total_size: int, *,
             else:
                 stage.install(next(iter(made)), path, overwrite=overwrite)
         finally:
-            _remove_leftovers(path, switch.replaced, with_killed_ones=is_alone)
+            _remove_leftovers(path, switch.own, with_killed_ones=is_alone)
 
 
 class _Switch:
     """Installs what an index names, and then the index."""
 
     def __init__(self, stage: Stage, total_size: int, overwrite: bool, replaced: Collection[str]) -> None:
-        self.replaced = replaced
+        self.own = set(replaced)
+        """Shards that are the replaced model's or this one's, and may go where no index names them."""
         self._stage = stage
         self._home = stage.target.parent
         self._total_size = total_size
@@ -97,7 +98,7 @@ class _Switch:
     def to_shards(self, made: Mapping[str, Sequence[str]]) -> None:
         names = self._names(len(made))
         for staged, name in zip(made, names, strict=True):
-            self._stage.install(staged, self._home / name, overwrite=False, like=self._like)
+            self._install_shard(staged, name)
         self._install_index({name: file for file, part in zip(names, made.values(), strict=True) for name in part})
 
     def from_shards_to_one(self, staged: str, tensors: Sequence[str]) -> None:
@@ -109,7 +110,7 @@ class _Switch:
             self._install_index(dict.fromkeys(tensors, path.name))
         else:
             (name,) = self._names(1)
-            self._stage.install(twin, self._home / name, overwrite=False, like=self._like)
+            self._install_shard(twin, name)
             self._install_index(dict.fromkeys(tensors, name))
             self._stage.install(staged, path, like=self._like)
         index_of(path).unlink()
@@ -124,6 +125,10 @@ class _Switch:
             is_fresh = False
         run = "" if is_fresh else f".{secrets.token_hex(4)}"
         return [f"{path.stem}-{number:05}-of-{count:05}{run}.safetensors" for number in range(1, count + 1)]
+
+    def _install_shard(self, staged: str, name: str) -> None:
+        self._stage.install(staged, self._home / name, overwrite=False, like=self._like)
+        self.own.add(name)  # only now: until then, one of that name may be another process's
 
     def _install_index(self, weight_map: Mapping[str, str]) -> None:
         text = json.dumps({"metadata": {"total_size": self._total_size}, "weight_map": weight_map}, indent=2)
@@ -154,13 +159,13 @@ def _parts_named_by(index: Path, path: Path) -> set[str]:
         return set()
 
 
-def _remove_leftovers(path: Path, replaced: Collection[str], *, with_killed_ones: bool) -> None:
-    """Remove shards that no index names any more: of the replaced model, and of this run or another that failed."""
+def _remove_leftovers(path: Path, own: Collection[str], *, with_killed_ones: bool) -> None:
+    """Remove shards that no index names: of the replaced model and of this run, and of others that failed."""
     with suppress(OSError):  # what the next run will remove
         indices = [file for file in path.parent.iterdir() if file.name.endswith(".safetensors.index.json")]
         named = {name for index in indices for name in _parts_named_by(index, path)}
         for file in _parts_beside(path):
-            if file.name not in named and (file.name in replaced or (with_killed_ones and _is_ours(file))):
+            if file.name not in named and (file.name in own or (with_killed_ones and _is_ours(file))):
                 file.unlink()
 
 

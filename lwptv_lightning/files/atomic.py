@@ -203,7 +203,8 @@ def _keep_permissions(made: Path, replaced: Path) -> None:
             os.chown(made, -1, before.st_gid)
         except OSError:  # the group that it has instead may do what everybody may
             mode = mode & ~0o070 | (mode & 0o007) << 3
-    made.chmod(mode)
+    if stat.S_IMODE(made.stat().st_mode) != mode:  # file systems without permissions refuse any change
+        made.chmod(mode)
 
 
 def _move_to_new(made: Path, final: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import time
@@ -20,7 +19,6 @@ _PATIENCE = 600
 _LONGEST_NAME = 200
 """Bytes of a target's name that are kept in those made from it; a system allows 255."""
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 @contextmanager
@@ -60,10 +58,8 @@ def try_lock(opened: int, *, wait: bool = False) -> bool | None:
         fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            return None
-        raise
+    except OSError:  # which systems without locks say in many ways
+        return None
     return True
 
 
@@ -84,6 +80,8 @@ def _lock_file(path: Path) -> int | None:
         if got:
             return opened
         if got is None:
+            with suppress(OSError):
+                os.unlink(path)
             return None
         if time.monotonic() > patience:
             raise TimeoutError(f"another process has held {path} for {_PATIENCE} seconds.")

@@ -34,10 +34,12 @@ def present(folder):
 
 @pytest.mark.parametrize("after", SIZES)
 @pytest.mark.parametrize("before", SIZES)
-@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
-def test_a_model_replaces_another_with_all_of_its_files(links, before, after, tmp_path, monkeypatch):
-    if not links:
-        monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EPERM, "no links")))
+@pytest.mark.parametrize("without", [(), ("link",), ("flock",), ("link", "flock")], ids=str)
+def test_a_model_replaces_another_with_all_of_its_files(without, before, after, tmp_path, monkeypatch):
+    for function in without:
+        owner = os if function == "link" else pytest.importorskip("fcntl")
+        error = OSError(errno.EPERM, "not on this file system")
+        monkeypatch.setattr(owner, function, lambda *_, error=error, **__: (_ for _ in ()).throw(error))
     path = tmp_path / "m.safetensors"
     first = write(path, OLD, before)
     for file in tmp_path.iterdir():

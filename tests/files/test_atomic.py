@@ -57,6 +57,12 @@ def test_a_replaced_file_keeps_its_permissions(mode, tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
+def test_a_file_system_without_permissions_needs_none(tmp_path, monkeypatch):
+    path = write_whole(tmp_path / "a.txt", "old")
+    monkeypatch.setattr(os, "chmod", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
+    assert write_whole(path, "new").read_text() == "new"
+
+
 def test_a_group_that_cannot_be_kept_gives_nobody_else_its_rights(tmp_path, monkeypatch):
     path = write_whole(tmp_path / "a.txt", "old")
     path.chmod(0o664)

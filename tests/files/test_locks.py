@@ -1,3 +1,4 @@
+import errno
 import os
 import threading
 import time
@@ -60,7 +61,13 @@ def test_a_planted_link_is_not_followed_and_a_leftover_is_taken(tmp_path):
     assert not (tmp_path / ".b.txt.lock").exists()
 
 
-def test_without_locks_work_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "fcntl", None)
+@pytest.mark.parametrize("number", [None, errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EIO])
+def test_without_locks_work_goes_on_and_nothing_is_left(number, tmp_path, monkeypatch):
+    if number is None:
+        monkeypatch.setattr(locks, "fcntl", None)
+    else:
+        fcntl = pytest.importorskip("fcntl")
+        monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(number, "no locks")))
     with alone(tmp_path / "a.txt") as is_alone:
         assert not is_alone
+    assert not list(tmp_path.iterdir())
