@@ -151,6 +151,8 @@ def _differs(name: str, base: Checkpoint, expert: Checkpoint) -> bool:
         return True
     if ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
         return True
+    if not ours.numel:
+        return False
     values, others = base.read(name), expert.read(name)
     if ours.dtype == theirs.dtype:  # to the bit, in dtypes that cannot be compared too
         values, others = (each.contiguous().reshape(-1).view(torch.uint8) for each in (values, others))

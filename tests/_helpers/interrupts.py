@@ -27,6 +27,8 @@ class Moments:
             return None
         if event == "return" and frame.f_code.co_flags & inspect.CO_GENERATOR:
             return self._trace  # at a yield nothing is raised but by tracing, which skips the generator's handlers
+        if event == "exception" and argument[0] is GeneratorExit:
+            return self._trace  # a generator that is given up on has nobody whom what is raised in it would reach
         self.seen += 1
         if self.seen - 1 == self.at:
             raise self.error
