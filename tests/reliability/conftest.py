@@ -20,7 +20,7 @@ def amount(request):
 @pytest.fixture
 def row(request):
     """``row(tried, outcome)``: the line of the test in the table, with its command, once all has held."""
-    name = f"{Path(request.node.path).name}::{request.node.originalname}"
+    name = f"{Path(request.node.path).name}::{request.node.name.removesuffix('[long]')}"
 
     def write(tried, outcome):
         # Without the option where the whole suite runs, whose command line is not read by this file.

@@ -46,4 +46,4 @@ def test_flipped_bits(models, amount, row):
             file.write_bytes(whole)
             tried += 1
         assert verify(path).passed
-    row(f"{tried} single bits flipped in models, in one file and in shards", "each found, by the name of the file")
+    row(f"{tried:,} single bits flipped in models, in one file and in shards", "each found, by the name of the file")

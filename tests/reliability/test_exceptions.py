@@ -388,7 +388,7 @@ def test_merges_at_every_line(amount, row, vectors):
     assert order == sorted(order)
     assert set(held) == {RECIPE, OTHER} or len(held) < 100
     row(
-        f"{len(held)} exceptions, one at each line of an installation",
+        f"{len(held):,} exceptions, one at each line of an installation",
         "all of one model, and what is told of it agrees",
     )
 
@@ -410,7 +410,7 @@ def test_lines_of_callbacks(amount, row, vectors, make_trainer):
         moments.error = None
         assert same(module.state_dict(), before), moment
         assert [part.training for part in module.modules()] == modes, moment
-    row(f"{len(tried)} exceptions at lines of callbacks that merge", "weights bit-exact")
+    row(f"{len(tried):,} exceptions at lines of callbacks that merge", "weights bit-exact")
 
 
 @pytest.mark.parametrize("averages", [False, True])
@@ -434,6 +434,6 @@ def test_lines_of_callbacks_in_training(averages, amount, row, vectors, merged, 
         moments.error = None
         require_own_weights(module, undisturbed, merged, trainer, moment)
     row(
-        f"{len(tried)} exceptions at lines of callbacks in fit{', with averaged weights' if averages else ''}",
+        f"{len(tried):,} exceptions at lines of callbacks in fit{', with averaged weights' if averages else ''}",
         "weights bit-exactly those of the training",
     )

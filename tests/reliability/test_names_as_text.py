@@ -104,7 +104,7 @@ def test_commands(lwptv, tmp_path, amount, row):
         lwptv(encoding, "diff", first, drawn(seed))
         lwptv(encoding, drawn(seed))
         tried += 14
-    row(f"{tried} commands with hostile names of tensors, tasks, files and options", "all shown as text, 0 tracebacks")
+    row(f"{tried:,} commands with hostile names of tensors, tasks, files and options", "all shown as text, 0 tracebacks")
 
 
 def test_reports(tmp_path, amount, row):
@@ -140,7 +140,7 @@ def test_reports(tmp_path, amount, row):
             with Image.open(tmp_path / picture) as image:
                 assert 100 < min(image.size) <= max(image.size) < 4_000
         tried += len(names)
-    row(f"{tried} hostile names in tables, Markdown, CSV and pictures", "all shown as text, none breaks its row")
+    row(f"{tried:,} hostile names in tables, Markdown, CSV and pictures", "all shown as text, none breaks its row")
 
 
 def plan_of(names):
@@ -224,4 +224,4 @@ def test_errors(tmp_path, amount, row):
                     raised += 1
         assert not any(steering(str(each.message)) for each in warned)
     assert raised > 20
-    row(f"{raised} errors about hostile names, and about one of a megabyte", "all on one line of text")
+    row(f"{raised:,} errors about hostile names, and about one of a megabyte", "all on one line of text")

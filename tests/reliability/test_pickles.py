@@ -245,7 +245,7 @@ def test_no_code_in_a_file_is_run(tmp_path, home, amount, row):
             tried += 1
     assert tried >= 124
     row(
-        f"{tried} files with code, of {len(gadgets('x'))} kinds in {len(FORMATS) + 1} formats",
+        f"{tried:,} files with code, of {len(gadgets('x'))} kinds in {len(FORMATS) + 1} formats",
         "0 executed, all refused",
     )
 
