@@ -296,5 +296,5 @@ def test_damaged_files_are_read_as_they_are_or_refused(tmp_path, monkeypatch, am
         assert outcomes.count("refused") > len(outcomes) / 10, format
         counted.update(outcomes)
     assert wrong == {}
-    said = f"{counted['refused']:,} refused by name, {counted['read']:,} read as the format's own reader does"
-    row(f"{counted.total():,} damaged files of {len(FORMATS)} formats", f"{said}; no crash, hang, flood or other tensor")
+    said = f"{counted['refused']:,} refused by name, {counted['read']:,} read as the format's own reader does; "
+    row(f"{counted.total():,} damaged files of {len(FORMATS)} formats", said + "no crash, hang, flood or other tensor")

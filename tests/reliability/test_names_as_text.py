@@ -104,7 +104,7 @@ def test_commands(lwptv, tmp_path, amount, row):
         lwptv(encoding, "diff", first, drawn(seed))
         lwptv(encoding, drawn(seed))
         tried += 14
-    row(f"{tried:,} commands with hostile names of tensors, tasks, files and options", "all shown as text, 0 tracebacks")
+    row(f"{tried:,} commands with hostile names of tensors, tasks, files, options", "all shown as text, 0 tracebacks")
 
 
 def test_reports(tmp_path, amount, row):
