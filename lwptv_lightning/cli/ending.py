@@ -11,9 +11,15 @@ from typing import NoReturn
 
 EXPECTED = (ValueError, TypeError, OSError)
 """What the library raises on a bad file or argument, in words for the one who gave it."""
+_WRONG_ARGUMENTS = 2
+"""What argparse exits with."""
 _INTERRUPTED = 128 + signal.SIGINT
 _NOBODY_READS = 128 + 13
 """What shells say of a program that a signal ended; the second is SIGPIPE, which Windows has not."""
+
+
+class WrongArgumentsError(ValueError):
+    """Arguments that a command's own parser does not take, told as argparse tells them."""
 
 
 @contextmanager
@@ -26,8 +32,8 @@ def ending(command: str, *, debug: bool, in_words: Callable[[str], str] = str) -
         in_words: Gives an error's message as the user of a shell is told it.
 
     Raises:
-        SystemExit: Always where something is raised: with code 1, 130 for an interruption, 141 where nobody reads the
-            output any more.
+        SystemExit: Always where something is raised: with code 1, 2 for a `WrongArgumentsError`, 130 for an
+            interruption, 141 where nobody reads the output any more.
     """
     try:
         yield
@@ -43,7 +49,11 @@ def ending(command: str, *, debug: bool, in_words: Callable[[str], str] = str) -
             sys.exit(_NOBODY_READS)
         if debug:
             traceback.print_exc()
-        sys.exit(f"{command}: {in_words(_told(error, debug))}")
+        told = in_words(_told(error, debug))
+        if isinstance(error, WrongArgumentsError):
+            print(f"{command}: error: {told}", file=sys.stderr)
+            sys.exit(_WRONG_ARGUMENTS)
+        sys.exit(f"{command}: {told}")
 
 
 def _told(error: BaseException, debug: bool) -> str:

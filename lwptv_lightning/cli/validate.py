@@ -7,6 +7,8 @@ or classes of your own, in any importable module, do as well.
 import argparse
 import warnings
 
+from lwptv_lightning.cli.ending import WrongArgumentsError
+
 
 def run(options: argparse.Namespace) -> None:
     """Validate a merged model as a configuration file says."""
@@ -36,5 +38,7 @@ def run(options: argparse.Namespace) -> None:
                 },
             )
         cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
-    except (MisconfigurationException, argparse.ArgumentError) as error:
+    except argparse.ArgumentError as error:
+        raise WrongArgumentsError(str(error)) from error
+    except MisconfigurationException as error:
         raise ValueError(str(error)) from error
