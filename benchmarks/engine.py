@@ -1,252 +1,225 @@
-"""Time and memory of the engine, beside the floor of reading every input byte once and the published way of TIES.
+"""Time and memory of the engine, beside the floor of reading every input byte once, and the limits it is to keep.
 
     python benchmarks/engine.py --json engine.json
     python benchmarks/engine.py --model vit_tiny_patch16_224 --tasks 2 --rounds 1     # a quick look
 
 Synthetic checkpoints with the shapes of a timm model are written first, and are in the page cache when time is taken.
-Rounds go over all measured things in turn, so that a busy spell of the machine does not hit one alone. Memory is
-anonymous memory, without the pages of mapped files; it is measured afterwards, each time in a process of its own.
+Every case runs once before, which compiles or loads its kernels. Rounds go over all cases in turn: with the default
+number of threads and with one, and then beside a busy process, which the script starts itself. Memory is anonymous
+memory, without the pages of mapped files; it is measured afterwards, each time in a process of its own. The language
+models of limited_memory.py and large_model.py come last. A table of the figures and one of the limits are printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+import tempfile
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
+import large_model
+import limited_memory
 import torch
+from cases import (
+    RULES,
+    TO_FILE,
+    Case,
+    Inputs,
+    cases,
+    file_to_file,
+    is_pruned,
+    merge_in_memory,
+    merge_to_file,
+    reads_of_experts,
+)
 from inputs import (
     DTYPES,
-    PeakMemory,
     environment,
     folder_or_temporary,
-    in_fresh_process,
     markdown_lines,
+    progress,
+    require_space,
     write_checkpoints,
     write_json,
 )
-from safetensors.torch import load_file
-from torch import Tensor
+from limits import (
+    of_language_models,
+    of_memory,
+    of_pruning,
+    of_reads,
+    of_reference,
+    of_startup,
+    of_times,
+)
+from reference import Reference, measure_reference
+from startup import compile_seconds, measure_startup
+from timing import CROWDED, FLOOR, ONE_THREAD, QUIET, Timings, figures, peak_beyond, time_in_turn
 
-from lwptv_lightning import MergeRecipe, TaskVectors, collect_statistics, merge
-from lwptv_lightning.layers import layers_from_names
-from lwptv_lightning.merging import save_merged
+from lwptv_lightning.merging import MemoryLimitError
 
-Value = TypeVar("Value")
+MODEL = "vit_base_patch32_224"
+REFERENCE = "ties, reference"
+SPACE = 30_000_000_000
+"""Bytes that the inputs and the language models take of the disk at once, and some more."""
 
-RULES = ("task_arithmetic", "ties", "dare_ties", "breadcrumbs", "consensus_ta", "consensus_ties")
-FLOOR = "read every byte once"
-BUFFER = 1 << 20
-TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The checkpoints of one run.
-
-    Attributes:
-        base: The base's file.
-        tasks: Task name to the expert's file.
-    """
-
-    base: Path
-    tasks: Mapping[str, Path]
-
-    @cached_property
-    def vectors(self) -> TaskVectors:
-        return TaskVectors.open(self.base, self.tasks)
-
-    @property
-    def paths(self) -> list[Path]:
-        return [self.base, *self.tasks.values()]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(path.stat().st_size for path in self.paths)
+Peaks: TypeAlias = Mapping[str, Mapping[int, Mapping[str, float]]]
+"""What cases take of memory in MB, by name and number of tasks."""
 
 
-Case: TypeAlias = Callable[[Inputs], object]
-"""What is measured."""
+def run(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything, with inputs in a folder; each table is printed when it is known."""
+    language = options.language_models if options.language_models is not None else options.model == MODEL
+    if language:
+        require_space(folder, SPACE)
+    progress("writing checkpoints")
+    most = Inputs(*write_checkpoints(folder, options.model, 2 * options.tasks, DTYPES[options.dtype]))
+    inputs = most.first(options.tasks)
+    measured = cases(options.rules, pruned=True, to_file=TO_FILE)
+
+    startup = measure_startup()
+    timings = time_in_turn(measured, inputs, options.rounds, (QUIET, ONE_THREAD, CROWDED))
+    print(f"Other programs kept {timings.others.cores:.2f} cores busy in the rounds that want a quiet machine.")
+    reference = None if options.skip_reference else measure_reference(inputs, options.rounds)
+    found: dict[str, Any] = {"busy_with_others": timings.others.cores, "input_bytes": inputs.nbytes}
+    found["times"] = shown(times(timings, inputs, reference))
+    reads = reads_of_experts(inputs, options.rules)
+    memory = peaks(measured, most, options.tasks)
+    kept = peaks_within_limits(inputs)
+    found["memory"] = shown(peak_rows(memory, reference))
+    cold, cached = found["compile_s"] = compile_seconds(measured, inputs)
+    print(f"\nFirst runs of all cases in a new process take {cold:.1f} s longer than later ones where no kernel is")
+    print(f"in the cache, and {cached:.1f} s where all are.")
+    language_models = measure_language_models(folder) if language else {}
+    limits = [
+        *of_times(timings),
+        *of_pruning(timings, options.rules),
+        *of_reads(reads),
+        *(of_reference(timings, reference) if reference is not None else ()),
+        *of_memory({name: beyond(by_tasks) for name, by_tasks in memory.items()}, kept),
+        *of_startup(startup),
+        *of_language_models(language_models),
+    ]
+    failed = sum(not limit.met for limit in limits)
+    found |= language_models | {"limits": shown([limit.row() for limit in limits])}
+    print(f"\n{failed} of {len(limits)} limits are not met." if failed else "\nAll limits are met.")
+    return found
 
 
-def read_every_byte(inputs: Inputs) -> None:
-    buffer = bytearray(BUFFER)
-    for path in inputs.paths:
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
-
-
-def gather_statistics(inputs: Inputs) -> object:
-    return collect_statistics(inputs.vectors, layers_from_names(inputs.vectors.names))
-
-
-def merge_in_memory(inputs: Inputs, rule: str, ratio: float = 0.0) -> dict[str, Tensor]:
-    return merge(inputs.vectors, MergeRecipe(rule, ratio=ratio))
-
-
-def merge_to_file(inputs: Inputs, rule: str) -> Path:
-    vectors = TaskVectors.open(inputs.base, inputs.tasks)
-    return save_merged(vectors, MergeRecipe(rule), inputs.base.with_name("merged.safetensors"))
-
-
-def reference_ties(inputs: Inputs, density: float = 0.2) -> dict[str, Tensor]:
-    """Merge by TIES as published code does it, on one matrix of all task vectors; without batch normalisation."""
-    base = load_file(inputs.base)
-    experts = [load_file(path) for path in inputs.tasks.values()]
-    names = [name for name, tensor in base.items() if tensor.is_floating_point()]
-
-    def flatten(state: Mapping[str, Tensor]) -> Tensor:
-        return torch.cat([state[name].float().flatten() for name in names])
-
-    tau = torch.stack([flatten(state) for state in experts]) - flatten(base)  # (T, d)
-    elements = tau.shape[1]
-    thresholds = tau.abs().kthvalue(elements - int(elements * density), dim=1, keepdim=True).values
-    tau = tau * (tau.abs() >= thresholds)
-    signs = tau.sum(0).sign()
-    signs[signs == 0] = signs.sum().sign()
-    agreeing = tau * torch.where(signs > 0, tau > 0, tau < 0)
-    merged = agreeing.sum(0) / (agreeing != 0).sum(0).clamp(min=1)
-    parts = merged.split([base[name].numel() for name in names])
-    return base | {
-        name: (base[name].float() + part.view_as(base[name])).to(base[name].dtype)
-        for name, part in zip(names, parts, strict=True)
-    }
-
-
-def cases(rules: Iterable[str], *, pruned: bool = False, to_file: Iterable[str] = ()) -> dict[str, Case]:
-    """Return what to measure by its name in the table.
-
-    Args:
-        rules: Merged in memory.
-        pruned: Whether to merge with half of the layers pruned as well.
-        to_file: Rules that are merged from files to a file.
-    """
-    found: dict[str, Case] = {"statistics": gather_statistics}
-    for rule in rules:
-        found[rule] = partial(merge_in_memory, rule=rule)
-        if pruned:
-            found[f"{rule}, half pruned"] = partial(merge_in_memory, rule=rule, ratio=0.5)
-    return found | {f"{rule}, file to file": partial(merge_to_file, rule=rule) for rule in to_file}
-
-
-def timed(case: Callable[[Inputs], Value], inputs: Inputs) -> tuple[float, Value]:
-    began = time.perf_counter()
-    result = case(inputs)
-    return time.perf_counter() - began, result
-
-
-def time_in_turn(measured: Mapping[str, Case], inputs: Inputs, rounds: int) -> dict[str, list[float]]:
-    read_every_byte(inputs)  # so that every file is in the page cache
-    seconds: dict[str, list[float]] = {name: [] for name in measured}
-    for _ in range(rounds):
-        for name, case in measured.items():
-            taken, result = timed(case, inputs)
-            seconds[name].append(taken)
-            discard(result)
-            del result  # before the next one is made
-    return seconds
-
-
-def peak_memory(case: Case, inputs: Inputs, threads: int) -> tuple[int, int]:
-    """Return the peak of anonymous memory above that at the start, and the bytes of the tensors returned."""
-    torch.set_num_threads(threads)
-    _ = inputs.vectors  # opened before, as when time is taken
-    with PeakMemory() as peak:
-        result = case(inputs)
-    discard(result)
-    tensors = result.values() if isinstance(result, dict) else ()
-    return peak.increase, sum(tensor.nbytes for tensor in tensors)
-
-
-def discard(result: object) -> None:
-    if isinstance(result, Path):
-        result.unlink()
-
-
-def measure(measured: Mapping[str, Case], inputs: Inputs, rounds: int) -> list[dict[str, Any]]:
-    """Return a row of figures for the floor and for each case."""
-    seconds = time_in_turn({FLOOR: read_every_byte, **measured}, inputs, rounds)
-    floor = min(seconds[FLOOR])
-    rows = [figures(FLOOR, seconds[FLOOR], floor, inputs)]
-    for name, case in measured.items():
-        rows.append(figures(name, seconds[name], floor, inputs) | memory_figures(case, inputs))
+def shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Print a table of rows, and return them."""
+    print(f"\n{markdown_lines(rows)}", flush=True)
     return rows
 
 
-def figures(name: str, seconds: list[float], floor: float, inputs: Inputs) -> dict[str, Any]:
-    best = min(seconds)
-    return {
-        "what": name,
-        "best s": best,
-        "median s": statistics.median(seconds),
-        "GB/s": inputs.nbytes / best / 1e9,
-        "times floor": best / floor,
-        "peak MB": None,
-        "result MB": None,
-        "beyond MB": None,
+def peaks(measured: Mapping[str, Case], most: Inputs, tasks: int) -> Peaks:
+    """Measure memory of each case with so many tasks, and of those without pruning with half and twice as many."""
+    found = {}
+    for name, case in measured.items():
+        progress(f"memory: {name}")
+        numbers = [tasks] if is_pruned(name) else sorted({max(1, tasks // 2), tasks, 2 * tasks})
+        found[name] = {number: peak_beyond(case, most.first(number)) for number in numbers}
+    return found
+
+
+def beyond(by_tasks: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
+    return {tasks: row["beyond MB"] for tasks, row in by_tasks.items()}
+
+
+def peaks_within_limits(inputs: Inputs) -> dict[tuple[str, str], float]:
+    """Return what merges take beyond the result where ``max_memory`` is given, in MB, by case and limit.
+
+    It is NaN where the library refuses the limit.
+    """
+    limited = {
+        ("ties", "250MB"): partial(merge_in_memory, rule="ties"),
+        ("breadcrumbs", "250MB"): partial(merge_in_memory, rule="breadcrumbs"),
+        (file_to_file("ties"), "250MB"): partial(merge_to_file, rule="ties"),
+        # Of whole tensors, whose size and number decide.
+        (file_to_file("iso_c"), f"{150 * len(inputs.tasks)}MB"): partial(merge_to_file, rule="iso_c"),
     }
+    found = {}
+    for (name, limit), case in limited.items():
+        progress(f"memory: {name} within {limit}")
+        try:
+            found[name, limit] = peak_beyond(partial(case, max_memory=limit), inputs)["beyond MB"]
+        except MemoryLimitError as error:
+            progress(str(error))
+            found[name, limit] = math.nan
+    return found
 
 
-def memory_figures(case: Case, inputs: Inputs) -> dict[str, Any]:
-    peak, result = in_fresh_process(peak_memory, case, inputs, torch.get_num_threads())
-    return {"peak MB": peak / 1e6, "result MB": result / 1e6, "beyond MB": (peak - result) / 1e6}
+def measure_language_models(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    found = {}
+    for script in (limited_memory, large_model):
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            found[script.__name__] = shown(script.measure(Path(temporary)))
+    return found
 
 
-def measure_reference(inputs: Inputs, floor: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Time the reference once; return its figures, and how its result compares with ours."""
-    taken, expected = timed(reference_ties, inputs)
-    found = merge_in_memory(inputs, "ties")
-    pairs = [(found[name].float(), expected[name].float(), expected[name].dtype) for name in inputs.vectors.names]
-    comparison = {
-        "largest_difference": max(float((ours - theirs).abs().max()) for ours, theirs, _ in pairs),
-        # One step of rounding is allowed where the dtype's are wider than the tolerance.
-        "equal": all(
-            torch.allclose(ours, theirs, rtol=torch.finfo(dtype).eps, atol=TOLERANCE) for ours, theirs, dtype in pairs
-        ),
-    }
-    del expected, found, pairs  # before another process makes them again
-    return figures("ties, reference", [taken], floor, inputs) | memory_figures(reference_ties, inputs), comparison
+def times(timings: Timings, inputs: Inputs, reference: Reference | None) -> list[dict[str, Any]]:
+    """Return the times of the floor, of each case, and of the reference."""
+    rows = [
+        row
+        | {
+            "one thread s": timings.best(row["what"], ONE_THREAD),
+            "crowded s": timings.best(row["what"], CROWDED),
+        }
+        for row in figures(timings, inputs)
+    ]
+    if reference is not None:
+        best = min(reference.seconds)
+        known = {
+            "what": REFERENCE,
+            "best s": best,
+            "median s": statistics.median(reference.seconds),
+            "GB/s": inputs.nbytes / best / 1e9,
+            "times floor": best / timings.best(FLOOR),
+        }
+        rows.append(dict.fromkeys(rows[0]) | known)
+    return rows
+
+
+def peak_rows(memory: Peaks, reference: Reference | None) -> list[dict[str, Any]]:
+    """Return the memory of each case for each number of tasks, and of the reference."""
+    numbers = sorted({tasks for by_tasks in memory.values() for tasks in by_tasks})
+    rows: list[dict[str, Any]] = [
+        {"beyond the result, MB": name} | {f"{tasks} tasks": beyond(by_tasks).get(tasks) for tasks in numbers}
+        for name, by_tasks in memory.items()
+    ]
+    if reference is not None:
+        known = {"beyond the result, MB": REFERENCE, f"{reference.tasks} tasks": reference.beyond / 1e6}
+        rows.append(dict.fromkeys(rows[0]) | known)
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="vit_base_patch32_224", help="a name of timm")
-    parser.add_argument("--tasks", type=int, default=8)
+    parser.add_argument("--model", default=MODEL, help="a name of timm")
+    parser.add_argument("--tasks", type=int, default=8, help="half and twice as many where memory is measured")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rules", nargs="+", default=RULES, help="rules that need no statistics of data")
-    parser.add_argument("--skip-reference", action="store_true", help="it takes more than a minute at the default size")
+    parser.add_argument("--skip-reference", action="store_true", help="it takes a minute a round at the default size")
+    parser.add_argument(
+        "--language-models",
+        action=argparse.BooleanOptionalAction,
+        help="whether to merge those of several GB, which take 30 GB of disk; by default with the default model",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--folder", type=Path, help="keeps the inputs, and takes those that are there")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
+    about = environment() | {name: getattr(options, name) for name in ("model", "tasks", "dtype", "rounds")}
+    print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     with folder_or_temporary(options.folder) as folder:
-        inputs = Inputs(*write_checkpoints(folder, options.model, options.tasks, DTYPES[options.dtype]))
-        rows = measure(cases(options.rules, pruned=True, to_file=("task_arithmetic", "ties")), inputs, options.rounds)
-        comparison = None
-        if not options.skip_reference:
-            row, comparison = measure_reference(inputs, floor=rows[0]["best s"])
-            rows.append(row)
-        about = {
-            **environment(),
-            **{name: getattr(options, name) for name in ("model", "tasks", "dtype", "rounds")},
-            "input_bytes": inputs.nbytes,
-        }
-    print(", ".join(f"{name} {value}" for name, value in about.items()), end="\n\n")
-    print(markdown_lines(rows))
-    if comparison is not None:
-        verdict = "equals" if comparison["equal"] else "DIFFERS FROM"
-        largest = comparison["largest_difference"]
-        print(f"\nThe reference's result {verdict} ours: the largest difference is {largest:.2g}.")
-    write_json(options.json, {**about, "compared_with_reference": comparison, "rows": rows})
+        found = run(folder, options)
+    write_json(options.json, about | found)
 
 
 if __name__ == "__main__":

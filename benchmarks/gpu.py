@@ -1,6 +1,7 @@
 """Time on a CUDA device, beside the time that moving every input byte once would take there.
 
     python benchmarks/gpu.py --json gpu.json
+    python benchmarks/gpu.py --short                     # less of everything, within four minutes
 
 Task vectors come from checkpoints held on the device, and from mapped files in the page cache. The first are compared
 with the device's own memory, the second with copies from pinned host memory; both bandwidths are measured in the same
@@ -15,7 +16,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from inputs import environment, folder_or_temporary, markdown_lines, write_checkpoints, write_json
+from cases import RULES
+from inputs import (
+    elapsed,
+    environment,
+    folder_or_temporary,
+    markdown_lines,
+    progress,
+    write_checkpoints,
+    write_json,
+)
 from torch import Tensor
 
 from lwptv_lightning import MergeRecipe, TaskVectors, collect_statistics, merge
@@ -23,6 +33,8 @@ from lwptv_lightning.layers import layers_from_names
 
 DEVICE = "cuda"
 COPIED_BYTES = 1 << 30
+SHORT = {"model": "vit_base_patch16_224", "tasks": 8, "rounds": 3, "seconds": 150.0}
+LONG = {"model": "vit_large_patch16_224", "tasks": 8, "rounds": 5, "seconds": float("inf")}
 TOLERANCE = 1e-6
 
 
@@ -61,11 +73,7 @@ def merged(vectors: TaskVectors, device: str, rule: str) -> dict[str, Tensor]:
     return merge(vectors, MergeRecipe(rule), device=device)
 
 
-COMPUTED = {
-    "statistics": statistics,
-    "task_arithmetic": partial(merged, rule="task_arithmetic"),
-    "ties": partial(merged, rule="ties"),
-}
+COMPUTED = {"statistics": statistics, **{rule: partial(merged, rule=rule) for rule in RULES}}
 
 
 def relative_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
@@ -78,46 +86,75 @@ def relative_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tens
     return max(map(of, expected))
 
 
+def measure(
+    vectors: TaskVectors, rounds: int, bandwidth: Mapping[str, float], seconds: float
+) -> list[dict[str, object]]:
+    """Return a row of figures for each case, with weights on the device and in host memory.
+
+    Each row is said on the error stream when it is known. No case begins after so many seconds of the script.
+    """
+    nbytes = size_of(vectors)
+    rows: list[dict[str, object]] = []
+    progress("weights to the device")
+    sources = {"device": vectors.load(DEVICE), "host": vectors}
+    for what, compute in COMPUTED.items():
+        if elapsed() > seconds:
+            progress(f"{what} is left out, after {seconds:g} s")
+            continue
+        progress(f"{what} on the CPU")
+        expected = compute(vectors, "cpu")
+        for place, source in sources.items():
+            progress(f"{what}, weights on the {place}")
+            difference = relative_difference(compute(source, DEVICE), expected)
+            taken = milliseconds(partial(compute, source, DEVICE), rounds)
+            floor = nbytes / bandwidth[place]
+            progress(f"{what}, weights on the {place}: {taken:.1f} ms, {taken / floor:.2f} times the floor")
+            rows.append(
+                {
+                    "what": what,
+                    "weights on": place,
+                    "best ms": taken,
+                    "floor ms": floor,
+                    "times floor": taken / floor,
+                    "difference": difference,
+                }
+            )
+    return rows
+
+
+def size_of(vectors: TaskVectors) -> int:
+    return (1 + len(vectors.tasks)) * sum(header.nbytes for header in vectors.headers.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="vit_large_patch16_224", help="a name of timm")
-    parser.add_argument("--tasks", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--short", action="store_true", help=f"unless given: {SHORT}")
+    parser.add_argument("--model", help="a name of timm")
+    parser.add_argument("--tasks", type=int)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--seconds", type=float, help="no case begins later")
     parser.add_argument("--folder", type=Path, help="keeps the inputs, and takes those that are there")
     parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.set_defaults(**LONG)
+    if parser.parse_known_args()[0].short:
+        parser.set_defaults(**SHORT)
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("There is no CUDA device here, so there is nothing to measure.")
-        return
+        raise SystemExit("There is no CUDA device here, so there is nothing to measure.")
 
+    progress(f"bandwidths of {torch.cuda.get_device_name()}")
     bandwidth = bandwidths(options.rounds)
-    rows = []
     with folder_or_temporary(options.folder) as folder:
+        progress(f"writing {1 + options.tasks} models")
         vectors = TaskVectors.open(*write_checkpoints(folder, options.model, options.tasks))
-        nbytes = (1 + options.tasks) * sum(header.nbytes for header in vectors.headers.values())
-        sources = {"device": vectors.load(DEVICE), "host": vectors}
-        for what, compute in COMPUTED.items():
-            expected = compute(vectors, "cpu")
-            for place, source in sources.items():
-                taken = milliseconds(partial(compute, source, DEVICE), options.rounds)
-                floor = nbytes / bandwidth[place]
-                rows.append(
-                    {
-                        "what": what,
-                        "weights on": place,
-                        "best ms": taken,
-                        "floor ms": floor,
-                        "times floor": taken / floor,
-                        "difference": relative_difference(compute(source, DEVICE), expected),
-                    }
-                )
+        rows = measure(vectors, options.rounds, bandwidth, options.seconds)
     about = {
         **environment(),
         "gpu": torch.cuda.get_device_name(),
         "model": options.model,
         "tasks": options.tasks,
         "rounds": options.rounds,
-        "input_bytes": nbytes,
+        "input_bytes": size_of(vectors),
         **{f"{place}_GB_per_s": round(value / 1e6, 1) for place, value in bandwidth.items()},
     }
     print(", ".join(f"{name} {value}" for name, value in about.items()), end="\n\n")

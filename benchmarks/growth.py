@@ -13,19 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine import Inputs, cases, measure
-from inputs import environment, folder_or_temporary, markdown_lines, write_checkpoints, write_json
+from cases import Inputs, cases
+from inputs import environment, folder_or_temporary, markdown_lines, progress, write_checkpoints, write_json
+from timing import figures, peak_beyond, time_in_turn
 
 RULES = ("task_arithmetic", "ties", "dare_ties", "breadcrumbs", "consensus_ta")
 MODELS = ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224")
-SHOWN = ("what", "best s", "GB/s", "times floor", "peak MB", "result MB", "beyond MB")
+TIMES = ("what", "best s", "GB/s", "times floor")
+MEMORY = ("peak MB", "result MB", "beyond MB")
 
 
 def measure_model(folder: Path, model: str, tasks: int, rounds: int) -> list[dict[str, Any]]:
     inputs = Inputs(*write_checkpoints(folder, model, tasks))
     parameters = sum(header.numel for header in inputs.vectors.headers.values())
     about = {"model": model, "tasks": tasks, "parameters M": parameters / 1e6}
-    return [about | {name: row[name] for name in SHOWN} for row in measure(cases(RULES), inputs, rounds)]
+    measured = cases(RULES)
+    progress(f"{model}, {tasks} tasks")
+    rows = []
+    for row in figures(time_in_turn(measured, inputs, rounds), inputs):
+        case = measured.get(row["what"])
+        memory = dict.fromkeys(MEMORY) if case is None else peak_beyond(case, inputs)
+        rows.append(about | {name: row[name] for name in TIMES} | memory)
+    return rows
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:

@@ -1,16 +1,21 @@
-"""What the benchmarks share: synthetic checkpoints, how time and memory are measured, and how figures are shown."""
+"""What the benchmarks share: synthetic checkpoints, how memory is measured, and how figures are shown."""
 
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
+import signal
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import date
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +25,7 @@ from torch import Tensor
 
 Value = TypeVar("Value")
 
+BEGAN = time.monotonic()
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -70,14 +76,35 @@ def _weights(number: int, like: Mapping[str, Tensor], dtype: torch.dtype) -> dic
     return state
 
 
+def elapsed() -> float:
+    """Return the seconds since the script began."""
+    return time.monotonic() - BEGAN
+
+
+def progress(text: str) -> None:
+    """Say on the error stream what comes next, and when, so that a run that is cut off leaves something."""
+    print(f"[{elapsed():6.1f} s] {text}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def folder_or_temporary(folder: Path | None) -> Iterator[Path]:
-    """Give a folder that stays, or one that is removed in the end."""
+    """Give a folder that stays, or one that is removed in the end, also where the process is asked to end."""
     if folder is not None:
         yield folder
-    else:
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def require_space(folder: Path, nbytes: int) -> None:
+    """End the script where a folder's disk has no room for what is to be written there."""
+    free = shutil.disk_usage(folder).free
+    if free < nbytes:
+        raise SystemExit(f"{folder}: {nbytes / 1e9:.0f} GB are to be written, and {free / 1e9:.0f} GB are free.")
 
 
 def anonymous_memory() -> int:
@@ -92,11 +119,12 @@ class PeakMemory:
     The thread takes time from those of torch: do not time what runs meanwhile.
 
     Attributes:
-        increase: The highest value seen minus that at the start, in bytes.
+        highest: The highest value seen, in bytes.
+        increase: The same minus the value at the start.
     """
 
     def __enter__(self) -> PeakMemory:
-        self._before = self._peak = anonymous_memory()
+        self._before = self.highest = anonymous_memory()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
@@ -108,19 +136,24 @@ class PeakMemory:
 
     @property
     def increase(self) -> int:
-        return self._peak - self._before
+        return self.highest - self._before
 
     def _watch(self) -> None:
         done = False
         while not done:
             done = self._done.wait(0.01)
-            self._peak = max(self._peak, anonymous_memory())
+            self.highest = max(self.highest, anonymous_memory())
 
 
 def in_fresh_process(function: Callable[..., Value], *arguments: object) -> Value:
     """Call a function in a new process, where no earlier call has left freed memory that would hide its peak."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-        return executor.submit(function, *arguments).result()
+        try:
+            return executor.submit(function, *arguments).result()
+        except BaseException:
+            for process in active_children():  # which would go on to its end, where this one is to stop
+                process.kill()
+            raise
 
 
 def environment() -> dict[str, Any]:
@@ -129,6 +162,7 @@ def environment() -> dict[str, Any]:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "cpu": names[0] if names else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "date": date.today().isoformat(),

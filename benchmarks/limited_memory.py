@@ -11,18 +11,26 @@ the time includes what watching costs. The check holds one task's whole magnitud
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import torch
-from inputs import PeakMemory, environment, folder_or_temporary, in_fresh_process, markdown_lines, write_json
-from safetensors import safe_open
+from inputs import (
+    PeakMemory,
+    environment,
+    folder_or_temporary,
+    in_fresh_process,
+    markdown_lines,
+    progress,
+    require_space,
+    write_json,
+)
+from language_model import Shapes, Weights, model_shapes, total_size, write_sharded
 from torch import Tensor
 
 from lwptv_lightning import MergeRecipe, TaskVectors
@@ -30,77 +38,12 @@ from lwptv_lightning.merging import save_merged
 
 RECIPES = {rule: MergeRecipe(rule) for rule in ("task_arithmetic", "ties")}
 SHARD_BYTES = 500_000_000
+GIGABYTES, WIDTH, TASKS, MAX_MEMORY = 2.0, 4096, 4, "512MB"
 PART = 1 << 24
 """Elements that the check works on at a time."""
 
-Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 Combine: TypeAlias = Callable[[Tensor], Tensor]
 """Merges task vectors, ``(T, n) -> (n,)``."""
-
-
-def model_shapes(nbytes: int, width: int) -> Shapes:
-    """Return the shapes of a language model with as many layers as it takes to reach a size in bfloat16."""
-    vocabulary, hidden = 125 * width // 16, 43 * width // 16  # 32000 and 11008 where the width is 4096
-    layer = {
-        **dict.fromkeys(("q", "k", "v", "o"), (width, width)),
-        **dict.fromkeys(("gate", "up"), (hidden, width)),
-        "down": (width, hidden),
-        "norm": (width,),
-    }
-    shapes: dict[str, tuple[int, ...]] = {"embed.weight": (vocabulary, width)}
-    number = 0
-    while sum(map(size_of, shapes.values())) < nbytes:
-        shapes |= {f"layers.{number}.{name}.weight": shape for name, shape in layer.items()}
-        number += 1
-    return shapes
-
-
-def size_of(shape: Sequence[int]) -> int:
-    return math.prod(shape) * torch.bfloat16.itemsize
-
-
-def write_sharded(folder: Path, shapes: Shapes, values: Callable[[str], Tensor]) -> Path:
-    """Write a bfloat16 model tensor by tensor, in shards with an index, unless it is there.
-
-    Args:
-        folder: Where to write.
-        shapes: Of the tensors.
-        values: Returns a tensor; called for each in turn.
-
-    Returns:
-        The index.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        return index
-    folder.mkdir(parents=True, exist_ok=True)
-    shards: list[list[str]] = [[]]
-    for name, shape in shapes.items():
-        if shards[-1] and sum(size_of(shapes[other]) for other in shards[-1]) + size_of(shape) > SHARD_BYTES:
-            shards.append([])
-        shards[-1].append(name)
-    weight_map = {}
-    for number, names in enumerate(shards, start=1):
-        path = folder / f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_shard(path, {name: shapes[name] for name in names}, values)
-        weight_map |= dict.fromkeys(names, path.name)
-    total = sum(map(size_of, shapes.values()))
-    index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}))
-    return index
-
-
-def write_shard(path: Path, shapes: Shapes, values: Callable[[str], Tensor]) -> None:
-    """Write a safetensors file by hand, since ``save_file`` wants all of its tensors at once."""
-    entries, end = {}, 0
-    for name, shape in shapes.items():
-        entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + size_of(shape)]}
-        end += size_of(shape)
-    header = json.dumps(entries).encode()
-    header += b" " * (-len(header) % 8)
-    with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for name in shapes:
-            file.write(values(name).view(torch.uint8).numpy().data)
 
 
 def write_models(folder: Path, shapes: Shapes, tasks: int) -> tuple[Path, dict[str, Path]]:
@@ -110,33 +53,15 @@ def write_models(folder: Path, shapes: Shapes, tasks: int) -> tuple[Path, dict[s
     def drawn(name: str) -> Tensor:
         return torch.randn(shapes[name], generator=generator, dtype=torch.bfloat16)
 
-    base_index = write_sharded(folder / "base", shapes, lambda name: drawn(name).mul_(0.02))
+    base_index = write_sharded(folder / "base", shapes, lambda name: drawn(name).mul_(0.02), SHARD_BYTES)
     base = Weights(base_index)
     experts = {}
     for number in range(1, tasks + 1):
         generator.manual_seed(number)
         experts[f"task{number}"] = write_sharded(
-            folder / f"task{number}", shapes, lambda name: drawn(name).mul_(1e-3).add_(base.read(name))
+            folder / f"task{number}", shapes, lambda name: drawn(name).mul_(1e-3).add_(base.read(name)), SHARD_BYTES
         )
     return base_index, experts
-
-
-class Weights:
-    """Reads tensors of a safetensors file, or of the shards of an index, without the library under test."""
-
-    def __init__(self, path: Path) -> None:
-        sharded = path.suffix == ".json"
-        files = sorted(set(json.loads(path.read_text())["weight_map"].values())) if sharded else [path.name]
-        handles = [safe_open(path.with_name(file), framework="pt") for file in files]
-        self._handle_of = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 (no mapping)
-
-    @property
-    def names(self) -> set[str]:
-        return set(self._handle_of)
-
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._handle_of[name].get_tensor(name)
-        return tensor
 
 
 def merge_watched(
@@ -222,45 +147,65 @@ def sum_rows(tau: Tensor) -> Tensor:
     return sum(tau[1:], start=tau[0])
 
 
-def measure(folder: Path, shapes: Shapes, options: argparse.Namespace) -> Iterable[dict[str, object]]:
-    """Yield a row of figures for each rule."""
-    base, tasks = write_models(folder, shapes, options.tasks)
-    oracle = Oracle(Weights(base), [Weights(path) for path in tasks.values()], shapes)
+def measure(
+    folder: Path,
+    gigabytes: float = GIGABYTES,
+    width: int = WIDTH,
+    tasks: int = TASKS,
+    max_memory: str = MAX_MEMORY,
+) -> list[dict[str, object]]:
+    """Return a row of figures for each rule; the base has at least so many gigabytes."""
+    layers = 0
+    while total_size(shapes := model_shapes(layers, width)) < gigabytes * 1e9:
+        layers += 1
+    size = total_size(shapes)
+    require_space(folder, (1 + tasks + len(RECIPES)) * size)
+    folder = folder / f"{width}-{size}"  # named after what decides the inputs, since those that are there are taken
+    progress(f"writing {1 + tasks} models of {size / 1e9:.3g} GB")
+    base, experts = write_models(folder, shapes, tasks)
+    oracle = Oracle(Weights(base), [Weights(path) for path in experts.values()], shapes)
+    rows: list[dict[str, object]] = []
     for rule, recipe in RECIPES.items():
+        progress(f"{rule} within {max_memory}")
         out = folder / rule / "merged.safetensors"
         seconds, peak, written = in_fresh_process(
-            merge_watched, base, tasks, rule, out, options.max_memory, options.threads
+            merge_watched, base, experts, rule, out, max_memory, torch.get_num_threads()
         )
+        progress(f"{rule} by plain torch")
         combine = sum_rows if rule == "task_arithmetic" else oracle.ties(recipe.rule.density)
         differing, largest = oracle.compare(Weights(written), combine, recipe.effective_scale)
-        yield {
-            "rule": rule,
-            "limit": options.max_memory,
-            "seconds": seconds,
-            "peak MB": peak / 1e6,
-            "differing": differing,
-            "largest difference": largest,
-        }
+        rows.append(
+            {
+                "what": rule,
+                "base GB": size / 1e9,
+                "limit": max_memory,
+                "seconds": seconds,
+                "peak MB": peak / 1e6,
+                "differing": differing,
+                "largest difference": largest,
+            }
+        )
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="least size of the base")
-    parser.add_argument("--width", type=int, default=4096, help="of the model; less for a quick look, a multiple of 16")
-    parser.add_argument("--tasks", type=int, default=4)
-    parser.add_argument("--max-memory", default="512MB")
+    parser.add_argument("--gigabytes", type=float, default=GIGABYTES, help="least size of the base")
+    parser.add_argument(
+        "--width", type=int, default=WIDTH, help="of the model; less for a quick look, a multiple of 16"
+    )
+    parser.add_argument("--tasks", type=int, default=TASKS)
+    parser.add_argument("--max-memory", default=MAX_MEMORY)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--folder", type=Path, help="keeps inputs and results, and takes inputs that are there")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
-    shapes = model_shapes(int(options.gigabytes * 1e9), options.width)
-    about = {**environment(), "tasks": options.tasks, "base_bytes": sum(map(size_of, shapes.values()))}
+    about = {**environment(), "tasks": options.tasks}
     print(", ".join(f"{name} {value}" for name, value in about.items()), end="\n\n")
     with folder_or_temporary(options.folder) as folder:
-        # Named after what decides the inputs, since those that are there are taken.
-        rows = list(measure(folder / f"{options.width}-{about['base_bytes']}", shapes, options))
+        rows = measure(folder, options.gigabytes, options.width, options.tasks, options.max_memory)
     print(markdown_lines(rows))
     write_json(options.json, {**about, "rows": rows})
 
