@@ -108,7 +108,7 @@ def test_tall_masks(benchmark: BenchmarkFixture, tau: Tensor) -> None:
     benchmark(tall_masks, tau, sum_tasks(tau), 0.4)
 
 
-@pytest.mark.parametrize("probability", [0.5, 0.1])  # 8 bits decide the first, the second needs more here and there
+@pytest.mark.parametrize("probability", [0.5, 0.1])
 def test_random_keep(benchmark: BenchmarkFixture, vectors: TaskVectors, probability: float) -> None:
     benchmark(random_keep, BLOCK.stop, probability, 0, vectors.tasks, vectors.names[0])
 

@@ -20,8 +20,8 @@ def drop_at_random_(
     The others become 0. The draw is that of `random_keep`, which explains the other arguments.
     """
     rows = as_rows(tau)
-    given = probability if isinstance(probability, float) else as_rows(probability).cpu()
-    rows.mul_(random_keep(rows.shape[1], given, seed, tasks, name, start).to(tau))
+    given = probability if isinstance(probability, float) else as_rows(probability)
+    rows.mul_(random_keep(rows.shape[1], given, seed, tasks, name, start, like=tau))
     return tau.div_(probability)
 
 

@@ -16,12 +16,12 @@ class DARE(MergeRule):
 
     Args:
         density: The probability that an element is kept, in (0, 1]; the paper's drop rate is ``1 - density``.
-        seed: Seeds the draw, together with the names of task and tensor. So the result depends neither on the order
-            of tensors nor on the device or the number of processes.
+        seed: Seeds the draw, together with the names of task and tensor and an element's position. So the result
+            depends neither on the order of tensors nor on the device, the threads or the number of processes.
 
     Example:
         >>> import torch
-        >>> DARE(density=0.5).combine(torch.ones(1, 4), MergeContext("w", ("a",))).unique()
+        >>> DARE(density=0.5).combine(torch.ones(1, 64), MergeContext("w", ("a",))).unique()
         tensor([0., 2.])
 
     Reference:

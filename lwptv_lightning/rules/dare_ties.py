@@ -27,7 +27,7 @@ class DARETIES(MergeRule[TrimSurvey]):
     Example:
         >>> import torch
         >>> from lwptv_lightning import MergeRecipe, TaskVectors, merge
-        >>> vectors = TaskVectors.open({"w": torch.zeros(4)}, {"a": {"w": torch.ones(4)}})
+        >>> vectors = TaskVectors.open({"w": torch.zeros(64)}, {"a": {"w": torch.ones(64)}})
         >>> merge(vectors, MergeRecipe(rule=DARETIES(trim_density=0.5), scale=1.0))["w"].unique()
         tensor([0., 2.])
 

@@ -21,11 +21,11 @@ class DELLA(MergeRule):
     Args:
         density: The mean probability that an element is kept.
         epsilon: Half the window of probabilities, at least 0; ``density`` plus or minus it must lie in (0, 1).
-        seed: Seeds the draw, together with the names of task and tensor, as for ``dare``.
+        seed: Seeds the draw, together with the names of task and tensor and the position, as for ``dare``.
 
     Example:
         >>> import torch
-        >>> DELLA(density=0.5, epsilon=0).combine(torch.ones(1, 8), MergeContext("w", ("a",))).unique()
+        >>> DELLA(density=0.5, epsilon=0).combine(torch.ones(1, 64), MergeContext("w", ("a",))).unique()
         tensor([0., 2.])
 
     Reference:

@@ -65,7 +65,7 @@ def use_stored_draws(monkeypatch) -> None:
     """Let DARE keep what the reference kept."""
     stored = golden_output("dare_linear.fb_keepmasks")
 
-    def stored_draw(count, probability, seed, tasks, name, start):
+    def stored_draw(count, probability, seed, tasks, name, start, like):
         return torch.stack([stored[f"{task}::{name}"].flatten()[start : start + count].float() for task in tasks])
 
     monkeypatch.setattr("lwptv_lightning.functional.trims.random_keep", stored_draw)

@@ -15,7 +15,7 @@ def test_equals_the_reference_with_its_draws(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     vectors = golden_vectors("main")
 
-    def draw_in_order(count, probability, seed, tasks, name, start):
+    def draw_in_order(count, probability, seed, tasks, name, start, like):
         # The reference was run on matrices alone, tensor after tensor and in each task after task.
         if len(vectors.headers[name].shape) != 2:
             return torch.zeros(len(tasks), count)
