@@ -171,7 +171,7 @@ class TaskVectorCheckpoint(Callback):
         path = self.folder / BASE_FILE
         if not path.exists():
             raise CheckpointError(f"{path}: the weights that the resumed run started from are gone; put them back.")
-        found = fingerprint(open_checkpoint(path))
+        found = fingerprint(open_checkpoint(path), self._base_fingerprint)
         if found != self._base_fingerprint:
             raise CheckpointError(
                 f"{path}: these are not the weights that the resumed run started from (fingerprint {found[:12]}, "

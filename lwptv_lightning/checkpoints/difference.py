@@ -20,9 +20,10 @@ from lwptv_lightning.checkpoints.checkpoint import (
     compare_headers,
     some_of,
 )
+from lwptv_lightning.checkpoints.fingerprints import fingerprint, tensor_fingerprints
 from lwptv_lightning.checkpoints.names import match_names
 from lwptv_lightning.checkpoints.open import open_checkpoint
-from lwptv_lightning.checkpoints.provenance import Provenance, fingerprint, tensor_fingerprint, tensor_fingerprints
+from lwptv_lightning.checkpoints.provenance import Provenance
 from lwptv_lightning.files import InputFile
 from lwptv_lightning.functional import sum_dtype
 from lwptv_lightning.registry import matcher, matches, nearest
@@ -106,26 +107,24 @@ def _origin_of(difference: Checkpoint, bases: Sequence[Checkpoint]) -> Mapping[s
     if about.base_tensors is not None or about.base is None:
         return about.base_tensors
     # Of earlier versions: the fingerprint of the whole base, which may lie beside the difference.
-    if any(fingerprint(home) == about.base for home in bases):
+    if any(fingerprint(home, about.base) == about.base for home in bases):
         return None
     if (own := _base_beside(difference)) is None:
         raise CheckpointError(
             f"{difference.source}: this task vector was made from another base: expected the one with fingerprint "
-            f"{about.base[:12]}, {bases[0].source} has {fingerprint(bases[0])[:12]}."
+            f"{about.base[:12]}, {bases[0].source} has {fingerprint(bases[0], about.base)[:12]}."
         )
     return tensor_fingerprints(own)
 
 
 def _foreign(named: Checkpoint, home: Checkpoint, origin: Mapping[str, str] | None) -> list[str]:
     """Return the tensors of a difference that were made from other weights than ``home`` has."""
-
-    def is_foreign(name: str) -> bool:
-        if name not in home.headers or home.headers[name].shape != named.headers[name].shape:
-            return True
-        expected = None if origin is None else origin.get(named.stored_name(name))
-        return expected is not None and tensor_fingerprint(home, name) != expected
-
-    return [name for name, header in named.headers.items() if header.dtype.is_floating_point and is_foreign(name)]
+    floating = [name for name, header in named.headers.items() if header.dtype.is_floating_point]
+    shapes = {name: header.shape for name, header in home.headers.items()}
+    fitting = {name: named.stored_name(name) for name in floating if shapes.get(name) == named.headers[name].shape}
+    expected = {name: origin[stored] for name, stored in fitting.items() if origin is not None and stored in origin}
+    found = tensor_fingerprints(home, expected)
+    return [name for name in floating if name not in fitting or found.get(name) != expected.get(name)]
 
 
 def _base_beside(difference: Checkpoint) -> Checkpoint | None:
@@ -134,7 +133,8 @@ def _base_beside(difference: Checkpoint) -> Checkpoint | None:
     if path is None or not path.exists():
         return None
     beside = open_checkpoint(path, prefix="")
-    return beside if fingerprint(beside) == Provenance.of(difference).base else None
+    made_from = Provenance.of(difference).base
+    return beside if fingerprint(beside, made_from) == made_from else None
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,11 @@
-"""What a file says of itself, enough to make it again; and fingerprints, which tell whether weights are the same."""
+"""What a file says of itself, enough to make it again."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 
@@ -21,79 +17,6 @@ KINDS = ("merged", "task_vector", "base")
 """What the library writes."""
 _SHORT = 200
 """Characters of a broken value that a message shows."""
-_HASHED_AT_ONCE = 1 << 24
-"""Bytes of a strided tensor that are copied to be hashed."""
-_KNOWN: WeakKeyDictionary[Checkpoint, str] = WeakKeyDictionary()
-"""The fingerprints that have been computed."""
-_KNOWN_TENSORS: WeakKeyDictionary[Checkpoint, dict[str, str]] = WeakKeyDictionary()
-"""The fingerprints of single tensors that have been computed."""
-_DIGITS = 32
-"""Hexadecimal digits of a single tensor's fingerprint."""
-_Key = TypeVar("_Key")
-
-
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """Return the SHA-256 of a checkpoint's floating tensors, read one at a time, as 64 hexadecimal digits.
-
-    Name, dtype, shape and bytes of each floating tensor enter, in the order of the sorted names. Format, file, order
-    and integer tensors do not. It is remembered as long as the checkpoint lives, whose tensors do not change.
-
-    Example:
-        >>> from lwptv_lightning import open_checkpoint
-        >>> fingerprint(open_checkpoint({"w": torch.zeros(2), "steps": torch.tensor(7)}))[:8]
-        'f03e39f8'
-    """
-    require_kind("a fingerprint's checkpoint", checkpoint, Checkpoint, "an open Checkpoint, from open_checkpoint")
-    if checkpoint not in _KNOWN:
-        _KNOWN[checkpoint] = _hashed(checkpoint)
-    return _KNOWN[checkpoint]
-
-
-def tensor_fingerprint(checkpoint: Checkpoint, name: str) -> str:
-    """Return a fingerprint of one tensor's dtype, shape and bytes, as 32 hexadecimal digits; remembered likewise.
-
-    By these, parts of two models are known to be the same where the rest, such as a classifier, is not.
-    """
-    known = _KNOWN_TENSORS.setdefault(checkpoint, {})
-    if name not in known:
-        header, digest = checkpoint.headers[name], hashlib.sha256()
-        digest.update(f"{header.dtype} {list(header.shape)}\n".encode())
-        _add_bytes(digest, checkpoint, name)
-        known[name] = digest.hexdigest()[:_DIGITS]
-    return known[name]
-
-
-def tensor_fingerprints(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the fingerprint of each floating tensor."""
-    floating = (name for name, header in checkpoint.headers.items() if header.dtype.is_floating_point)
-    return {name: tensor_fingerprint(checkpoint, name) for name in floating}
-
-
-def _hashed(checkpoint: Checkpoint) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(checkpoint.names):
-        header = checkpoint.headers[name]
-        if header.dtype.is_floating_point:
-            digest.update(f"{name} {header.dtype} {list(header.shape)}\n".encode())
-            _add_bytes(digest, checkpoint, name)
-    return digest.hexdigest()
-
-
-def _add_bytes(digest: hashlib._Hash, checkpoint: Checkpoint, name: str) -> None:
-    header = checkpoint.headers[name]
-    tensor = checkpoint.read(name).reshape(header.shape or 1)
-    in_place = tensor.is_contiguous() and tensor.device.type == "cpu"
-    rows = max(len(tensor) if in_place else len(tensor) * _HASHED_AT_ONCE // max(header.nbytes, 1), 1)
-    for start in range(0, len(tensor), rows):
-        # NumPy has no bfloat16, and only a contiguous tensor can be viewed as bytes.
-        part = tensor[start : start + rows].cpu().contiguous()
-        digest.update(part.reshape(-1).view(torch.uint8).numpy().data)
-
-
-def fingerprints(checkpoints: Mapping[_Key, Checkpoint]) -> dict[_Key, str]:
-    """Return the fingerprint of each of some checkpoints, of which up to four are read at a time."""
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
-        return dict(zip(checkpoints, threads.map(fingerprint, checkpoints.values()), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,8 +54,8 @@ def assigned(made: Mapping[str, str | None], given: Mapping[str, str]) -> dict[s
 def vector_base_problem(made: Provenance, base: Checkpoint) -> str | None:
     """Say that a base has not the weights that a task vector was made from, as far as it is of these."""
     if made.base_tensors is None:
-        return base_problem(made.base, fingerprint(base))
-    found = tensor_fingerprints(base.renamed({name: name for name in made.base_tensors if name in base.headers}))
+        return base_problem(made.base, fingerprint(base, made.base))
+    found = tensor_fingerprints(base, made.base_tensors)
     if other := [name for name, expected in made.base_tensors.items() if found.get(name) != expected]:
         return f"has other weights than those that it was made from: {some_of(other)}"
     return None

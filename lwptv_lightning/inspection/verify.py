@@ -189,12 +189,12 @@ class _Check:
         made = self.found.made
         options = {**options, "exclude": tuple(dict.fromkeys((*options["exclude"], *made.excluded)))}
         vectors = TaskVectors.open(base, tasks, **options)
-        base_print, given = vectors.fingerprints()
+        base_print, given = vectors.fingerprints(made.base)
         problems = input_problems(made.tasks, given)
         own = assigned(made.tasks, given)
         if (problem := base_problem(made.base, base_print)) is not None:
             problems["base"], own = problem, None
-        if made.data is not None and data is not None and fingerprint_of_data(data) != made.data:
+        if made.data is not None and data is not None and fingerprint_of_data(data, made.data) != made.data:
             problems["data"], own = "are other statistics of data than those of the merge.", None
         self_found = replace(self.found, inputs=problems)
         if own is None:

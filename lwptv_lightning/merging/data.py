@@ -62,13 +62,17 @@ def plain_data_statistics(data: object) -> dict[str, Mapping[str, Tensor]]:
     return found
 
 
-def fingerprint_of_data(data: DataStatistics) -> str:
+def fingerprint_of_data(data: DataStatistics, like: str | None = None) -> str:
     """Return a fingerprint of what was collected on data, whatever the order of tasks and tensors.
+
+    Args:
+        data: What was collected.
+        like: A fingerprint to compare with, by whose algorithm to make it; that of today by default.
 
     Example:
         >>> import torch
-        >>> fingerprint_of_data({"a": {"w": torch.ones(2)}})[:8]
-        '3c0f7e4a'
+        >>> fingerprint_of_data({"a": {"w": torch.ones(2)}})[:11]
+        'b3_a05da8e9'
     """
     named = {json.dumps([task, name]): (task, name) for task, found in data.items() for name in found}
 
@@ -77,7 +81,7 @@ def fingerprint_of_data(data: DataStatistics) -> str:
         return data[task][name]
 
     headers = {key: TensorHeader.of(read(key)) for key in named}
-    return fingerprint(Checkpoint("data statistics", headers, FunctionReader(read)))
+    return fingerprint(Checkpoint("data statistics", headers, FunctionReader(read)), like)
 
 
 def read_data_statistics(path: str | Path) -> dict[str, Mapping[str, Tensor]]:

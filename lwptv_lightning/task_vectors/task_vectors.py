@@ -267,9 +267,9 @@ class TaskVectors:
         if task in self._experts:
             raise ValueError(f"task {task!r} is there already; leave it out with select(...).")
 
-    def fingerprints(self) -> tuple[str, dict[str, str]]:
-        """Return the fingerprint of the base and of each task's fine-tuned weights, for which all are read."""
-        found = fingerprints({None: self._base, **self._experts})
+    def fingerprints(self, like: str | None = None) -> tuple[str, dict[str, str]]:
+        """Return the fingerprint of the base and of each task's weights, by the algorithm of one that is given."""
+        found = fingerprints({None: self._base, **self._experts}, like)
         return found.pop(None), found
 
     def require_unchanged(self) -> None:

@@ -150,8 +150,14 @@ def interrupted(fit, tmp_path):
     return start, tmp_path / "one.ckpt", tmp_path / "run"
 
 
-def test_a_resumed_run_goes_on_from_its_original_base(interrupted, fit):
+@pytest.mark.parametrize("earlier", [False, True], ids=["new checkpoint", "fingerprint by SHA-256"])
+def test_a_resumed_run_goes_on_from_its_original_base(earlier, interrupted, fit):
     start, checkpoint, folder = interrupted
+    if earlier:
+        stored = torch.load(checkpoint, weights_only=True)
+        (state,) = (state for state in stored["callbacks"].values() if "base_fingerprint" in state)
+        state["base_fingerprint"] = fingerprint(open_checkpoint(folder / "base.safetensors"), "SHA-256")
+        torch.save(stored, checkpoint)
     module = FineTuning(seed=9)
     fit(module, TaskVectorCheckpoint(folder, "t"), ckpt_path=checkpoint)
     stored = load_file(folder / "task_vector.safetensors")

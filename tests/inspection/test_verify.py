@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from lwptv_lightning.checkpoints import (
 )
 from lwptv_lightning.inspection import verification_text, verify
 from lwptv_lightning.layers import layers_from_names
-from lwptv_lightning.merging import read_data_statistics
+from lwptv_lightning.merging import fingerprint_of_data, read_data_statistics
 from lwptv_lightning.merging.data import write_data_statistics
 from lwptv_lightning.rules import RULES
 
@@ -168,6 +169,25 @@ def test_other_inputs_are_named(merged, base_state, task_states, fine_tuned):
     found = verify(merged, base_state, task_states | {"d": other})
     assert found.inputs == {"d": "was not merged."}
     assert not found.passed
+
+
+@pytest.fixture
+def merged_by_an_earlier_version(merged, vectors):
+    """The merge with fingerprints by SHA-256, as they were."""
+    base, tasks = vectors.fingerprints("SHA-256")
+    made = replace(Provenance.from_metadata(metadata_of(merged)), base=base, tasks=tasks)
+    return write_safetensors(load_file(merged), merged, made.to_metadata())
+
+
+def test_inputs_of_a_file_of_an_earlier_version_are_known(
+    merged_by_an_earlier_version, base_state, task_states, fine_tuned
+):
+    path, other = merged_by_an_earlier_version, fine_tuned(base_state, 9)
+    assert verify(path, base_state, task_states).passed
+    assert list(verify(path, other, task_states).inputs) == ["base"]
+    found = verify(path, base_state, task_states | {"a": task_states["b"], "c": other})
+    assert found.inputs["a"] == "holds the weights that were merged as 'b'."
+    assert found.inputs["c"].startswith("is not what was merged")
 
 
 def test_swapped_and_renamed_tasks_are_named_and_the_merge_is_made_of_them_as_it_was(merged, base_state, task_states):
@@ -314,6 +334,10 @@ def test_data_statistics_are_needed_and_known(out, tmp_path):
     found = verify(out, *inputs_of(vectors), data=other)
     assert list(found.inputs) == ["data"]
     assert not found.passed
+    made = replace(Provenance.from_metadata(metadata_of(out)), data=fingerprint_of_data(data, "SHA-256"))
+    write_safetensors(load_file(out), out, made.to_metadata())
+    assert verify(out, *inputs_of(vectors), data=data).passed
+    assert list(verify(out, *inputs_of(vectors), data=other).inputs) == ["data"]
     assert verify(file).passed
     with pytest.raises(CheckpointError, match="do not say how it was made"):
         verify(file, *inputs_of(vectors))

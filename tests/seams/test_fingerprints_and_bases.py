@@ -1,6 +1,7 @@
 """Which weights belong together: task vectors by their bases' fingerprints, experts by figures of each tensor."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,25 +62,27 @@ def trained(make_trainer, tmp_path):
     return run
 
 
-def as_of_earlier_versions(folder):
-    """Take out of a task vector's file what earlier versions did not write."""
-    path = folder / "task_vector.safetensors"
+def as_of_earlier_versions(folder, tensors=False):
+    """Write a task vector's file as earlier versions did: fingerprints by SHA-256, those of tensors only of late."""
+    path, base = folder / "task_vector.safetensors", open_checkpoint(folder / "base.safetensors")
     with safe_open(path, "pt") as handle:
-        about = {key: text for key, text in handle.metadata().items() if key != "lwptv_base_tensors"}
-    save_file(load_file(path), path, metadata=about)
+        about = Provenance.from_metadata(handle.metadata())
+    by_sha256 = tensor_fingerprints(base, dict.fromkeys(about.base_tensors, "SHA-256")) if tensors else None
+    about = replace(about, base=fingerprint(base, "SHA-256"), base_tensors=by_sha256)
+    save_file(load_file(path), path, metadata=about.to_metadata())
     return folder
 
 
 # Fingerprints of a shared backbone
 
 
-@pytest.mark.parametrize("earlier", [False, True], ids=["new file", "file of an earlier version"])
+@pytest.mark.parametrize("earlier", [None, {"tensors": True}, {}], ids=["new file", "of late", "of an early version"])
 @pytest.mark.parametrize("classes", [3, 5], ids=["heads of one size", "heads of two sizes"])
 def test_runs_from_one_backbone_with_heads_of_their_own_belong_together(classes, earlier, trained):
     first, one = trained("a", seed=1)
     second, other = trained("b", seed=2, classes=classes)
-    if earlier:
-        as_of_earlier_versions(second)
+    if earlier is not None:
+        as_of_earlier_versions(second, **earlier)
     base = load_file(first / "base.safetensors")
     vectors = TaskVectors.open(first / "base.safetensors", {"a": first, "b": second}, exclude=("head.*",))
     assert set(vectors.names) == {name for name in base if name.startswith("net.")}
@@ -88,6 +91,9 @@ def test_runs_from_one_backbone_with_heads_of_their_own_belong_together(classes,
             torch.testing.assert_close(vectors.stack(name)[row], module.state_dict()[name] - base[name])
     assert torch.equal(merge(vectors, "simple_average")["head.weight"], base["head.weight"])
     assert check(first / "base.safetensors", {"b": second}, exclude=["head.*"])[0].verdict == SAME_BASE
+    stranger = {name: tensor + 1 for name, tensor in base.items()}
+    with pytest.raises(CheckpointError, match="another base"):
+        TaskVectors.open(stranger, {"b": second}, exclude=("head.*",))
 
 
 @pytest.mark.parametrize("prefix", [None, "net."])
