@@ -13,7 +13,7 @@ from lwptv_lightning.checkpoints.checkpoint import (
 )
 from lwptv_lightning.checkpoints.conversion import convert
 from lwptv_lightning.checkpoints.difference import add_difference, is_task_vector
-from lwptv_lightning.checkpoints.fingerprints import fingerprint, fingerprints, tensor_fingerprints
+from lwptv_lightning.checkpoints.fingerprints import UNKNOWN, fingerprint, fingerprints, tensor_fingerprints
 from lwptv_lightning.checkpoints.hub import fetch
 from lwptv_lightning.checkpoints.lora import expand_adapter, is_adapter
 from lwptv_lightning.checkpoints.names import align_prefix, is_quantized, match_names, without_wrappers
@@ -23,14 +23,9 @@ from lwptv_lightning.checkpoints.payload import CHECKSUM_KEYS, PAYLOAD_KEY, payl
 from lwptv_lightning.checkpoints.plain import plain_tensors
 from lwptv_lightning.checkpoints.provenance import Provenance
 from lwptv_lightning.checkpoints.safetensors import SAFETENSORS_DTYPES
-from lwptv_lightning.checkpoints.safetensors_writer import (
-    SafetensorsWriter,
-    require_place,
-    require_safetensors_path,
-    require_storable,
-    write_safetensors,
-)
+from lwptv_lightning.checkpoints.safetensors_writer import SafetensorsWriter, write_safetensors
 from lwptv_lightning.checkpoints.shards import index_of
+from lwptv_lightning.checkpoints.storable import require_place, require_safetensors_path, require_storable
 
 __all__ = [
     "Checkpoint",

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _PREFIX = "b3_"
 """What fingerprints by BLAKE3 begin with; those by SHA-256 are hexadecimal digits alone."""
+UNKNOWN = _PREFIX + "0" * 64
+"""What stands in the place of a fingerprint until it is known."""
 _DIGITS = 32
 """Hexadecimal digits of a single tensor's fingerprint."""
 _COPIED_AT_ONCE = 1 << 24

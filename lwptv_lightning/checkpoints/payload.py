@@ -31,20 +31,17 @@ def payload_checksum(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def checksum_place(text: bytes | bytearray, key: str) -> int:
-    """Return where in a header's text, as the library writes it, the checksum of a key begins."""
+def with_checksum(text: bytes, key: str, checksum: str) -> bytes:
+    """Return a header's text, as the library writes it, with a checksum in the place of the one that it has."""
     marker = f'{json.dumps(key)}: "'.encode()  # nothing else reads so: in a name or a text, quotes are escaped
-    return text.index(marker) + len(marker)
+    place = text.index(marker) + len(marker)
+    return text[:place] + checksum.encode() + text[place + len(NO_CHECKSUM) :]
 
 
-def header_checksum(file: BinaryIO) -> str:
-    """Return the SHA-256 of the header of an open safetensors file of the library, as 64 hexadecimal digits."""
-    file.seek(0)
-    start = file.read(8)
-    text = bytearray(file.read(int.from_bytes(start, "little")))
-    place = checksum_place(text, HEADER_KEY)
-    text[place : place + len(NO_CHECKSUM)] = NO_CHECKSUM.encode()
-    return hashlib.sha256(start + text).hexdigest()
+def header_checksum(text: bytes) -> str:
+    """Return the SHA-256 of a header, its length before its text, as 64 hexadecimal digits."""
+    start = len(text).to_bytes(8, "little")
+    return hashlib.sha256(start + with_checksum(text, HEADER_KEY, NO_CHECKSUM)).hexdigest()
 
 
 def payload_problem(path: str | Path) -> str | None:
@@ -83,7 +80,9 @@ def payload_problem(path: str | Path) -> str | None:
 
 
 def _has_its_header(file: BinaryIO, recorded: str | None) -> bool:
+    file.seek(0)
+    text = file.read(int.from_bytes(file.read(8), "little"))
     try:
-        return header_checksum(file) == recorded
+        return header_checksum(text) == recorded
     except ValueError:  # another program wrote the header anew
         return False

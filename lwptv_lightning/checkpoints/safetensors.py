@@ -142,17 +142,23 @@ class _SafetensorsReader:
         self._places = dict(places)
         self._headers = dict(headers)
         self._mapped: dict[Path, Tensor] = {}
+        self._views: dict[str, Tensor] = {}
 
     def read(self, name: str) -> Tensor:
-        place, header = self._places[name], self._headers[name]
+        place = self._places[name]
         place.file.require_unchanged()
+        if (known := self._views.get(name)) is not None:
+            return known
         if place.file.path not in self._mapped:
             self._mapped[place.file.path] = map_bytes(place.file)
-        data = self._mapped[place.file.path]
-        return numbers_at(data, slice(place.start, place.stop), header.dtype).reshape(header.shape)
+        data, header = self._mapped[place.file.path], self._headers[name]
+        tensor = numbers_at(data, slice(place.start, place.stop), header.dtype).reshape(header.shape)
+        if tensor.data_ptr() == data.data_ptr() + place.start:  # one that stands askew is copied, and takes memory
+            self._views[name] = tensor
+        return tensor
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_places": self._places, "_headers": self._headers, "_mapped": {}}
+        return {"_places": self._places, "_headers": self._headers, "_mapped": {}, "_views": {}}
 
 
 def _entries(file: InputFile) -> tuple[dict[str, dict[str, Any]], int]:

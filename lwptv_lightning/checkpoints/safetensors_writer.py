@@ -1,4 +1,7 @@
-"""Writes safetensors, in one file or in shards with an index, as the tensors are made."""
+"""Writes safetensors, in one file or in shards with an index, as the tensors are made.
+
+What is written goes to the disk, and what is whole is read back, by threads beside the one that makes the rest.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from os import PathLike
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,58 +25,20 @@ from lwptv_lightning.checkpoints.payload import (
     HEADER_KEY,
     NO_CHECKSUM,
     PAYLOAD_KEY,
-    checksum_place,
     header_checksum,
     payload_checksum,
+    with_checksum,
 )
-from lwptv_lightning.checkpoints.safetensors import SAFETENSORS_DTYPES
 from lwptv_lightning.checkpoints.shards import index_of, publish, require_free
+from lwptv_lightning.checkpoints.storable import CODES, require_storable
 from lwptv_lightning.files import Stage, naming, sync
-from lwptv_lightning.registry import printable, require_kind, shown
 
 _OPEN_AT_ONCE = 16
 """Shards that are open while they are written: a system allows only so many files."""
+_SYNCED_AT_ONCE = 1 << 25
+"""Bytes that are brought to the disk while others are made; a smaller file is when it is whole."""
 _LONGEST_HEADER = 100_000_000
 """Bytes of a header that readers of the format take."""
-_CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
-
-
-def require_safetensors_path(path: str | Path) -> None:
-    """Raise unless a path ends in ``.safetensors``."""
-    require_kind("the file to write", path, str | PathLike, "a path that ends in .safetensors")
-    if Path(path).suffix != ".safetensors":
-        raise ValueError(f"the file to write must end in .safetensors, not {shown(str(path))}.")
-
-
-def require_place(path: str | Path, *, overwrite: bool = True) -> None:
-    """Raise, before any work, where no model can be written to a path; its folder is made.
-
-    Raises:
-        ValueError: The path does not end in ``.safetensors``.
-        FileExistsError: Something stands there, and ``overwrite`` is false.
-        OSError: Nothing can be written there.
-    """
-    require_safetensors_path(path)
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{printable(path)} is a folder; name a file in it.")
-    require_free(path, overwrite)
-    with Stage(path):
-        pass
-
-
-def require_storable(headers: Mapping[str, TensorHeader], metadata: Mapping[str, str] | None = None) -> None:
-    """Raise a CheckpointError, before any work, for what safetensors files cannot hold."""
-    for name, header in headers.items():
-        if header.dtype not in _CODES:
-            raise CheckpointError(f"{name!r} is {header.dtype}, which safetensors files cannot hold.")
-        if name == "__metadata__":
-            raise CheckpointError(f"a tensor cannot be named {name!r} in safetensors files: it is the metadata's name.")
-        if not _is_unicode(name):
-            raise CheckpointError(f"a tensor cannot be named {name!r} in safetensors files: it is no valid Unicode.")
-    for key, text in (metadata or {}).items():
-        if not (_is_unicode(key) and _is_unicode(text)):
-            raise CheckpointError(f"the metadata {key!r} cannot be {text!r}: that is no valid Unicode.")
 
 
 def write_safetensors(
@@ -96,7 +61,7 @@ class SafetensorsWriter:
     Args:
         path: Where to write.
         headers: Name to shape and dtype.
-        metadata: What the files say of themselves.
+        metadata: What the files say of themselves; see `describe`.
         shard_size: Bytes that a shard has at most, unless one tensor takes more; without it, there is one file.
         overwrite: Whether to replace a model. Without it, one of several writers at once succeeds.
 
@@ -121,12 +86,13 @@ class SafetensorsWriter:
         require_storable(headers, metadata)
         self._path = Path(path)
         self._headers = headers
-        self._metadata = {**metadata, PAYLOAD_KEY: NO_CHECKSUM, HEADER_KEY: NO_CHECKSUM}
-        self._shards = {str(number): names for number, names in enumerate(_divide(headers, shard_size))}
+        self._metadata = _with_checksums(metadata)
+        self._shards = {str(number): _Shard(names) for number, names in enumerate(_divide(headers, shard_size))}
         self._overwrite = overwrite
         self._stage = Stage(path)
         self._open: dict[str, BinaryIO] = {}
         self._place: dict[str, tuple[str, int]] = {}
+        self._threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
         self.final = self._path if len(self._shards) == 1 else index_of(self._path)
 
     def __enter__(self) -> SafetensorsWriter:
@@ -135,8 +101,8 @@ class SafetensorsWriter:
         try:
             self._require_space()
             with naming(self._path):
-                for shard, names in self._shards.items():
-                    self._begin(shard, names)
+                for shard in self._shards:
+                    self._begin(shard)
         except BaseException:
             self._discard()
             raise
@@ -158,6 +124,20 @@ class SafetensorsWriter:
             file = self._file(shard)
             file.seek(offset + start * values.dtype.itemsize)
             file.write(data)
+            self._go_on(shard, len(data))
+
+    def describe(self, metadata: Mapping[str, str]) -> None:
+        """Replace what the files say of themselves, by as many characters or fewer, while they are written.
+
+        Raises:
+            ValueError: They are more, for which there is no place any more.
+            CheckpointError: The format cannot hold them.
+        """
+        require_storable({}, metadata)
+        described = _with_checksums(metadata)
+        if len(json.dumps(described)) > len(json.dumps(self._metadata)):
+            raise ValueError(f"{self._path}: the metadata are longer than those for which there is a place.")
+        self._metadata = described
 
     def _require_space(self) -> None:
         needed, disk = self._total_size(), shutil.disk_usage(self._stage.folder)
@@ -168,17 +148,10 @@ class SafetensorsWriter:
     def _total_size(self) -> int:
         return sum(header.nbytes for header in self._headers.values())
 
-    def _begin(self, shard: str, names: Iterable[str]) -> None:
+    def _begin(self, shard: str) -> None:
         """Create a shard's file with its header, in which all places are fixed beforehand."""
-        entries: dict[str, object] = {"__metadata__": self._metadata}
-        offsets, end = {}, 0
-        # Wider elements first, so that each tensor begins at a multiple of its elements' size.
-        for name in sorted(names, key=lambda name: -self._headers[name].dtype.itemsize):
-            header = self._headers[name]
-            offsets[name], end = end, end + header.nbytes
-            place = [offsets[name], end]
-            entries[name] = {"dtype": _CODES[header.dtype], "shape": list(header.shape), "data_offsets": place}
-        text = json.dumps(entries).encode()
+        state = self._shards[shard]
+        text = self._header(state)
         text += b" " * (-len(text) % 8)
         if len(text) > _LONGEST_HEADER:
             raise CheckpointError(
@@ -187,8 +160,26 @@ class SafetensorsWriter:
         (self._stage.folder / shard).touch(exist_ok=False)
         file = self._file(shard)
         file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-        self._place |= {name: (shard, 8 + len(text) + offset) for name, offset in offsets.items()}
+        state.header, state.size = len(text), sum(self._headers[name].nbytes for name in state.names)
+        state.missing = state.size
+        file.truncate(8 + state.header + state.size)
+        begin = 8 + state.header
+        self._place |= {name: (shard, begin + offset) for name, (offset, _) in self._offsets(state).items()}
+
+    def _header(self, shard: _Shard) -> bytes:
+        entries: dict[str, object] = {"__metadata__": self._metadata}
+        for name, offsets in self._offsets(shard).items():
+            header = self._headers[name]
+            entries[name] = {"dtype": CODES[header.dtype], "shape": list(header.shape), "data_offsets": offsets}
+        return json.dumps(entries).encode()
+
+    def _offsets(self, shard: _Shard) -> dict[str, tuple[int, int]]:
+        """Return where tensors begin and end, wider elements first, so that each stands at a multiple of their size."""
+        offsets, end = {}, 0
+        for name in sorted(shard.names, key=lambda name: -self._headers[name].dtype.itemsize):
+            offsets[name] = end, end + self._headers[name].nbytes
+            end = offsets[name][1]
+        return offsets
 
     def _file(self, shard: str) -> BinaryIO:
         """Return a shard's file; of several open ones, the one opened first is closed where they become too many."""
@@ -198,32 +189,50 @@ class SafetensorsWriter:
             self._open[shard] = (self._stage.folder / shard).open("r+b")
         return self._open[shard]
 
+    def _go_on(self, shard: str, written: int) -> None:
+        """Let what is written of a large shard go to the disk, and be read back when it is whole, beside the rest."""
+        state = self._shards[shard]
+        if not written or state.size < _SYNCED_AT_ONCE:
+            return
+        state.missing -= written
+        state.unsynced += written
+        state.checksum = None  # of what was there before
+        if is_whole := state.missing <= 0:
+            self._open.pop(shard).close()
+            state.checksum = self._threads.submit(self._payload_checksum, shard)
+        if (state.is_synced() and state.unsynced >= _SYNCED_AT_ONCE) or is_whole:
+            state.unsynced = 0
+            state.syncs.append(self._threads.submit(sync, self._stage.folder / shard))
+
     def _finish(self) -> None:
         with naming(self._path):
             while self._open:
                 self._open.popitem()[1].close()
-            with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
-                for _ in threads.map(self._seal, self._shards):
-                    pass
-        publish(self._stage, self._shards, self._total_size(), overwrite=self._overwrite)
+            for _ in self._threads.map(self._seal, self._shards):
+                pass
+        made = {shard: state.names for shard, state in self._shards.items()}
+        publish(self._stage, made, self._total_size(), overwrite=self._overwrite)
 
     def _seal(self, shard: str) -> None:
         """Put the checksums into a shard's file, see that it can be read as it was meant, and bring it to the disk."""
-        path = self._stage.folder / shard
-        made = {}
+        state, path = self._shards[shard], self._stage.folder / shard
+        payload = self._payload_checksum(shard) if state.checksum is None else state.checksum.result()
+        text = with_checksum(self._header(state).ljust(state.header), PAYLOAD_KEY, payload)
+        header = header_checksum(text)  # in which the other one stands
         with path.open("r+b") as file:
-            # The header's last, as the other one stands in it.
-            for key, checksum in ((PAYLOAD_KEY, payload_checksum), (HEADER_KEY, header_checksum)):
-                made[key] = checksum(file)
-                file.seek(0)
-                text = file.read(int.from_bytes(file.read(8), "little"))
-                file.seek(8 + checksum_place(text, key))
-                file.write(made[key].encode())
-        self._require_readable(shard, self._metadata | made)
+            file.seek(8)
+            file.write(with_checksum(text, HEADER_KEY, header))
+        self._require_readable(shard, self._metadata | {PAYLOAD_KEY: payload, HEADER_KEY: header})
+        state.is_synced(wait=True)
         sync(path)
 
+    def _payload_checksum(self, shard: str) -> str:
+        with (self._stage.folder / shard).open("rb") as file:
+            return payload_checksum(file)
+
     def _require_readable(self, shard: str, metadata: Mapping[str, str]) -> None:
-        wanted = {name: (_CODES[self._headers[name].dtype], self._headers[name].shape) for name in self._shards[shard]}
+        headers = {name: self._headers[name] for name in self._shards[shard].names}
+        wanted = {name: (CODES[header.dtype], header.shape) for name, header in headers.items()}
         try:
             with safe_open(self._stage.folder / shard, framework="pt") as file:
                 slices = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118 - it is no mapping
@@ -236,6 +245,7 @@ class SafetensorsWriter:
 
     def _discard(self) -> None:
         try:
+            self._threads.shutdown(cancel_futures=True)
             while self._open:
                 with suppress(OSError):  # of what is thrown away
                     self._open.popitem()[1].close()
@@ -243,12 +253,40 @@ class SafetensorsWriter:
             self._stage.__exit__()
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # halves of surrogate pairs, as names of undecodable bytes have them
-        return False
-    return True
+@dataclass
+class _Shard:
+    """How far a shard's file is.
+
+    Attributes:
+        names: The tensors in it.
+        header: Bytes of its header's text.
+        size: Bytes of its tensors.
+        missing: How many of these are not written yet.
+        unsynced: How many were written since it was last sent to the disk.
+        syncs: What sends it there.
+        checksum: What reads back its tensors, when it is whole.
+    """
+
+    names: list[str]
+    header: int = 0
+    size: int = 0
+    missing: int = 0
+    unsynced: int = 0
+    syncs: list[Future[None]] = field(default_factory=list)
+    checksum: Future[str] | None = None
+
+    def is_synced(self, *, wait: bool = False) -> bool:
+        """Tell whether all is on the disk that was sent there; what kept it from it is raised.
+
+        The system tells that once, to whoever asks first, so that no later one would know.
+        """
+        while self.syncs and (wait or self.syncs[0].done()):
+            self.syncs.pop(0).result()
+        return not self.syncs
+
+
+def _with_checksums(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {**metadata, PAYLOAD_KEY: NO_CHECKSUM, HEADER_KEY: NO_CHECKSUM}
 
 
 def _divide(headers: Mapping[str, TensorHeader], shard_size: int | None) -> list[list[str]]:

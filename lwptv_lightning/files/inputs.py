@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, NamedTuple
 
@@ -94,7 +95,7 @@ class InputFile:
     def require_unchanged(self) -> None:
         """Raise unless the file is still the same, of the same size and not written to since."""
         try:
-            self._compare(os.stat(self.path))
+            self._compare(os.stat(self._name))
         except OSError as problem:
             raise self._changed(f"it cannot be found any more ({_reason(problem)})") from problem
 
@@ -116,8 +117,14 @@ class InputFile:
         with self.open() as file:
             return file.read(self.size)
 
+    @cached_property
+    def _name(self) -> str:
+        """The path as the system takes it, which is asked for at each tensor."""
+        return os.fspath(self.path)
+
     def _compare(self, found: os.stat_result) -> None:
-        if change := self._state.change(_State.of(found)):
+        now = _State.of(found)
+        if now != self._state and (change := self._state.change(now)):
             raise self._changed(change)
 
     def _changed(self, how: str) -> ValueError:

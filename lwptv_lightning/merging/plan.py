@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lwptv_lightning.checkpoints import Provenance, some_of
+from lwptv_lightning.checkpoints import UNKNOWN, Provenance, some_of
 from lwptv_lightning.engine import DataStatistics, Execution, Ranks, Stream, divide
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.merging.combine import Job, merged_pieces, published_alpha
@@ -104,9 +104,14 @@ class MergePlan:
         """
         yield from self.execution.ranks.spread(self.owner, self._own_tensors(), self._empty)
 
-    def provenance(self) -> Provenance:
-        """Return what a file of the merged model says of itself; all checkpoints are read for their fingerprints."""
-        return provenance_of(self.vectors, self.recipe, self.mask, self.layers, self.data)
+    def provenance(self, *, hashed: bool = True) -> Provenance:
+        """Return what a file of the merged model says of itself; all checkpoints are read for their fingerprints.
+
+        Args:
+            hashed: Without it none is read, and ``UNKNOWN`` stands in the place of each of their fingerprints.
+        """
+        known = None if hashed else (UNKNOWN, dict.fromkeys(self.vectors.tasks, UNKNOWN))
+        return provenance_of(self.vectors, self.recipe, self.mask, self.layers, self.data, known)
 
     def only(self, names: Iterable[str]) -> MergePlan:
         """Return the plan of some of the tensors, which are made as in the whole merge."""
@@ -131,9 +136,10 @@ def provenance_of(
     mask: LayerMask | None,
     layers: Layers | None = None,
     data: DataStatistics | None = None,
+    known: tuple[str, dict[str, str]] | None = None,
 ) -> Provenance:
     """Return what a file of a merged model says of itself; see `MergePlan.provenance`."""
-    base, tasks = vectors.fingerprints()
+    base, tasks = vectors.fingerprints() if known is None else known
     floating = [name for name in vectors.copied if vectors.headers[name].dtype.is_floating_point]
     return Provenance(
         kind="merged",

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
 
-from lwptv_lightning.checkpoints import SafetensorsWriter, require_place, require_safetensors_path, require_storable
+from lwptv_lightning.checkpoints import (
+    Provenance,
+    SafetensorsWriter,
+    require_place,
+    require_safetensors_path,
+    require_storable,
+)
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.merging.merge import Merge, MergeOptions
 from lwptv_lightning.recipe import MergeRecipe
@@ -77,13 +84,17 @@ def save_merged(
     if ranks.size > 1:
         pieces = ((name, slice(0, None), tensor.reshape(-1)) for name, tensor in plan.tensors())
     with ranks.sharing_errors():
-        metadata = plan.provenance().to_metadata() if ranks.rank == 0 else {}
-        writer = SafetensorsWriter(path, vectors.headers, metadata, shard_size, overwrite=overwrite)
+        made = plan.provenance(hashed=False) if ranks.rank == 0 else Provenance()
+        writer = SafetensorsWriter(path, vectors.headers, made.to_metadata(), shard_size, overwrite=overwrite)
         try:
             with writer if ranks.rank == 0 else nullcontext():
                 for name, elements, values in pieces:
                     if ranks.rank == 0:
                         writer.write(name, values, elements.start)
+                if ranks.rank == 0:  # only now, while what was written goes to the disk and is read back
+                    base, tasks = plan.vectors.fingerprints()
+                    writer.describe(replace(made, base=base, tasks=tasks).to_metadata())
+                    plan.require_unchanged()
         except Exception:
             if ranks.size > 1:
                 deque(pieces, maxlen=0)  # the other processes wait for what is made here

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, some_of, write_difference
+from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, some_of
 
 UNLIKE = "re-initialised or permuted"
 """What is said of a tensor whose elements don't go with the base's."""
@@ -105,22 +107,45 @@ class Judgement:
         return " ".join(f"{kind}: {some_of(names, 3)}" for kind, names in kinds.items())
 
 
-def measure(name: str, base: Checkpoint, experts: Sequence[Checkpoint | None], parts: Iterable[slice]) -> TensorFigures:
+@dataclass(frozen=True)
+class Windows:
+    """A few parts of a flattened tensor, the first at its beginning and each some elements after the one before."""
+
+    step: int
+
+    def of(self, elements: Tensor) -> Tensor:
+        """Return the elements in these parts, a row for each."""
+        return elements.unfold(0, _SAMPLED_ELEMENTS, self.step)[:_SAMPLED_PARTS]
+
+
+def measure(
+    name: str, base: Checkpoint, experts: Sequence[Checkpoint | None], parts: Iterable[slice | Windows]
+) -> TensorFigures:
     """Sum up one tensor over parts of its flattened elements; the task vector of an expert that is None is zero."""
     weights = base.read(name).reshape(-1)
-    stored = [None if expert is None else expert.read_for_difference(name) for expert in experts]
+    absent = weights.new_zeros(()).expand(weights.shape), True
+    stored = [absent if expert is None else expert.read_for_difference(name) for expert in experts]
+    flat = [weights, *(values.reshape(-1) for values, _ in stored)]
+    whole: Any = [row for row, (_, is_difference) in enumerate(stored, start=1) if not is_difference]
+    if len(whole) == len(stored):
+        whole = slice(1, None)  # which takes no copy
     elements, sums = 0, torch.zeros(1 + len(experts), dtype=torch.float64)
     gram = torch.zeros(len(sums), len(sums), dtype=torch.float64)
     for part in parts:
-        rows = torch.zeros(len(sums), len(weights[part]), dtype=torch.float64)
-        rows[0] = weights[part]
-        for row, found in zip(rows[1:], stored, strict=True):
-            if found is not None:
-                write_difference(found[0].reshape(-1)[part], found[1], rows[0], row)
+        taken = part.of if isinstance(part, Windows) else itemgetter(part)
+        rows = _in_float64([taken(values) for values in flat])
+        rows[whole] -= rows[0]
         elements += rows.shape[1]
         sums += rows.sum(1)
         gram += rows @ rows.T
     return TensorFigures(elements, sums, gram)
+
+
+def _in_float64(values: Sequence[Tensor]) -> Tensor:
+    """Return T tensors of any dtypes, from anywhere, as ``(T, n)``, at once: operations on each take much longer."""
+    if len({(each.dtype, each.device) for each in values}) > 1:
+        values = [each.to("cpu", torch.float64) for each in values]
+    return torch.stack(tuple(values)).to("cpu", torch.float64).flatten(1)
 
 
 def doubts(names: Sequence[str], base: Checkpoint, experts: Sequence[Checkpoint]) -> list[str]:
@@ -182,9 +207,9 @@ def judge(figures: Mapping[str, TensorFigures], task: int) -> Judgement:
     """
     if not figures:
         return Judgement()
-    if not all(bool(torch.isfinite(each.gram[[0, 1 + task], 1 + task]).all()) for each in figures.values()):
-        return Judgement(finite=False)
     pairs = _Pairs.of(figures, task)
+    if not bool(torch.isfinite(torch.stack([pairs.along, pairs.tau])).all()):
+        return Judgement(finite=False)
     weight = (pairs.elements.clamp_max(_WEIGHT_CAP) - 1) * pairs.telling
     total, tensors = float(weight.sum()), int(pairs.telling.sum())
     if not tensors:
@@ -205,6 +230,7 @@ class _Pairs:
     x: Tensor
     y: Tensor
     tau: Tensor
+    along: Tensor
     x_spread: Tensor
     y_spread: Tensor
     product: Tensor
@@ -218,7 +244,7 @@ class _Pairs:
         x_sum, y_sum = sums[:, 0], sums[:, 0] + sums[:, row]
         y = (x + 2 * along + tau).clamp_min(0)
         spreads = x - x_sum.square() / elements, y - y_sum.square() / elements
-        return cls(tuple(figures), elements, x, y, tau, *spreads, x + along - x_sum * y_sum / elements)
+        return cls(tuple(figures), elements, x, y, tau, along, *spreads, x + along - x_sum * y_sum / elements)
 
     @property
     def x_varies(self) -> Tensor:
@@ -280,13 +306,11 @@ def _elements(names: Sequence[str], base: Checkpoint) -> int:
 
 def measured(names: Sequence[str], base: Checkpoint, experts: Sequence[Checkpoint]) -> dict[str, TensorFigures]:
     """Sum up a sample of some tensors."""
-    return {name: measure(name, base, experts, _spread(base.headers[name].numel)) for name in _sampled(names)}
+    return {name: measure(name, base, experts, [_spread(base.headers[name].numel)]) for name in _sampled(names)}
 
 
-def _spread(elements: int) -> list[slice]:
+def _spread(elements: int) -> slice | Windows:
     """Return a few parts of a flattened tensor from its beginning to its end; all of a small one."""
     if elements <= _SAMPLED_PARTS * _SAMPLED_ELEMENTS:
-        return [slice(0, elements)]
-    last = elements - _SAMPLED_ELEMENTS
-    starts = (last * part // (_SAMPLED_PARTS - 1) for part in range(_SAMPLED_PARTS))
-    return [slice(start, start + _SAMPLED_ELEMENTS) for start in starts]
+        return slice(0, elements)
+    return Windows((elements - _SAMPLED_ELEMENTS) // (_SAMPLED_PARTS - 1))

@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 
 import pytest
 import torch
@@ -16,6 +17,27 @@ def test_opening_safetensors_reads_no_tensor(tmp_path, monkeypatch):
     assert checkpoint.headers["w"].shape == (2, 3)
     with pytest.raises(pytest.fail.Exception, match="mapped"):
         checkpoint.read("w")
+
+
+def test_a_tensor_that_was_read_is_read_again_only_from_the_same_file(tmp_path):
+    path = write_state(tmp_path)
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.read("w") is checkpoint.read("w")
+    assert torch.equal(pickle.loads(pickle.dumps(checkpoint)).read("w"), checkpoint.read("w"))
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(CheckpointError, match="changed while it was in use: it was written to"):
+        checkpoint.read("w")
+
+
+def test_a_copy_of_a_tensor_that_stands_askew_is_not_held(tmp_path):
+    entries = {"byte": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}
+    entries["w"] = {"dtype": "F32", "shape": [2], "data_offsets": [1, 9]}
+    text = json.dumps(entries).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(1) + bytes(8))
+    checkpoint = open_checkpoint(tmp_path / "m.safetensors")
+    assert checkpoint.read("w").tolist() == [0, 0]
+    assert (8 + len(text) + 1) % 4, "it does not stand askew"
+    assert checkpoint.read("w") is not checkpoint.read("w")
 
 
 def test_metadata_of_safetensors(tmp_path):

@@ -1,7 +1,9 @@
 import errno
 import os
 import shutil
+import time
 from collections import namedtuple
+from concurrent.futures import wait
 from unittest import mock
 
 import pytest
@@ -9,13 +11,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lwptv_lightning import CheckpointError, MergeRecipe, TaskVectors, open_checkpoint, save_merged
+from lwptv_lightning import CheckpointError, open_checkpoint
 from lwptv_lightning.checkpoints import (
     CHECKSUM_KEYS,
     PAYLOAD_KEY,
     SAFETENSORS_DTYPES,
     SafetensorsWriter,
     TensorHeader,
+    payload_problem,
     safetensors_writer,
     write_safetensors,
 )
@@ -54,30 +57,6 @@ def test_every_dtype_and_shape_is_read_back_by_the_format_s_own_library(tmp_path
         assert tensor.tolist() == expected[name].tolist()
     with safe_open(ours, framework="pt") as file:
         assert file.metadata() == {"a": "ü"} | dict.fromkeys(CHECKSUM_KEYS, mock.ANY)
-
-
-def test_a_dtype_that_the_format_does_not_know_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="'w' is torch.complex64"):
-        SafetensorsWriter(tmp_path / "m.safetensors", {"w": TensorHeader((1,), torch.complex64)}, {})
-
-
-@pytest.mark.parametrize("name", ["__metadata__", "a\udc80", "\ud800"])
-def test_a_name_that_the_format_cannot_hold_is_refused_before_any_work(name, tmp_path, counting_checkpoint):
-    state = {"w": torch.zeros(2), name: torch.zeros(2)}
-    task, reads = counting_checkpoint({name: tensor + 1 for name, tensor in state.items()})
-    vectors = TaskVectors.open(state, {"a": task})
-    reads.clear()
-    with pytest.raises(CheckpointError, match="cannot be named") as caught:
-        save_merged(vectors, MergeRecipe("ties"), tmp_path / "new" / "m.safetensors")
-    assert repr(name) in str(caught.value)
-    assert not reads
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("metadata", [{"a": "\udc80"}, {"\ud800": "a"}])
-def test_metadata_that_the_format_cannot_hold_are_refused(metadata, tmp_path):
-    with pytest.raises(CheckpointError, match="the metadata .* no valid Unicode"):
-        write_safetensors({"w": torch.zeros(2)}, tmp_path / "m.safetensors", metadata)
 
 
 def test_names_that_look_like_trouble_are_read_back(tmp_path):
@@ -138,3 +117,95 @@ def test_a_disk_that_fills_up_is_named_and_nothing_is_left():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             signal.signal(signal.SIGXFSZ, handler)
         assert os.listdir(folder) == []
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Let any file be as large as those that go to the disk, and are read back, while the rest is made."""
+    monkeypatch.setattr(safetensors_writer, "_SYNCED_AT_ONCE", 1)
+
+
+TENSORS = {"a": torch.arange(6.0), "b": torch.ones(3).bfloat16(), "empty": torch.zeros(0), "c": torch.arange(4)}
+
+
+@pytest.mark.parametrize("shard_size", [None, 24])
+def test_a_large_file_is_as_one_that_is_written_at_once(shard_size, tmp_path, monkeypatch):
+    written = {}
+    for at_once in (1, 1 << 30):
+        monkeypatch.setattr(safetensors_writer, "_SYNCED_AT_ONCE", at_once)
+        (folder := tmp_path / f"{at_once}").mkdir()
+        with SafetensorsWriter(
+            folder / "m.safetensors", TensorHeader.of_all(TENSORS), {"about": "it"}, shard_size
+        ) as writer:
+            for name in ("c", "b", "a", "empty"):
+                for start in range(0, len(TENSORS[name]), 2):
+                    writer.write(name, TENSORS[name][start : start + 2], start)
+        written[at_once] = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert [payload_problem(path) for path in folder.glob("*.safetensors")] == [None] * (3 if shard_size else 1)
+    assert written[1] == written[1 << 30]
+
+
+def test_a_large_file_is_read_back_and_on_the_disk_while_the_rest_is_made(large, tmp_path, monkeypatch):
+    seen = []
+    for name in ("payload_checksum", "sync"):
+        real = getattr(safetensors_writer, name)
+        monkeypatch.setattr(
+            safetensors_writer, name, lambda given, name=name, real=real: (seen.append(name), real(given))[1]
+        )
+    with SafetensorsWriter(tmp_path / "m.safetensors", TensorHeader.of_all(TENSORS), {}) as writer:
+        for name, tensor in TENSORS.items():
+            writer.write(name, tensor)
+        deadline = time.monotonic() + 60
+        while not {"payload_checksum", "sync"} <= set(seen) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert seen.count("payload_checksum") == 1
+    assert seen.count("payload_checksum") == 1
+    assert seen[-1] == "sync"
+
+
+def test_what_is_written_once_more_counts(large, tmp_path):
+    path = tmp_path / "m.safetensors"
+    with SafetensorsWriter(path, {"w": TensorHeader((2,), torch.float32)}, {}) as writer:
+        writer.write("w", torch.zeros(2))
+        writer.write("w", torch.ones(1), 1)
+    assert open_checkpoint(path).read("w").tolist() == [0, 1]
+    assert payload_problem(path) is None
+
+
+@pytest.mark.parametrize("more", [1, 0], ids=["at the next piece", "at the end"])
+def test_a_disk_that_fails_beside_the_work_is_told_and_nothing_is_left(more, large, tmp_path, monkeypatch):
+    told = []
+
+    def sync_once(path):  # the system tells it to the one who asks first, and to no other
+        told.append(path)
+        if len(told) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def write():
+        with SafetensorsWriter(tmp_path / "m.safetensors", {"w": TensorHeader((2,), torch.float32)}, {}) as writer:
+            writer.write("w", torch.zeros(1))
+            wait(writer._shards["0"].syncs)
+            if more:
+                writer.write("w", torch.zeros(1), 1)
+                pytest.fail("it is told at the end alone")
+
+    monkeypatch.setattr(safetensors_writer, "sync", sync_once)
+    with pytest.raises(OSError, match=r"m\.safetensors: could not be written \(Input/output error\)"):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_file_says_of_itself_can_be_said_later(tmp_path):
+    path = tmp_path / "m.safetensors"
+    tensors = {"w": torch.ones(2)}
+    with SafetensorsWriter(path, TensorHeader.of_all(tensors), {"about": "?" * 9, "gone": ""}) as writer:
+        with pytest.raises(ValueError, match=r"m\.safetensors: the metadata are longer than those"):
+            writer.describe({"about": "!" * 100})
+        with pytest.raises(CheckpointError, match="no valid Unicode"):
+            writer.describe({"about": "\udc80"})
+        writer.describe({"about": 'it "is"'})
+        writer.write("w", tensors["w"])
+    opened = open_checkpoint(path)
+    assert opened.metadata == {"about": 'it "is"'} | dict.fromkeys(CHECKSUM_KEYS, mock.ANY)
+    assert opened.read("w").tolist() == [1, 1]
+    assert payload_problem(path) is None

@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 
 from lwptv_lightning import CheckpointError, TaskVectors, merge, open_checkpoint
 from lwptv_lightning.inspection import check
-from lwptv_lightning.task_vectors.judgement import UNLIKE, doubts, judge, measure, same_weights
+from lwptv_lightning.task_vectors.judgement import UNLIKE, doubts, judge, measure, measured, same_weights
 
 
 def draw(*shape, seed=0, scale=1.0):
@@ -112,3 +112,25 @@ def test_a_difference_in_the_place_of_whole_weights_is_told(shape, tmp_path):
     (found,) = check(base, {"a": difference})
     assert words in found.verdict
     assert check(base, {"a": {"w": 0.3 * base["w"]}})[0].passed
+
+
+@pytest.mark.parametrize("elements", [4096, 4097, 100_000])
+def test_a_sample_reaches_from_the_beginning_to_the_end(elements):
+    base = {"w": torch.zeros(elements)}
+    tuned = {"w": torch.arange(1.0, elements + 1)}
+    (found,) = measured(["w"], open_checkpoint(base), [open_checkpoint(tuned)]).values()
+    assert found.elements == 4096
+    step = (elements - 1024) // 3
+    taken = torch.cat([tuned["w"][step * part :][:1024] for part in range(4)]).double()
+    torch.testing.assert_close(found.sums[1], taken.sum())
+    torch.testing.assert_close(found.gram[1, 1], taken @ taken)
+    assert elements - taken.max() < 3
+
+
+def test_experts_of_several_dtypes_and_absent_ones_are_measured_together():
+    base, tuned = {"w": draw(30, 5)}, {"w": draw(30, 5, seed=1)}
+    opened = [open_checkpoint(tuned), None, open_checkpoint({"w": tuned["w"].bfloat16()})]
+    found = measure("w", open_checkpoint(base), opened, [slice(None)])
+    narrow = tuned["w"].bfloat16().double() - base["w"].double()
+    rows = torch.stack([base["w"].double(), tuned["w"].double() - base["w"].double(), 0 * narrow, narrow]).flatten(1)
+    torch.testing.assert_close(found.gram, rows @ rows.T)
