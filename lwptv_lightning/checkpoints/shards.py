@@ -11,6 +11,7 @@ the next model that is written for the same path.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -149,12 +150,23 @@ def _is_part_of(path: Path, name: str) -> bool:
 
 
 def _parts_named_by(index: Path, path: Path) -> set[str]:
-    """Return the shards of a path's model that an index names; what else it names is not this model's to remove."""
+    """Return the shards of a path's model that an index names; what else it names is not this model's to remove.
+
+    Raises:
+        OSError: What it names cannot be known.
+    """
     try:
-        named = set(parse_json(InputFile.at(index).text(), "the index")["weight_map"].values())
-        return {name for name in named if _is_part_of(path, name)}
+        text = InputFile.at(index).text()
     except FileNotFoundError:
         return set()
+    except ValueError as error:
+        problem = error.__cause__
+        if isinstance(problem, OSError) and problem.errno != errno.ELOOP:  # a link in a circle is no index
+            raise problem from None
+        return set()
+    try:
+        named = set(parse_json(text, "the index")["weight_map"].values())
+        return {name for name in named if _is_part_of(path, name)}
     except (ValueError, KeyError, TypeError, AttributeError):  # no index, which is replaced as any other file
         return set()
 

@@ -111,6 +111,21 @@ def test_what_is_called_an_index_of_another_model_is_left_alone(make, tmp_path):
     assert present(tmp_path) == [path.name, other.name]
 
 
+def test_shards_stay_where_the_disk_does_not_say_whether_an_index_names_them(tmp_path, monkeypatch):
+    real = os.stat
+
+    def failing(path, *arguments, **options):
+        found = real(path, *arguments, **options)
+        if str(path).endswith(".index.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", failing)
+        write(tmp_path / "m.safetensors", NEW, "two")
+    assert value_of(tmp_path) == NEW
+
+
 def test_shards_of_a_run_that_was_killed_are_no_model_and_go_with_the_next(tmp_path):
     path = tmp_path / "m.safetensors"
     write(path, OLD, "two").unlink()
