@@ -91,8 +91,9 @@ def run(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     kept = peaks_within_limits(inputs)
     found["memory"] = shown(peak_rows(memory, reference))
     cold, cached = found["compile_s"] = compile_seconds(measured, inputs)
-    print(f"\nFirst runs of all cases in a new process take {cold:.1f} s longer than later ones where no kernel is")
-    print(f"in the cache, and {cached:.1f} s where all are.")
+    print(
+        f"\nKernels of all cases take {cold:.1f} s of the processor to compile, {cached:.1f} s to load from the cache."
+    )
     language_models = measure_language_models(folder) if language else {}
     limits = [
         *of_times(timings),
