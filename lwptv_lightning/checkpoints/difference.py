@@ -20,7 +20,7 @@ from lwptv_lightning.checkpoints.checkpoint import (
     compare_headers,
     some_of,
 )
-from lwptv_lightning.checkpoints.fingerprints import fingerprint, tensor_fingerprints
+from lwptv_lightning.checkpoints.hashing import fingerprint, tensor_fingerprints
 from lwptv_lightning.checkpoints.names import match_names
 from lwptv_lightning.checkpoints.open import open_checkpoint
 from lwptv_lightning.checkpoints.provenance import Provenance

@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -7,10 +8,10 @@ import textwrap
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge, open_checkpoint, save_merged
-from lwptv_lightning.checkpoints import SafetensorsWriter
+from lwptv_lightning.checkpoints import CheckpointError, Provenance, SafetensorsWriter
 from lwptv_lightning.merging import MemoryLimitError
 
 
@@ -25,6 +26,38 @@ def test_file_holds_the_merged_tensors_and_the_recipe(vectors, tmp_path):
     assert MergeRecipe.from_json(metadata["lwptv_recipe"]) == recipe
     assert metadata["lwptv_tasks"] == "a,b,c"
     assert metadata["format"] == "pt"
+
+
+def test_inputs_are_hashed_when_the_merge_is_made_and_those_that_changed_until_then_are_refused(
+    base_state, task_states, tmp_path, monkeypatch
+):
+    path, out = tmp_path / "base.safetensors", tmp_path / "m.safetensors"
+    save_file(base_state, path)
+    done = []
+    real, write = TaskVectors.fingerprints, SafetensorsWriter.write
+
+    def hashed(vectors, like=None):
+        done.append("hashed")
+        found = real(vectors, like)
+        if "touch" in done:
+            os.utime(path, ns=(1, 1))
+        return found
+
+    def written(writer, name, values, start=0):
+        done.append("written")
+        write(writer, name, values, start)
+
+    monkeypatch.setattr(TaskVectors, "fingerprints", hashed)
+    monkeypatch.setattr(SafetensorsWriter, "write", written)
+    save_merged(TaskVectors.open(path, task_states), MergeRecipe(), out)
+    assert done[-1] == "hashed"
+    assert done.count("hashed") == 1
+    made, before = Provenance.of(open_checkpoint(out)), out.read_bytes()
+    assert (made.base, made.tasks) == real(TaskVectors.open(base_state, task_states))
+    done.append("touch")
+    with pytest.raises(CheckpointError, match=r"base\.safetensors: changed while it was in use"):
+        save_merged(TaskVectors.open(path, task_states), MergeRecipe(), out)
+    assert out.read_bytes() == before
 
 
 def test_another_suffix_is_refused_before_anything_is_merged(counting_checkpoint, base_state, task_states, tmp_path):

@@ -113,9 +113,11 @@ def test_a_sha256_is_computed_once_for_each_checkpoint(counting_checkpoint):
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_large_tensors_are_read_here_and_dealt_to_threads(threads, monkeypatch):
+def test_tensors_are_read_here_and_dealt_to_threads(threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    state = {f"{number}": torch.full((1 << 15,), float(number)) for number in range(20)}
+    for name, size in {"_DEALT": 1 << 16, "_HELD": 1 << 17}.items():
+        monkeypatch.setattr(f"lwptv_lightning.checkpoints.hashing.{name}", size)
+    state = {f"{number}": torch.full((1 << 10 + number % 6,), float(number)) for number in range(40)}
     readers = set()
 
     def read(name):

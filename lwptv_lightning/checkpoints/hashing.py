@@ -11,7 +11,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,10 +31,10 @@ _DIGITS = 32
 """Hexadecimal digits of a single tensor's fingerprint."""
 _COPIED_AT_ONCE = 1 << 24
 """Bytes of a strided tensor that are copied to be hashed."""
-_DEALT = 1 << 16
-"""Bytes of a tensor from which on another thread may hash it: a smaller one is hashed sooner than it is handed on."""
+_DEALT = 1 << 24
+"""Bytes of tensors that a thread hashes before it asks for more; what is left in the end is hashed at once."""
 _HELD = 1 << 28
-"""Bytes of tensors that wait for their thread, or two tensors: those that are not mapped but made take memory."""
+"""Bytes of tensors that wait for their threads: those that are not mapped but made take memory."""
 _DIGESTS: WeakKeyDictionary[Checkpoint, dict[str, str]] = WeakKeyDictionary()
 """The hexadecimal BLAKE3 of each tensor that has been hashed."""
 _BY_SHA256: WeakKeyDictionary[Checkpoint, dict[str | None, str]] = WeakKeyDictionary()
@@ -114,36 +114,50 @@ def _whole(checkpoint: Checkpoint) -> str:
 
 
 def _hash(wanted: Iterable[tuple[Checkpoint, Iterable[str]]]) -> None:
-    """Hash the tensors that are not known yet: they are read here one by one, and dealt to threads."""
-    jobs: deque[tuple[dict[str, str], str, int, Future[str]]] = deque()
-    held = 0
+    """Hash the tensors that are not known yet: they are read here one by one, and dealt to threads, some at a time."""
+    jobs: deque[tuple[int, Future[None]]] = deque()
+    part: list[_Read] = []
+    held = size = 0
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for checkpoint, names in wanted:
-            known = _DIGESTS.setdefault(checkpoint, {})
-            for name in (name for name in names if name not in known):
-                header, tensor = checkpoint.headers[name], checkpoint.read(name)
-                if header.nbytes < _DEALT:
-                    known[name] = _digest(header, tensor)
-                    continue
-                jobs.append((known, name, header.nbytes, threads.submit(_digest, header, tensor)))
-                held += header.nbytes
+        for read in _unknown(wanted):
+            part.append(read)
+            size += read.header.nbytes
+            if size >= _DEALT:
+                jobs.append((size, threads.submit(_note, part)))
+                part, held, size = [], held + size, 0
                 while held > _HELD and len(jobs) > 1:
-                    held -= _noted(*jobs.popleft())
-        while jobs:
-            _noted(*jobs.popleft())
+                    done, job = jobs.popleft()
+                    job.result()
+                    held -= done
+        _note(part)
+        for _, job in jobs:
+            job.result()
 
 
-def _noted(known: dict[str, str], name: str, size: int, job: Future[str]) -> int:
-    known[name] = job.result()
-    return size
+class _Read(NamedTuple):
+    """A tensor that was read, and what is known of its checkpoint's."""
+
+    known: dict[str, str]
+    name: str
+    header: TensorHeader
+    tensor: Tensor
 
 
-def _digest(header: TensorHeader, tensor: Tensor) -> str:
+def _unknown(wanted: Iterable[tuple[Checkpoint, Iterable[str]]]) -> Iterator[_Read]:
+    for checkpoint, names in wanted:
+        known = _DIGESTS.setdefault(checkpoint, {})
+        for name in names:
+            if name not in known:
+                yield _Read(known, name, checkpoint.headers[name], checkpoint.read(name))
+
+
+def _note(part: Iterable[_Read]) -> None:
     from blake3 import blake3
 
-    digest = blake3(_described(header))
-    _add(digest, tensor)
-    return digest.hexdigest()
+    for known, name, header, tensor in part:
+        digest = blake3(_described(header))
+        _add(digest, tensor)
+        known[name] = digest.hexdigest()
 
 
 def _whole_by_sha256(checkpoint: Checkpoint) -> str:
