@@ -101,7 +101,7 @@ def _floating(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _is_sha256(like: str | None) -> bool:
-    return like is not None and not like.startswith(_PREFIX)
+    return like is not None and not str(like).startswith(_PREFIX)  # a checkpoint of a run may hold anything
 
 
 def _whole(checkpoint: Checkpoint) -> str:

@@ -96,7 +96,9 @@ def test_names_are_told_apart_from_what_stands_beside_them():
 
 def test_what_is_compared_with_a_fingerprint_of_earlier_versions_is_made_like_it():
     checkpoint = open_checkpoint(STATE)
-    assert fingerprint(checkpoint, OLD) == fingerprint(checkpoint, "any other digits") == OLD
+    assert (
+        fingerprint(checkpoint, OLD) == fingerprint(checkpoint, "any other digits") == fingerprint(checkpoint, 7) == OLD
+    )
     assert fingerprints({"x": checkpoint}, OLD) == {"x": OLD}
     assert tensor_fingerprints(checkpoint, OLD_TENSORS | {"absent": "0" * 32}) == OLD_TENSORS
     assert fingerprint(checkpoint, of({})) == fingerprint(checkpoint) == of(STATE)
