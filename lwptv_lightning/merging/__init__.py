@@ -17,7 +17,7 @@ from lwptv_lightning.merging.install import (
 )
 from lwptv_lightning.merging.memory import MemoryLimitError
 from lwptv_lightning.merging.merge import Merge, MergeOptions, SharedOptions, merge, plan_pruning, require_options
-from lwptv_lightning.merging.plan import MergePlan, provenance_of, treatment_of
+from lwptv_lightning.merging.plan import MergePlan, provenance_of, treatment_of, unscaled
 from lwptv_lightning.merging.precision import in_dtype
 from lwptv_lightning.merging.prune import PruningPlan
 from lwptv_lightning.merging.save import save_merged

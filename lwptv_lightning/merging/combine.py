@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -94,10 +94,10 @@ def merged_pieces(jobs: Mapping[str, Job]) -> Iterator[Piece]:
             yield from (_whole_piece(name, jobs[name]) for name in names)
 
 
-def published_alpha(jobs: Mapping[str, Job], pruned: Stream) -> float:
+def published_alpha(made: Iterable[Piece], pruned: Stream) -> float:
     """Return LiNeS' coefficient of the first block, ``(|sum_t tau_t|_1 / |merged|_1) / T``; 1 for a zero model.
 
-    The jobs are those of this process, and ``pruned`` is what they sum.
+    The pieces are those of this process, and ``pruned`` is what they are made of.
     """
 
     def magnitudes(piece: Piece) -> Tensor:
@@ -106,7 +106,7 @@ def published_alpha(jobs: Mapping[str, Job], pruned: Stream) -> float:
         summed = sum_tasks(part(pruned.open_stack(piece.name), piece.elements, pruned.like))
         return torch.stack([tau.abs().sum(dtype=torch.float64) for tau in (summed, piece.merged)])
 
-    own = sum_by_tensor((piece.name, magnitudes(piece)) for piece in merged_pieces(jobs))
+    own = sum_by_tensor((piece.name, magnitudes(piece)) for piece in made)
     found = {name: sums for each in pruned.exchange(own) for name, sums in each.items()}
     # In an order that does not depend on whether layers were given.
     totals = sum((found[name] for name in natural_order(found)), torch.zeros(2, dtype=torch.float64))

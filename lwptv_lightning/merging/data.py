@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from lwptv_lightning.checkpoints import (
@@ -17,10 +19,13 @@ from lwptv_lightning.checkpoints import (
     open_checkpoint,
     plain_tensors,
     require_safetensors_path,
+    some_of,
     write_safetensors,
 )
 from lwptv_lightning.engine import DataStatistics
-from lwptv_lightning.registry import parse_json, require_kind, require_texts
+from lwptv_lightning.registry import parse_json, require_kind, require_texts, shown
+from lwptv_lightning.rules import MergeRule
+from lwptv_lightning.task_vectors import TaskVectors
 
 _KIND = "data_statistics"
 
@@ -136,3 +141,47 @@ def _position(number: str) -> int:
     if not number.isdecimal():
         raise ValueError(f"{number!r} numbers no task")
     return int(number)
+
+
+def require_data(rule: MergeRule[Any], data: DataStatistics | None, vectors: TaskVectors) -> None:
+    """Raise a `ValueError` where what was collected on data is not what a rule needs for these task vectors."""
+    if rule.needs and data is None:
+        raise ValueError(f"rule {rule.name!r} needs statistics=... or data=..., its {rule.needs} on each task's data.")
+    if data is not None and (absent := [name for name in vectors.tasks if name not in data]):
+        raise ValueError(
+            f"statistics has no entry for task {shown(absent[0])}; it has {some_of(data) if data else 'none.'}"
+        )
+    if rule.needs == "gram" and data is not None:
+        _check_grams(vectors, data)
+    if rule.needs == "fisher" and data is not None:
+        _check_shapes(vectors, data)
+
+
+def _check_grams(vectors: TaskVectors, data: DataStatistics) -> None:
+    """Raise where what is called a Gram matrix of a layer's inputs is none, or not finite."""
+    for task in vectors.tasks:
+        for name in vectors.names:
+            shape, found = (
+                vectors.headers[name].shape,
+                data[task].get(name, data[task].get(name.removesuffix(".weight"))),
+            )
+            if found is None or len(shape) < 2:
+                continue
+            if found.shape != (shape[1], shape[1]):
+                raise ValueError(
+                    f"the data statistics of task {task!r} have shape {tuple(found.shape)} for {name!r}, expected "
+                    f"{(shape[1], shape[1])}, the inputs' Gram matrix."
+                )
+            if not torch.isfinite(found).all():
+                raise ValueError(f"the data statistics of task {task!r} are NaN or infinite for {name!r}.")
+
+
+def _check_shapes(vectors: TaskVectors, data: DataStatistics) -> None:
+    """Raise where there is not one number for each weight."""
+    for task in vectors.tasks:
+        for name in vectors.names:
+            if name in data[task] and data[task][name].shape != vectors.headers[name].shape:
+                raise ValueError(
+                    f"the data statistics of task {shown(task)} have shape {tuple(data[task][name].shape)} for "
+                    f"{shown(name)}, expected {vectors.headers[name].shape}, one number for each weight."
+                )

@@ -26,14 +26,25 @@ class MemoryLimitError(ValueError):
 
 
 def require_memory(limit: int, rule: MergeRule[Any], stream: Stream, thinned: Layers | None = None) -> None:
-    """Raise unless a merge fits into a limit of bytes; ``thinned`` are layers whose elements are ranked together.
+    """Raise unless a merge fits into a limit of bytes; see `needed_memory`.
 
     Raises:
         MemoryLimitError: It does not; names the tensor that takes most.
     """
-    largest = max(stream.names, key=stream.numel)
+    needed = needed_memory(rule, stream, thinned)
+    if needed > limit:
+        largest = max(stream.names, key=stream.numel)
+        raise MemoryLimitError(
+            f"max_memory is {limit / 1e6:,.0f} MB, but merging {len(stream.tasks)} tasks by {rule.name!r} takes up to "
+            f"{needed / 1e6:,.0f} MB besides the result; the largest tensor is {shown(largest)} of shape "
+            f"{stream.shapes[largest]}. Expected a larger limit, or a rule that works on blocks."
+        )
+
+
+def needed_memory(rule: MergeRule[Any], stream: Stream, thinned: Layers | None = None) -> int:
+    """Return how many bytes a merge takes at most; ``thinned`` are layers whose elements are ranked together."""
     tasks, itemsize = len(stream.tasks), stream.dtype.itemsize
-    size = stream.numel(largest) * itemsize
+    size = max(map(stream.numel, stream.names)) * itemsize
     needed = _BLOCKS * (stream.execution.block_bytes or stream.execution.usual_block_bytes)
     needed += {"element": 0, "task": _COPIES_OF_A_TASK * size, "tensor": _COPIES_OF_A_STACK * tasks * size}[rule.unit]
     if rule.surveys_model():
@@ -41,9 +52,4 @@ def require_memory(limit: int, rule: MergeRule[Any], stream: Stream, thinned: La
     if thinned is not None:
         layer = max(sum(map(stream.numel, layer.tensors)) for layer in thinned)
         needed += _COPIES_OF_A_LAYER * tasks * layer * itemsize
-    if needed > limit:
-        raise MemoryLimitError(
-            f"max_memory is {limit / 1e6:,.0f} MB, but merging {tasks} tasks by {rule.name!r} takes up to "
-            f"{needed / 1e6:,.0f} MB besides the result; the largest tensor is {shown(largest)} of shape "
-            f"{stream.shapes[largest]}. Expected a larger limit, or a rule that works on blocks."
-        )
+    return needed

@@ -14,7 +14,8 @@ from lwptv_lightning.engine import DataStatistics, Execution, Ranks
 from lwptv_lightning.functional import require_usable
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.merging.data import plain_data_statistics
-from lwptv_lightning.merging.plan import MergePlan, make_plan
+from lwptv_lightning.merging.plan import MergePlan
+from lwptv_lightning.merging.planning import make_plan
 from lwptv_lightning.merging.prune import PruningPlan, prune_layers
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.registry import nearest, require_kind, shown
@@ -133,6 +134,12 @@ class Merge:
     def needs_layers(self) -> bool:
         """Whether it matters which tensors form a layer."""
         return self.recipe.needs_layers or self.mask is not None
+
+    def pruned(self, execution: Execution | None = None) -> Merge:
+        """Return the merge with the mask that its recipe asks for, where that prunes layers and none is given."""
+        if self.mask is not None or not self.recipe.prunes_layers:
+            return self
+        return replace(self, mask=prune_layers(self, execution or Execution(), scored=False).mask)
 
     def plan(self, execution: Execution | None = None) -> MergePlan:
         """Decide all that comes before the first tensor: what is pruned, and what the rule knows of the whole model.

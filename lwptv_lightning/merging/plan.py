@@ -5,28 +5,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.checkpoints import UNKNOWN, Provenance, some_of
-from lwptv_lightning.engine import DataStatistics, Execution, Ranks, Stream, divide
+from lwptv_lightning.checkpoints import UNKNOWN, Provenance
+from lwptv_lightning.engine import DataStatistics, Execution, Stream
 from lwptv_lightning.layers import Layers
-from lwptv_lightning.merging.combine import Job, merged_pieces, published_alpha
+from lwptv_lightning.merging.combine import Job, Piece, merged_pieces, published_alpha
 from lwptv_lightning.merging.data import fingerprint_of_data
-from lwptv_lightning.merging.memory import require_memory
-from lwptv_lightning.merging.prune import PruningPlan, plan_layers, prune_layers
-from lwptv_lightning.merging.ties import data_by_first_name, further_names, rule_by_first_names
+from lwptv_lightning.merging.held import Held, hold
+from lwptv_lightning.merging.memory import needed_memory
+from lwptv_lightning.merging.prune import PruningPlan, plan_layers
+from lwptv_lightning.merging.ties import further_names
 from lwptv_lightning.recipe import MergeRecipe, tensor_factors
-from lwptv_lightning.registry import natural_order, require_known, shown
-from lwptv_lightning.rules import MergeRule, RunningStatistics
-from lwptv_lightning.saliency import LayerMask, masked, masked_beside, merged_layers, thinned
+from lwptv_lightning.registry import natural_order, require_known
+from lwptv_lightning.rules import MergeRule
+from lwptv_lightning.saliency import LayerMask, merged_layers
 from lwptv_lightning.task_vectors import TaskVectors
-
-if TYPE_CHECKING:
-    from lwptv_lightning.merging.merge import Merge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +39,14 @@ class MergePlan:
         pruning: The layers that the recipe prunes, and the scores that say so; ``None`` where it prunes none, or where
             the mask was given.
         mask: What is pruned; ``None`` for nothing.
+        stream: What is left of the weights' task vectors.
         jobs: Name to job of each tensor that is merged, in the order in which they are made.
         owner: Name to the number of its process, of every tensor; those without a job are the base's and come last.
         layers: The layers that were given, in execution order; ``None`` where the tensors' names tell them.
         treatment: How many tensors the rule does its own with, in words, such as those that it treats as matrices;
             ``None`` where it treats all tensors alike.
         data: What was collected on data, for rules that need it.
+        held: Name to merged task vector of this process's tensors, where they are in memory; see `holding`.
     """
 
     vectors: TaskVectors
@@ -53,11 +54,58 @@ class MergePlan:
     execution: Execution
     pruning: PruningPlan | None
     mask: LayerMask | None
+    stream: Stream
     jobs: Mapping[str, Job]
     owner: Mapping[str, int]
     layers: Layers | None = None
     treatment: str | None = None
     data: DataStatistics | None = None
+    held: Mapping[str, Held] | None = None
+
+    def rescaled(self, recipe: MergeRecipe, layers: Layers | None = None) -> MergePlan:
+        """Return the plan of a recipe that differs in scale, layer scaling or task alone; nothing is surveyed again.
+
+        What the plan holds in memory serves that one too, unless it is for another task.
+
+        Args:
+            recipe: The recipe.
+            layers: As in `Merge`, for a plan that was given none.
+
+        Raises:
+            ValueError: The recipe differs in something else, or as in `Merge.plan`.
+            UnknownNameError: The recipe's task is none of the task vectors'.
+
+        Example:
+            >>> from lwptv_lightning.merging import Merge
+            >>> vectors = TaskVectors.open({"w": torch.zeros(2)}, {"a": {"w": torch.tensor([1.0, 2.0])}})
+            >>> plan = Merge(vectors, MergeRecipe("ties")).plan().holding()
+            >>> [dict(plan.rescaled(MergeRecipe("ties", scale)).tensors())["w"].tolist() for scale in (1, 0.5)]
+            [[0.0, 2.0], [0.0, 1.0]]
+        """
+        if unscaled(recipe) != unscaled(self.recipe):
+            raise ValueError("rescaled takes a recipe that differs from the plan's in scale, layer_scaling or task.")
+        require_task(recipe, self.vectors)
+        source = self if recipe.task == self.recipe.task else self._for_task(recipe)
+        layers = layers if self.layers is None else self.layers
+        with self.execution.ranks.sharing_errors(), self.execution.exact():
+            scales = source._scales(recipe, layers)
+        jobs = {name: replace(job, scale=scales.get(name, job.scale)) for name, job in source.jobs.items()}
+        return replace(source, recipe=recipe, layers=layers, jobs=jobs)
+
+    def holding(self) -> MergePlan:
+        """Return the plan with its merged task vectors in memory, or itself where ``max_memory`` leaves no room.
+
+        They are made here once, for this plan and for those that `rescaled` makes of it; each process has its own.
+        """
+        ranks, limit, names = self.execution.ranks, self.execution.max_memory, self._own_names
+        with ranks.sharing_errors():
+            if limit is not None:
+                elements = sum(self.vectors.headers[name].numel for name in names)
+                thins = plan_layers(self.vectors, self.recipe, self.layers) if self.recipe.elements else None
+                needed = needed_memory(self.recipe.rule, self.stream, thins) if self.stream.names else 0
+                if needed + elements * self.stream.dtype.itemsize > limit:
+                    return self
+            return replace(self, held=hold(self._made(names), self.vectors.headers))
 
     def pieces(self) -> Iterator[tuple[str, slice, Tensor]]:
         """Make this process's tensors piece by piece.
@@ -72,17 +120,16 @@ class MergePlan:
         Warns:
             UserWarning: A task's weights hardly belong to the base; see `TaskVectors.doubts`.
         """
-        seen = [name for name in self.vectors.names if self.jobs[name].kept.any()]
-        said = (*self.vectors.doubts, *self.vectors.small_doubts(seen)) if self.execution.ranks.rank == 0 else ()
-        for doubt in said:
-            warnings.warn(f"{doubt} `lwptv check` says more.", stacklevel=2)
+        if self.execution.ranks.rank == 0:
+            for doubt in self.vectors.sample.doubts({name: job.kept.tolist() for name, job in self.jobs.items()}):
+                warnings.warn(f"{doubt} `lwptv check` says more.", stacklevel=2)
         own = [name for name, rank in self.owner.items() if rank == self.execution.ranks.rank]
-        for piece in merged_pieces({name: self.jobs[name] for name in own if name in self.jobs}):
+        for piece in self._made(self._own_names):
             yield piece.name, piece.elements, piece.added(self.jobs[piece.name])
         for name, first in self.vectors.tied.items():
             if self.owner.get(name) == self.execution.ranks.rank:  # made once more, so that no piece has to be held
                 job = self.jobs[first]
-                yield from ((name, piece.elements, piece.added(job)) for piece in merged_pieces({first: job}))
+                yield from ((name, piece.elements, piece.added(job)) for piece in self._made([first]))
         for name in own:
             if name not in self.jobs and name not in self.vectors.tied:
                 values = self.vectors.base(name).reshape(-1)
@@ -117,6 +164,47 @@ class MergePlan:
         """Return the plan of some of the tensors, which are made as in the whole merge."""
         wanted = set(names)
         return replace(self, owner={name: rank for name, rank in self.owner.items() if name in wanted})
+
+    @property
+    def _own_names(self) -> list[str]:
+        """The tensors that this process merges."""
+        return [name for name, rank in self.owner.items() if rank == self.execution.ranks.rank and name in self.jobs]
+
+    def _made(self, names: Sequence[str]) -> Iterator[Piece]:
+        """Merge some of this process's task vectors, or take them out of memory."""
+        if self.held is None:
+            yield from merged_pieces({name: self.jobs[name] for name in names})
+        else:
+            for name in names:
+                yield from self.held[name].pieces(name, self.vectors.base(name).reshape(-1))
+
+    def _for_task(self, recipe: MergeRecipe) -> MergePlan:
+        """Return the plan with another task's jobs, of which nothing is made yet."""
+        own = {name: replace(self.jobs[name], task=recipe.task) for name in self.stream.names}
+        return replace(self, recipe=recipe, jobs={**self.jobs, **own}, held=None)
+
+    @cached_property
+    def _published_alpha(self) -> float:
+        weights = [name for name in self._own_names if name in self.stream.shapes]
+        return published_alpha(self._made(weights), self.stream)
+
+    def _scales(self, recipe: MergeRecipe, layers: Layers | None) -> dict[str, float]:
+        """Return the coefficient of each weight."""
+        vectors, scaling, pruned = self.vectors, recipe.layer_scaling, self.mask is not None or recipe.elements
+        # In execution order, as far as it is known.
+        names = self.stream.names if pruned else natural_order(self.stream.names)
+        names = names if layers is None else merged_layers(vectors, layers).tensors
+        if isinstance(scaling, Mapping):
+            layers = plan_layers(vectors, recipe, layers)
+            further = further_names(vectors, layers)
+            scaling = {further.get(name, name): factor for name, factor in scaling.items()}
+        factors = tensor_factors(scaling, tuple(names), layers, lambda: self._published_alpha)
+        scales = {name: recipe.effective_scale * factors[name] for name in self.stream.names}
+        limit = torch.finfo(recipe.torch_dtype).max
+        if beyond := [name for name, scale in scales.items() if not abs(scale) <= limit]:
+            told = f"{scales[beyond[0]]:g} for {beyond[0]!r} is beyond {limit:g}"
+            raise ValueError(f"scale: {told}, the largest of {recipe.torch_dtype}.")
+        return scales
 
     def _own_tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, pieces in groupby(self.pieces(), key=lambda piece: piece[0]):
@@ -156,76 +244,14 @@ def provenance_of(
     )
 
 
-def make_plan(merge: Merge, execution: Execution) -> MergePlan:
-    """Prune, and let the rule survey the whole model; see `Merge.plan`."""
-    vectors, recipe, ranks = merge.vectors, merge.recipe, execution.ranks
-    _check(merge)
-    prunes = merge.mask is not None or recipe.prunes_layers or recipe.elements is not None
-    layers = plan_layers(vectors, recipe, merge.layers) if prunes else merge.layers
-    names = vectors.names if layers is None else merged_layers(vectors, layers).tensors
-    data = None if merge.data is None else data_by_first_name(merge.data, vectors)
-    whole = Stream.of(vectors, names, dtype=recipe.torch_dtype, data=data, execution=execution)
-    recipe = recipe.replace(rule=rule_by_first_names(recipe.rule, vectors.tied))
-    treatment = treatment_of(recipe.rule, whole)
-    if names and ranks.rank == 0 and recipe.rule.treated(whole) == ():
-        warnings.warn(f"{treatment}; it takes {recipe.rule.tensors}.", stacklevel=2)
-    thins = layers if recipe.elements is not None else None
-    if execution.max_memory is not None:  # what layers are pruned is not known yet, and pruning only lessens the need
-        require_memory(execution.max_memory, recipe.rule, whole, thins)
-    pruning = prune_layers(merge, execution) if merge.mask is None and recipe.prunes_layers else None
-    mask = merge.mask if pruning is None else pruning.mask
-    owner = _owner(vectors, names, thins, ranks)
-    whole = replace(whole, owner=owner)
-    pruned, averaged = _views(merge, layers, mask, whole)
-    with ranks.sharing_errors(), execution.exact():
-        jobs = _jobs(recipe, whole, pruned) if names else {}
-        in_order = natural_order(names) if layers is None else names
-        jobs = _scaled(merge, jobs, pruned, in_order) | _averaging_jobs(averaged)
-    decided: dict[str, Any] = {"pruning": pruning, "mask": mask, "jobs": jobs, "owner": owner, "treatment": treatment}
-    given: dict[str, Any] = {"vectors": vectors, "recipe": merge.recipe, "layers": merge.layers, "data": merge.data}
-    return MergePlan(execution=execution, **given, **decided)
+def unscaled(recipe: MergeRecipe) -> MergeRecipe:
+    """Return a recipe without what changes neither what a rule surveys nor what is pruned: coefficients and the task.
 
-
-def _owner(vectors: TaskVectors, names: Sequence[str], thins: Layers | None, ranks: Ranks) -> dict[str, int]:
-    """Divide all tensors among processes: those of a layer that is ranked together, and of one weight, to the same."""
-    # Making one tensor of a layer whose elements are ranked together reads them all, so one process has them all.
-    together = [(name,) for name in names] if thins is None else [layer.tensors for layer in thins]
-    groups = [tuple(each for name in group for each in vectors.names_of(name)) for group in together]
-    grouped = {name for group in groups for name in group}
-    rest = [(name,) for name in vectors.headers if name not in grouped]
-    return divide([*groups, *rest], vectors.headers, ranks.size)
-
-
-def _views(merge: Merge, layers: Layers | None, mask: LayerMask | None, whole: Stream) -> tuple[Stream, Stream]:
-    """Return what is left of the weights, and of what is averaged, where something is pruned."""
-    vectors, elements = merge.vectors, merge.recipe.elements
-    averaged = replace(whole, shapes={name: vectors.headers[name].shape for name in vectors.averaged}, data=None)
-    if layers is not None and mask is not None:
-        ordered = mask.in_order_of(layers.names)
-        order = _order(vectors, merge.layers)
-        return masked(whole, layers, ordered), masked_beside(averaged, layers, ordered, order)
-    if layers is not None and elements is not None:
-        nothing = torch.zeros(len(vectors), dtype=torch.bool)
-        left = replace(averaged, kept=lambda name: nothing) if elements.ratio == 1 else averaged
-        return thinned(whole, layers, elements), left
-    return whole, averaged
-
-
-def _scaled(merge: Merge, jobs: Mapping[str, Job], pruned: Stream, in_order: Sequence[str]) -> dict[str, Job]:
-    """Return jobs with the recipe's coefficient of each tensor; names are in execution order, as far as it is known."""
-    vectors, recipe = merge.vectors, merge.recipe
-    own = {name: job for name, job in jobs.items() if job.owner == pruned.execution.ranks.rank}
-    scaling, layers = recipe.layer_scaling, None
-    if isinstance(scaling, Mapping):
-        layers = plan_layers(vectors, recipe, merge.layers)
-        further = further_names(vectors, layers)
-        scaling = {further.get(name, name): factor for name, factor in scaling.items()}
-    factors = tensor_factors(scaling, tuple(in_order), layers, lambda: published_alpha(own, pruned))
-    scales = {name: recipe.effective_scale * factors[name] for name in jobs}
-    for name, scale in scales.items():
-        if not abs(scale) <= (limit := torch.finfo(recipe.torch_dtype).max):
-            raise ValueError(f"scale: {scale:g} for {name!r} is beyond {limit:g}, the largest of {recipe.torch_dtype}.")
-    return {name: replace(job, scale=scales[name]) for name, job in jobs.items()}
+    Example:
+        >>> unscaled(MergeRecipe("emr", 0.5, task="a")) == MergeRecipe("emr")
+        True
+    """
+    return recipe.replace(scale=None, layer_scaling=None, task=None)
 
 
 def treatment_of(rule: MergeRule[Any], stream: Stream) -> str | None:
@@ -236,84 +262,7 @@ def treatment_of(rule: MergeRule[Any], stream: Stream) -> str | None:
     return f"rule {rule.name!r} treated {len(treated)} of {len(stream.names)} tensors {rule.treats}"
 
 
-def _order(vectors: TaskVectors, layers: Layers | None) -> tuple[str, ...]:
-    """Return the names of all merged tensors in execution order, or in natural order where it is not known."""
-    known = () if layers is None else layers.tensors
-    return known if set(vectors.averaged) <= set(known) else natural_order(vectors.headers)
-
-
-def _jobs(recipe: MergeRecipe, whole: Stream, pruned: Stream) -> dict[str, Job]:
-    """Return a job of scale 1 for each weight, after the rule's survey of the model."""
-    on_parts = recipe.prune_on == "parts"
-    # The rule makes its parts of the whole task vectors; the mask acts on the parts.
-    seen = whole if on_parts else pruned
-    common: dict[str, Any] = {"survey": recipe.rule.survey(seen), "on_parts": on_parts, "task": recipe.task}
-    return {
-        name: Job(rule=recipe.rule, stream=seen, kept=pruned.kept(name), owner=(pruned.owner or {})[name], **common)
-        for name in pruned.names
-    }
-
-
-def _averaging_jobs(averaged: Stream) -> dict[str, Job]:
-    """Return a job for each tensor that is no weight: a mean over the tasks, whatever the recipe."""
-    owner, rule = averaged.owner or {}, RunningStatistics()
-    return {
-        # Rounding must not make a variance negative.
-        name: Job(
-            rule=rule,
-            stream=averaged,
-            kept=averaged.kept(name),
-            owner=owner[name],
-            least=0.0 if name.endswith("running_var") else None,
-        )
-        for name in averaged.names
-    }
-
-
-def _check(merge: Merge) -> None:
-    rule, vectors, data = merge.recipe.rule, merge.vectors, merge.data
-    vectors.require_differences()
-    if rule.needs and data is None:
-        raise ValueError(f"rule {rule.name!r} needs statistics=... or data=..., its {rule.needs} on each task's data.")
-    if data is not None and (absent := [name for name in vectors.tasks if name not in data]):
-        raise ValueError(
-            f"statistics has no entry for task {shown(absent[0])}; it has {some_of(data) if data else 'none.'}"
-        )
-    if rule.needs == "gram" and data is not None:
-        _check_grams(vectors, data)
-    if rule.needs == "fisher" and data is not None:
-        _check_shapes(vectors, data)
-    if merge.recipe.task is not None:
-        require_known("task", merge.recipe.task, vectors.tasks)
-    if merge.mask is not None and merge.recipe.elements is not None:
-        raise ValueError("mask=... prunes whole layers; it cannot stand beside the recipe's elements.")
-
-
-def _check_grams(vectors: TaskVectors, data: DataStatistics) -> None:
-    """Raise where what is called a Gram matrix of a layer's inputs is none, or not finite."""
-    for task in vectors.tasks:
-        for name in vectors.names:
-            shape, found = (
-                vectors.headers[name].shape,
-                data[task].get(name, data[task].get(name.removesuffix(".weight"))),
-            )
-            if found is None or len(shape) < 2:
-                continue
-            if found.shape != (shape[1], shape[1]):
-                raise ValueError(
-                    f"the data statistics of task {task!r} have shape {tuple(found.shape)} for {name!r}, expected "
-                    f"{(shape[1], shape[1])}, the inputs' Gram matrix."
-                )
-            if not torch.isfinite(found).all():
-                raise ValueError(f"the data statistics of task {task!r} are NaN or infinite for {name!r}.")
-
-
-def _check_shapes(vectors: TaskVectors, data: DataStatistics) -> None:
-    """Raise where there is not one number for each weight."""
-    for task in vectors.tasks:
-        for name in vectors.names:
-            if name in data[task] and data[task][name].shape != vectors.headers[name].shape:
-                raise ValueError(
-                    f"the data statistics of task {shown(task)} have shape {tuple(data[task][name].shape)} for "
-                    f"{shown(name)}, expected {vectors.headers[name].shape}, one number for each weight."
-                )
+def require_task(recipe: MergeRecipe, vectors: TaskVectors) -> None:
+    """Raise an `UnknownNameError` where the task whose own model is wanted is none of the task vectors'."""
+    if recipe.task is not None:
+        require_known("task", recipe.task, vectors.tasks)

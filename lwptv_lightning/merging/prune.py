@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lwptv_lightning.engine import Execution
 from lwptv_lightning.layers import Layers, layers_from_names
 from lwptv_lightning.merging.ties import further_names, patterns_of_layers
@@ -30,12 +32,13 @@ class PruningPlan:
 
     Attributes:
         layers: The layers that hold merged tensors, in execution order.
-        scores: ``(T, L)``, higher is kept.
+        scores: ``(T, L)``, higher is kept; ``None`` where all is pruned whatever the scores, so that no plan of a merge
+            needs them. `plan_pruning` always has them.
         mask: ``(T, L)``.
     """
 
     layers: Layers
-    scores: LayerTable
+    scores: LayerTable | None
     mask: LayerMask
 
 
@@ -52,22 +55,36 @@ def plan_layers(vectors: TaskVectors, recipe: MergeRecipe, layers: Layers | None
     return merged_layers(vectors, layers)
 
 
-def prune_layers(merge: Merge, execution: Execution) -> PruningPlan:
-    """Score the layers of every task vector and choose which to keep; see `plan_pruning`."""
-    recipe, scores = merge.recipe, merge.scores
-    layers = plan_layers(merge.vectors, recipe, merge.layers)
+def prune_layers(merge: Merge, execution: Execution, *, scored: bool = True) -> PruningPlan:
+    """Score the layers of every task vector and choose which to keep; see `plan_pruning`.
+
+    Where it need not be ``scored``, nothing is read for scores that make no difference, because all is pruned.
+    """
+    layers, scores = plan_layers(merge.vectors, merge.recipe, merge.layers), merge.scores
+    if scores is None and merge.statistics is None and not scored:
+        mask = _mask(merge, layers, _no_scores(merge.vectors, layers))
+        if not mask.kept.any():
+            return PruningPlan(layers, None, mask)
     if scores is None:
-        options: dict[str, Any] = {"execution": execution, "dtype": recipe.torch_dtype}
+        options: dict[str, Any] = {"execution": execution, "dtype": merge.recipe.torch_dtype}
         statistics = merge.statistics or collect_statistics(merge.vectors, layers, **options)
-        scores = score_layers(statistics, recipe.score, seed=recipe.seed)
+        scores = score_layers(statistics, merge.recipe.score, seed=merge.recipe.seed)
         merge.vectors.require_unchanged()
     scores = scores.in_order_of(layers.names)
     for what, given, own in (("task", scores.tasks, merge.vectors.tasks), ("layer", scores.layers, layers.names)):
         if given != own:
             raise ValueError(f"scores and statistics must be of the {what}s {list(own)}, not of {list(given)}.")
-    further = further_names(merge.vectors, layers)
+    return PruningPlan(layers, scores, merge.mask or _mask(merge, layers, scores))
+
+
+def _mask(merge: Merge, layers: Layers, scores: LayerTable) -> LayerMask:
+    recipe, further = merge.recipe, further_names(merge.vectors, layers)
     keep, prune = (patterns_of_layers(patterns, layers, further) for patterns in (recipe.keep, recipe.prune))
-    mask = merge.mask or keep_most_salient(
-        scores, recipe.ratio, ranking=recipe.ranking, count=recipe.count, keep=keep, prune=prune
-    )
-    return PruningPlan(layers, scores, mask)
+    return keep_most_salient(scores, recipe.ratio, ranking=recipe.ranking, count=recipe.count, keep=keep, prune=prune)
+
+
+def _no_scores(vectors: TaskVectors, layers: Layers) -> LayerTable:
+    """Return zeros: of equal scores all are pruned only where all are pruned of any."""
+    numel = torch.tensor([sum(vectors.headers[name].numel for name in layer.tensors) for layer in layers]).double()
+    zeros = torch.zeros(len(vectors.tasks), len(layers), dtype=torch.float64)
+    return LayerTable(vectors.tasks, layers.names, numel, zeros)

@@ -64,7 +64,9 @@ def merge_transform(
     asked, execution = Merge.of(vectors, recipe, None, {"device": device, **options}, merge_transform)
     asked = replace(asked, layers=trace_layers(model, asked.recipe.granularity))
     plan = asked.plan(execution)
-    pruning = plan.pruning or prune_layers(asked, execution)
+    pruning = plan.pruning
+    if pruning is None or pruning.scores is None:
+        pruning = prune_layers(asked, execution)
     model = uncompile_(copy.deepcopy(plain_module(model)))
     install_plan_(model, plan, installable(model, vectors))
     graph = trace(model)
@@ -88,9 +90,9 @@ def _layers_by_path(layers: Layers) -> dict[str, list[int]]:
 
 
 def _annotation(plan: PruningPlan, index: int) -> dict[str, Any]:
-    tasks = plan.mask.tasks
+    tasks, scores = plan.mask.tasks, [] if plan.scores is None else plan.scores.values[:, index].tolist()
     return {
         "layer": plan.layers[index].name,
-        "score": dict(zip(tasks, plan.scores.values[:, index].tolist(), strict=True)),
+        "score": dict(zip(tasks, scores, strict=True)),
         "kept": dict(zip(tasks, plan.mask.kept[:, index].tolist(), strict=True)),
     }

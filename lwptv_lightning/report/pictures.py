@@ -25,8 +25,9 @@ def plot_saliency(plan: PruningPlan, path: Path) -> Path:
         plan: Scores and mask.
         path: The PNG to write, which is returned.
     """
-    ranks = plan.scores.values.argsort(dim=1).argsort(dim=1).double()
-    ranks /= max(ranks.shape[1] - 1, 1)
+    ranks = plan.mask.kept.double()  # without scores all is pruned, and of one colour
+    if plan.scores is not None:
+        ranks = plan.scores.values.argsort(dim=1).argsort(dim=1) / max(len(plan.layers) - 1, 1)
     tasks, layers = (list(map(_drawable, names)) for names in (plan.mask.tasks, plan.mask.layers))
     width = 2.5 + 0.9 * len(tasks) + _room(layers, 20)
     figure = Figure(figsize=(width, 1.6 + 0.17 * len(layers) + _room(tasks, 10)), layout="constrained")

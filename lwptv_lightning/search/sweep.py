@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, Unpack
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Unpack
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -26,19 +26,11 @@ from lwptv_lightning.evaluation import (
     uncombined,
 )
 from lwptv_lightning.functional import plain_name, plain_state
-from lwptv_lightning.merging import Merge, MergeOptions, Undo, in_dtype, installable, keep_modes, require_options
-from lwptv_lightning.recipe import MergeRecipe, make_recipe
-from lwptv_lightning.registry import (
-    require_kind,
-    require_known,
-    require_whole,
-)
-from lwptv_lightning.saliency import LayerStatistics, collect_statistics
+from lwptv_lightning.merging import MergeOptions, Undo, in_dtype, keep_modes, require_options
+from lwptv_lightning.registry import require_kind, require_whole
 from lwptv_lightning.search.compare import SweepResult
 from lwptv_lightning.search.outcomes import Outcomes
-
-Candidate: TypeAlias = "MergeRecipe | str | Mapping[str, Any]"
-"""A model to evaluate: a recipe, or weights by the names of the base's tensors; others are the base's."""
+from lwptv_lightning.search.weights import Candidate, Weights
 
 
 def sweep(
@@ -52,8 +44,11 @@ def sweep(
 ) -> SweepResult:
     """Evaluate many merged models, several of them in one pass over the data.
 
-    Saliency statistics are collected once for all recipes that prune. Where the candidates take several passes, the
-    order of the samples is drawn once and each pass begins with the same random states, so that all see the same.
+    Saliency statistics are collected once for all recipes of a granularity that prune. Recipes with the same rule and
+    mask are surveyed once, and those that differ in scale or layer scaling alone share one merged task vector, where
+    ``max_memory`` leaves room for it; to the bit, each model is what it is on its own. Where the candidates take
+    several passes, the order of the samples is drawn once and each pass begins with the same random states, so that all
+    see the same.
 
     Args:
         trainer: Validates; with several devices each evaluates its share of the samples.
@@ -83,72 +78,21 @@ def sweep(
     dataloaders = uncombined(dataloaders)
     module.prepare(dataloaders, Replicas())
     module.require_logits()
-    weights = _Weights(module, trainer.strategy.root_device, {**module.options, **options})
-    names = tuple(candidates)
+    made = Weights(module, trainer.strategy.root_device, {**module.options, **options}).of(candidates)
     outcomes: dict[str, list[Tensor]] = {}
     seconds: dict[str, float] = {}
     passes = _Passes(dataloaders)
-    for start in range(0, len(names), at_once):
-        made = {name: weights.of(candidates[name]) for name in names[start : start + at_once]}
-        seconds |= {name: taken for name, (_, taken) in made.items()}
-        step = _SweepModule(module, [tensors for tensors, _ in made.values()], passes)
+    while some := list(islice(made, at_once)):
+        seconds |= {each.name: each.seconds for each in some}
+        step = _SweepModule(module, [each.tensors for each in some], passes)
         with draws_kept(dataloaders.values()), in_precision(trainer, module), Undo() as undo:
             keep_modes(module, undo)
             trainer.validate(step, dataloaders, verbose=False)
         for loader, correct in step.outcomes.items():
             outcomes.setdefault(loader, []).append(correct)
-    return SweepResult(names, {loader: torch.cat(parts) for loader, parts in outcomes.items()}, seconds)
-
-
-@dataclass
-class _Weights:
-    """Makes the weights of candidates, with statistics shared between recipes of one granularity."""
-
-    module: MergeModule
-    device: torch.device
-    options: dict[str, Any]
-    statistics: dict[tuple[str, str], tuple[LayerStatistics, float]] = field(default_factory=dict)
-
-    def of(self, candidate: Candidate) -> tuple[dict[str, Tensor], float]:
-        """Return a candidate's weights on the trainer's device, and how many seconds its merge takes."""
-        if isinstance(candidate, Mapping) and all(isinstance(value, Tensor) for value in candidate.values()):
-            weights, seconds = self._whole(candidate), 0.0
-        else:
-            weights, seconds = self._merge(make_recipe(candidate))
-        own = plain_state(self.module.model, keep_vars=True)
-        # Of a tensor with several names, the last one's value stays in a model that they are installed into.
-        names = {id(own[name]): name for name in weights if name in own}.values()
-        # In the dtypes of the model: checkpoints are often in half precision.
-        return {name: in_dtype(name, weights[name].to(self.device), own[name].dtype) for name in names}, seconds
-
-    def _whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return weights with the base's where they name none, not with what the model was initialised with."""
-        model, vectors = self.module.model, self.module.held_vectors
-        headers = {} if vectors is None else vectors.headers
-        own = plain_state(model)
-        for name in weights:
-            require_known("tensor", name, {**own, **headers})
-        unnamed = [] if vectors is None else [name for name in installable(model, vectors) if name not in weights]
-        # In this order, so that of a tied tensor the name that is given counts.
-        whole = {name: vectors.base(name) for name in unnamed if vectors is not None} | dict(weights)
-        return {name: tensor.clone() for name, tensor in whole.items()}  # of a mapped file, which may change
-
-    def _merge(self, recipe: MergeRecipe) -> tuple[dict[str, Tensor], float]:
-        merge, execution = Merge.of(self.module.vectors, recipe, None, {"device": self.device, **self.options})
-        seconds = 0.0
-        if merge.needs_layers:
-            merge = replace(merge, layers=self.module.layers(recipe.granularity))
-        if recipe.prunes_layers and merge.layers and not (merge.mask or merge.scores or merge.statistics):
-            key, dtype = (recipe.granularity, merge.recipe.dtype), merge.recipe.torch_dtype
-            if key not in self.statistics:
-                began = time.perf_counter()
-                collected = collect_statistics(self.module.vectors, merge.layers, execution=execution, dtype=dtype)
-                self.statistics[key] = collected, time.perf_counter() - began
-            statistics, seconds = self.statistics[key]
-            merge = replace(merge, statistics=statistics)
-        began = time.perf_counter()
-        merged = dict(merge.plan(execution).tensors())
-        return merged, seconds + time.perf_counter() - began
+    rows = [list(seconds).index(name) for name in candidates]
+    ordered = {loader: torch.cat(parts)[rows] for loader, parts in outcomes.items()}
+    return SweepResult(tuple(candidates), ordered, {name: seconds[name] for name in candidates})
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, some_of
+from lwptv_lightning.checkpoints import Checkpoint, some_of
 
 UNLIKE = "re-initialised or permuted"
 """What is said of a tensor whose elements don't go with the base's."""
@@ -33,18 +33,15 @@ _FAR = 5.0
 """Times the usual change of an element, above which a grown tensor stands out."""
 _NOTHING = 1e-12
 """Ratio of squares below which float64 sums are rounding."""
-_LEAST_SAMPLE = 1024
-"""Fewer elements of a model tell nothing beyond chance to one who did not ask for a check."""
 _LEAST_CERTAIN = 16
 """Elements that tell weights as large as the base from a difference, which is a fraction of it."""
 _ALONG = 0.8
 """Cosine above which elements are those of the base, but for fine-tuning."""
 _SMALL = 0.5
 """Part of the base's norm that no difference reaches, and all weights do."""
-_SAMPLED_TENSORS = 512
 _SAMPLED_PARTS = 4
 _SAMPLED_ELEMENTS = 1024
-"""What a sample takes: some thousand elements of each of some hundred tensors, in few pages of a mapped file."""
+"""What a sample takes of a tensor: some thousand elements, in few pages of a mapped file."""
 
 
 @dataclass(frozen=True)
@@ -146,35 +143,6 @@ def _in_float64(values: Sequence[Tensor]) -> Tensor:
     if len({(each.dtype, each.device) for each in values}) > 1:
         values = [each.to("cpu", torch.float64) for each in values]
     return torch.stack(tuple(values)).to("cpu", torch.float64).flatten(1)
-
-
-def doubts(names: Sequence[str], base: Checkpoint, experts: Sequence[Checkpoint]) -> list[str]:
-    """Judge each of T experts by a sample, which takes a time that hardly depends on the size of the model.
-
-    Models of few elements agree or not by chance, and are left out.
-    """
-    if _elements(names, base) < _LEAST_SAMPLE:
-        return [""] * len(experts)
-    sampled = measured(names, base, experts)
-    return [judge(sampled, task).told for task in range(len(experts))]
-
-
-def small_doubts(names: Sequence[str], base: Checkpoint, experts: Sequence[Checkpoint]) -> list[str]:
-    """Say of each of T experts whether it is a difference from the base, in models that are too small to say more."""
-    if _elements(names, base) >= _LEAST_SAMPLE:
-        return [""] * len(experts)
-    sampled = measured(names, base, experts)
-    return [judge(sampled, task).difference_told for task in range(len(experts))]
-
-
-def require_differences(names: Sequence[str], base: Checkpoint, experts: Mapping[str, Checkpoint]) -> None:
-    """Raise a `CheckpointError` where what a file calls a task vector is whole weights; a sample of it is judged."""
-    sums = {task: expert for task, expert in experts.items() if expert.is_sum}
-    own = [name for name in names if not any(name in expert.foreign for expert in sums.values())]
-    figures = measured(own, base, tuple(sums.values())) if sums else {}
-    for position, (task, expert) in enumerate(sums.items()):
-        if wrong := whole_as_difference(figures, position):
-            raise CheckpointError(f"task {task!r} ({expert.source}): {wrong}")
 
 
 def whole_as_difference(figures: Mapping[str, TensorFigures], task: int) -> str:
@@ -295,21 +263,7 @@ def same_weights(figures: Mapping[str, TensorFigures], first: int, second: int) 
     return bool(gram[one, one] > 0 and apart <= _NOTHING * gram[one, one])
 
 
-def _sampled(names: Sequence[str]) -> Sequence[str]:
-    """Return some of many names, evenly."""
-    return names[:: -(-len(names) // _SAMPLED_TENSORS) or 1]
-
-
-def _elements(names: Sequence[str], base: Checkpoint) -> int:
-    return sum(base.headers[name].numel for name in _sampled(names))
-
-
-def measured(names: Sequence[str], base: Checkpoint, experts: Sequence[Checkpoint]) -> dict[str, TensorFigures]:
-    """Sum up a sample of some tensors."""
-    return {name: measure(name, base, experts, [_spread(base.headers[name].numel)]) for name in _sampled(names)}
-
-
-def _spread(elements: int) -> slice | Windows:
+def spread(elements: int) -> slice | Windows:
     """Return a few parts of a flattened tensor from its beginning to its end; all of a small one."""
     if elements <= _SAMPLED_PARTS * _SAMPLED_ELEMENTS:
         return slice(0, elements)

@@ -19,10 +19,10 @@ from lwptv_lightning.checkpoints import (
     holding,
 )
 from lwptv_lightning.functional import device_of, require_usable
-from lwptv_lightning.registry import UnknownNameError, printable, require_kind, require_known, require_texts
+from lwptv_lightning.registry import UnknownNameError, require_kind, require_known, require_texts
 from lwptv_lightning.task_vectors.align import align, require_fit
-from lwptv_lightning.task_vectors.integers import differing, require_dequantized, told_of
-from lwptv_lightning.task_vectors.judgement import doubts, require_differences, small_doubts
+from lwptv_lightning.task_vectors.integers import require_dequantized
+from lwptv_lightning.task_vectors.sample import Sample
 from lwptv_lightning.task_vectors.stacks import StoredStack, whole
 from lwptv_lightning.task_vectors.state import state_among
 from lwptv_lightning.task_vectors.ties import find_ties, require_not_apart, untied
@@ -288,28 +288,18 @@ class TaskVectors:
         own |= {name: getattr(self, name) for name in ("classifiers", "averaged", "tied", "excluded")}
         return TaskVectors(**{**own, **changes})
 
-    @cached_property
+    @property
     def doubts(self) -> tuple[str, ...]:
         """What speaks against a task's weights: another base, outliers such as zeroed tensors, masks that differ.
 
         A sample is judged as `lwptv_lightning.inspection.check` judges all; a merge warns of what is found.
         """
-        experts = tuple(self._experts.values())
-        unmerged = [told_of([*differing(self.copied, self._base, expert)]) for expert in experts]
-        return (*self._said(doubts(self.names, self._base, experts)), *self._said(unmerged))
+        return self.sample.doubts()
 
-    def small_doubts(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return which tasks of a model that is too small to be judged are but differences from the base."""
-        return self._said(small_doubts(names, self._base, tuple(self._experts.values())))
-
-    def require_differences(self) -> None:
-        """Raise a `CheckpointError` where what a file calls a task vector is whole weights; a sample is judged."""
-        require_differences(self.names, self._base, self._experts)
-
-    def _said(self, told: Iterable[str]) -> tuple[str, ...]:
-        """Return what is told of each task, if anything, with its name."""
-        said = zip(self._experts.items(), told, strict=True)
-        return tuple(f"task {task!r} ({printable(expert.source)}): {words}" for (task, expert), words in said if words)
+    @cached_property
+    def sample(self) -> Sample:
+        """What is known of the weights from a few of their elements, which are read once."""
+        return Sample(self._base, self._experts, self.names, self.copied)
 
     def _expert(self, task: str) -> Checkpoint:
         require_known("task", task, self._experts)

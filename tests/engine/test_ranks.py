@@ -23,6 +23,7 @@ from lwptv_lightning.merging import plan_pruning, save_merged
 from lwptv_lightning.recipe import LiNeS
 from lwptv_lightning.rules import RULES
 from lwptv_lightning.saliency import collect_statistics
+from lwptv_lightning.task_vectors.sample import Sample
 
 SIZES = (3, 2, 1)
 RECIPES = {rule: {"rule": rule} for rule in sorted(RULES)} | {
@@ -78,7 +79,7 @@ def merge_all(folder, ranks):
         vectors, readers = open_vectors(folder, rule)
         statistics = statistics_for(rule, vectors)
         # The first process reads a model this small once more, to tell whether it is one of differences.
-        with mock.patch.object(TaskVectors, "small_doubts", return_value=()):
+        with mock.patch.object(Sample, "doubts", return_value=()):
             merged = merge(vectors, MergeRecipe(**recipe), ranks=ranks, statistics=statistics)
         found[label] = {"digest": digest(merged), "reads": counted(readers)}
     return found

@@ -1,11 +1,9 @@
 import pytest
 import torch
-from _helpers.states import noise, random_state
-from safetensors.torch import save_file
+from _helpers.states import noise
 
-from lwptv_lightning import CheckpointError, TaskVectors, merge, open_checkpoint
-from lwptv_lightning.inspection import check
-from lwptv_lightning.task_vectors.judgement import UNLIKE, doubts, judge, measure, measured, same_weights
+from lwptv_lightning import open_checkpoint
+from lwptv_lightning.task_vectors.judgement import UNLIKE, judge, measure, same_weights, spread
 
 
 def draw(*shape, seed=0, scale=1.0):
@@ -66,59 +64,11 @@ def test_equal_task_vectors():
     assert not same_weights(found, 3, 3), "a zero task vector is no expert"
 
 
-def test_a_sample_suffices_and_small_models_are_left_alone(counting_checkpoint):
-    base = {f"{i}": draw(64, 64, seed=i) for i in range(600)}
-    opened, reads = counting_checkpoint(base)
-    stranger = {name: draw(64, 64, seed=1000 + int(name)) for name in base}
-    assert ["another base" in told for told in doubts(tuple(base), opened, [open_checkpoint(stranger), opened])] == [
-        True,
-        False,
-    ]
-    assert sum(reads.values()) <= 2 * 512
-    small, reads = counting_checkpoint({"w": draw(20, 20)})
-    assert doubts(("w",), small, [open_checkpoint({"w": draw(20, 20, seed=5)})]) == [""]
-    assert not reads
-
-
-def stored(path, tensors, **metadata):
-    save_file(tensors, path, metadata=metadata)
-    return path
-
-
-@pytest.mark.parametrize("shape", [(4, 8), (64, 64)])
-def test_whole_weights_that_are_labelled_as_a_task_vector_are_refused_by_name(shape, tmp_path):
-    base = random_state(0, shapes={"w": shape})
-    tuned = noise(base, 1, 0.01)
-    wrong = stored(tmp_path / "task_vector.safetensors", tuned, lwptv_kind="task_vector")
-    words = "whole weights, labelled as a task vector: cosine 1.00 to the base's, norm 1 times theirs"
-    with pytest.raises(CheckpointError, match=rf"task_vector\.safetensors\): {words}"):
-        merge(TaskVectors.open(base, {"a": wrong}), "ties")
-    (found,) = check(base, {"a": wrong})
-    assert words in found.verdict
-    right = stored(tmp_path / "right.safetensors", {"w": tuned["w"] - base["w"]}, lwptv_kind="task_vector")
-    far = stored(tmp_path / "far.safetensors", random_state(2, shapes={"w": shape}), lwptv_kind="task_vector")
-    shrunk = stored(tmp_path / "shrunk.safetensors", {"w": -0.1 * base["w"]}, lwptv_kind="task_vector")
-    for path in (right, far, shrunk):
-        merge(TaskVectors.open(base, {"a": path}), "ties")
-
-
-@pytest.mark.parametrize("shape", [(4, 8), (64, 64)])
-def test_a_difference_in_the_place_of_whole_weights_is_told(shape, tmp_path):
-    base = random_state(0, shapes={"w": shape})
-    difference = {"w": noise(base, 1, 0.01)["w"] - base["w"]}
-    words = "a difference from the base in the place of whole weights: norm 0.0"
-    with pytest.warns(UserWarning, match=rf"task 'a' .*{words}"):
-        merge(TaskVectors.open(base, {"a": stored(tmp_path / "task_vector.safetensors", difference)}), "ties")
-    (found,) = check(base, {"a": difference})
-    assert words in found.verdict
-    assert check(base, {"a": {"w": 0.3 * base["w"]}})[0].passed
-
-
 @pytest.mark.parametrize("elements", [4096, 4097, 100_000])
 def test_a_sample_reaches_from_the_beginning_to_the_end(elements):
     base = {"w": torch.zeros(elements)}
     tuned = {"w": torch.arange(1.0, elements + 1)}
-    (found,) = measured(["w"], open_checkpoint(base), [open_checkpoint(tuned)]).values()
+    found = figures_of(base, tuned, parts=[spread(elements)])["w"]
     assert found.elements == 4096
     step = (elements - 1024) // 3
     taken = torch.cat([tuned["w"][step * part :][:1024] for part in range(4)]).double()

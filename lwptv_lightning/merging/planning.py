@@ -1,0 +1,127 @@
+"""What is decided of a merge before its first tensor is made: what is pruned, what the rule knows, who makes what."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lwptv_lightning.engine import Execution, Ranks, Stream, divide
+from lwptv_lightning.layers import Layers
+from lwptv_lightning.merging.combine import Job
+from lwptv_lightning.merging.data import require_data
+from lwptv_lightning.merging.memory import require_memory
+from lwptv_lightning.merging.plan import MergePlan, require_task, treatment_of
+from lwptv_lightning.merging.prune import plan_layers, prune_layers
+from lwptv_lightning.merging.ties import data_by_first_name, rule_by_first_names
+from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.registry import natural_order
+from lwptv_lightning.rules import RunningStatistics
+from lwptv_lightning.saliency import LayerMask, masked, masked_beside, merged_layers, thinned
+from lwptv_lightning.task_vectors import TaskVectors
+
+if TYPE_CHECKING:
+    from lwptv_lightning.merging.merge import Merge
+
+
+def make_plan(merge: Merge, execution: Execution) -> MergePlan:
+    """Prune, and let the rule survey the whole model; see `Merge.plan`."""
+    vectors, recipe, ranks = merge.vectors, merge.recipe, execution.ranks
+    _check(merge)
+    prunes = merge.mask is not None or recipe.prunes_layers or recipe.elements is not None
+    layers = plan_layers(vectors, recipe, merge.layers) if prunes else merge.layers
+    names = vectors.names if layers is None else merged_layers(vectors, layers).tensors
+    data = None if merge.data is None else data_by_first_name(merge.data, vectors)
+    whole = Stream.of(vectors, names, dtype=recipe.torch_dtype, data=data, execution=execution)
+    recipe = recipe.replace(rule=rule_by_first_names(recipe.rule, vectors.tied))
+    treatment = treatment_of(recipe.rule, whole)
+    if names and ranks.rank == 0 and recipe.rule.treated(whole) == ():
+        warnings.warn(f"{treatment}; it takes {recipe.rule.tensors}.", stacklevel=2)
+    thins = layers if recipe.elements is not None else None
+    if execution.max_memory is not None:  # what layers are pruned is not known yet, and pruning only lessens the need
+        require_memory(execution.max_memory, recipe.rule, whole, thins)
+    pruning = None
+    if merge.mask is None and recipe.prunes_layers:
+        pruning = prune_layers(merge, execution, scored=False)
+    mask = merge.mask if pruning is None else pruning.mask
+    owner = _owner(vectors, names, thins, ranks)
+    whole = replace(whole, owner=owner)
+    pruned, averaged = _views(merge, layers, mask, whole)
+    with ranks.sharing_errors(), execution.exact():
+        vectors.sample.require_differences({name: pruned.kept(name).tolist() for name in names})
+        jobs = (_jobs(recipe, whole, pruned) if names else {}) | _averaging_jobs(averaged)
+    decided: dict[str, Any] = {"pruning": pruning, "mask": mask, "stream": pruned, "jobs": jobs, "owner": owner}
+    given: dict[str, Any] = {"vectors": vectors, "recipe": merge.recipe, "layers": merge.layers, "data": merge.data}
+    return MergePlan(execution=execution, treatment=treatment, **given, **decided).rescaled(merge.recipe)
+
+
+def _owner(vectors: TaskVectors, names: Sequence[str], thins: Layers | None, ranks: Ranks) -> dict[str, int]:
+    """Divide all tensors among processes: those of a layer that is ranked together, and of one weight, to the same."""
+    # Making one tensor of a layer whose elements are ranked together reads them all, so one process has them all.
+    together = [(name,) for name in names] if thins is None else [layer.tensors for layer in thins]
+    groups = [tuple(each for name in group for each in vectors.names_of(name)) for group in together]
+    grouped = {name for group in groups for name in group}
+    rest = [(name,) for name in vectors.headers if name not in grouped]
+    return divide([*groups, *rest], vectors.headers, ranks.size)
+
+
+def _views(merge: Merge, layers: Layers | None, mask: LayerMask | None, whole: Stream) -> tuple[Stream, Stream]:
+    """Return what is left of the weights, and of what is averaged, where something is pruned."""
+    vectors, elements = merge.vectors, merge.recipe.elements
+    averaged = replace(whole, shapes={name: vectors.headers[name].shape for name in vectors.averaged}, data=None)
+    if layers is not None and mask is not None:
+        ordered = mask.in_order_of(layers.names)
+        order = _order(vectors, merge.layers)
+        return masked(whole, layers, ordered), masked_beside(averaged, layers, ordered, order)
+    if layers is not None and elements is not None:
+        nothing = torch.zeros(len(vectors), dtype=torch.bool)
+        left = replace(averaged, kept=lambda name: nothing) if elements.ratio == 1 else averaged
+        return thinned(whole, layers, elements), left
+    return whole, averaged
+
+
+def _order(vectors: TaskVectors, layers: Layers | None) -> tuple[str, ...]:
+    """Return the names of all merged tensors in execution order, or in natural order where it is not known."""
+    known = () if layers is None else layers.tensors
+    return known if set(vectors.averaged) <= set(known) else natural_order(vectors.headers)
+
+
+def _jobs(recipe: MergeRecipe, whole: Stream, pruned: Stream) -> dict[str, Job]:
+    """Return a job of scale 1 for each weight, after the rule's survey of the model."""
+    on_parts = recipe.prune_on == "parts"
+    # The rule makes its parts of the whole task vectors; the mask acts on the parts.
+    seen = whole if on_parts else pruned
+    kept = {name: pruned.kept(name) for name in pruned.names}
+    # Where nothing is left to merge, nothing is read.
+    survey = recipe.rule.survey(seen) if any(bool(tasks.any()) for tasks in kept.values()) else None
+    common: dict[str, Any] = {"survey": survey, "on_parts": on_parts, "task": recipe.task}
+    return {
+        name: Job(rule=recipe.rule, stream=seen, kept=tasks, owner=(pruned.owner or {})[name], **common)
+        for name, tasks in kept.items()
+    }
+
+
+def _averaging_jobs(averaged: Stream) -> dict[str, Job]:
+    """Return a job for each tensor that is no weight: a mean over the tasks, whatever the recipe."""
+    owner, rule = averaged.owner or {}, RunningStatistics()
+    return {
+        # Rounding must not make a variance negative.
+        name: Job(
+            rule=rule,
+            stream=averaged,
+            kept=averaged.kept(name),
+            owner=owner[name],
+            least=0.0 if name.endswith("running_var") else None,
+        )
+        for name in averaged.names
+    }
+
+
+def _check(merge: Merge) -> None:
+    require_data(merge.recipe.rule, merge.data, merge.vectors)
+    require_task(merge.recipe, merge.vectors)
+    if merge.mask is not None and merge.recipe.elements is not None:
+        raise ValueError("mask=... prunes whole layers; it cannot stand beside the recipe's elements.")

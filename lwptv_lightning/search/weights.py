@@ -1,0 +1,159 @@
+"""The weights of many candidates, made in an order in which what they share is made once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from typing_extensions import TypeIs
+
+from lwptv_lightning.engine import Execution
+from lwptv_lightning.evaluation import MergeModule
+from lwptv_lightning.functional import plain_state
+from lwptv_lightning.merging import Merge, MergePlan, in_dtype, installable, unscaled
+from lwptv_lightning.recipe import MergeRecipe, make_recipe
+from lwptv_lightning.registry import require_known
+from lwptv_lightning.saliency import LayerStatistics, collect_statistics
+
+Candidate: TypeAlias = "MergeRecipe | str | Mapping[str, Any]"
+"""A model to evaluate: a recipe, or weights by the names of the base's tensors; others are the base's."""
+
+_OF_THE_MASK = ("score", "ratio", "ranking", "count", "keep", "prune", "seed")
+"""The fields of a recipe that say nothing once its mask is known."""
+_NOTHING_PRUNED = MergeRecipe()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A candidate that is ready to be evaluated.
+
+    Attributes:
+        name: The candidate's name.
+        tensors: Its weights, by the model's names of them.
+        seconds: How long its merge takes on its own.
+    """
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A recipe's merge with its mask, and how many seconds that took on its own."""
+
+    merge: Merge
+    execution: Execution
+    seconds: float
+
+    @property
+    def shared(self) -> tuple[Any, ...]:
+        """What the rule's survey depends on, among recipes for the same task vectors and options."""
+        # Without pruning these fields say nothing, and with it the mask says all.
+        unsaid = {name: getattr(_NOTHING_PRUNED, name) for name in _OF_THE_MASK}
+        return unscaled(self.merge.recipe).replace(**unsaid), self.merge.mask
+
+
+@dataclass
+class Weights:
+    """Makes the weights of candidates, in the dtypes of a model.
+
+    Args:
+        module: The model, and the task vectors.
+        device: Where to merge, and where the weights are wanted.
+        options: Those of `lwptv_lightning.merge`.
+    """
+
+    module: MergeModule
+    device: torch.device
+    options: Mapping[str, Any]
+    _statistics: dict[tuple[str, str], tuple[LayerStatistics, float]] = field(default_factory=dict)
+
+    def of(self, candidates: Mapping[str, Candidate]) -> Iterator[Made]:
+        """Make the candidates one by one; those that share a survey, or a merged task vector, follow each other."""
+        given = {name: candidate for name, candidate in candidates.items() if _is_weights(candidate)}
+        recipes = {name: make_recipe(candidate) for name, candidate in candidates.items() if name not in given}
+        merges = {name: self._asked(recipe) for name, recipe in recipes.items()}
+        for names in _groups(candidates, lambda name: merges[name].shared if name in merges else name):
+            if names[0] in merges:
+                yield from self._merged({name: merges[name] for name in names})
+            else:
+                yield from (Made(name, self._placed(self._whole(given[name])), 0.0) for name in names)
+
+    def _asked(self, recipe: MergeRecipe) -> _Asked:
+        merge, execution = Merge.of(self.module.vectors, recipe, None, {"device": self.device, **self.options})
+        if merge.needs_layers:
+            merge = replace(merge, layers=self.module.layers(recipe.granularity))
+        seconds = 0.0
+        if recipe.prunes_layers and merge.layers and not (merge.mask or merge.scores or merge.statistics):
+            key, dtype = (recipe.granularity, merge.recipe.dtype), merge.recipe.torch_dtype
+            if key not in self._statistics:
+                began = time.perf_counter()
+                collected = collect_statistics(self.module.vectors, merge.layers, execution=execution, dtype=dtype)
+                self._statistics[key] = collected, time.perf_counter() - began
+            statistics, seconds = self._statistics[key]
+            merge = replace(merge, statistics=statistics)
+        began = time.perf_counter()
+        merge = merge.pruned(execution)
+        return _Asked(merge, execution, seconds + time.perf_counter() - began)
+
+    def _merged(self, asked: Mapping[str, _Asked]) -> Iterator[Made]:
+        """Merge recipes with one survey."""
+        began, first = time.perf_counter(), next(iter(asked.values()))
+        plan = replace(first.merge, recipe=unscaled(first.merge.recipe)).plan(first.execution)
+        seconds = time.perf_counter() - began
+        for names in _groups(asked, lambda name: asked[name].merge.recipe.task):
+            yield from self._rescaled(plan, {name: asked[name] for name in names}, seconds)
+
+    def _rescaled(self, plan: MergePlan, asked: Mapping[str, _Asked], seconds: float) -> Iterator[Made]:
+        """Merge recipes that differ in their coefficients alone; ``seconds`` is how long their plan took."""
+        began, first = time.perf_counter(), next(iter(asked.values()))
+        plan = plan.rescaled(plan.recipe.replace(task=first.merge.recipe.task))
+        if len(asked) > 1:
+            plan = plan.holding()
+        seconds += time.perf_counter() - began
+        for name, each in asked.items():
+            began, own = time.perf_counter(), each.merge.recipe
+            recipe = plan.recipe.replace(scale=own.scale, layer_scaling=own.layer_scaling)
+            tensors = dict(plan.rescaled(recipe, each.merge.layers).tensors())
+            taken = time.perf_counter() - began
+            yield Made(name, self._placed(tensors), each.seconds + seconds + taken)
+
+    def _placed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = plain_state(self.module.model, keep_vars=True)
+        # Of a tensor with several names, the last one's value stays in a model that they are installed into.
+        names = {id(own[name]): name for name in weights if name in own}.values()
+        # In the dtypes of the model: checkpoints are often in half precision.
+        return {name: in_dtype(name, weights[name].to(self.device), own[name].dtype) for name in names}
+
+    def _whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights with the base's where they name none, not with what the model was initialised with."""
+        model, vectors = self.module.model, self.module.held_vectors
+        headers = {} if vectors is None else vectors.headers
+        own = plain_state(model)
+        for name in weights:
+            require_known("tensor", name, {**own, **headers})
+        unnamed = [] if vectors is None else [name for name in installable(model, vectors) if name not in weights]
+        # In this order, so that of a tied tensor the name that is given counts.
+        whole = {name: vectors.base(name) for name in unnamed if vectors is not None} | dict(weights)
+        return {name: tensor.clone() for name, tensor in whole.items()}  # of a mapped file, which may change
+
+
+def _is_weights(candidate: object) -> TypeIs[Mapping[str, Tensor]]:
+    return isinstance(candidate, Mapping) and all(isinstance(value, Tensor) for value in candidate.values())
+
+
+def _groups(names: Iterable[str], key: Callable[[str], object]) -> list[list[str]]:
+    """Put names with equal keys together, in the order of the first of each."""
+    groups: list[tuple[object, list[str]]] = []
+    for name in names:
+        own = key(name)
+        together = next((group for known, group in groups if known == own), None)
+        if together is None:
+            groups.append((own, together := []))
+        together.append(name)
+    return [group for _, group in groups]
