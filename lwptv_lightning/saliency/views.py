@@ -69,6 +69,8 @@ def thinned(stream: Stream, layers: Layers, pruning: ElementPruning) -> Stream:
         tensor([[0., 3.]])
     """
     tasks = len(stream.tasks)
+    if pruning.ratio == 1:  # nothing is left to rank
+        return _zeroed(stream, dict.fromkeys(layers.tensors, torch.zeros(tasks, dtype=torch.bool)))
 
     @lru_cache(maxsize=1)
     def pruned(layer: tuple[str, ...]) -> dict[str, Tensor]:
@@ -80,6 +82,6 @@ def thinned(stream: Stream, layers: Layers, pruning: ElementPruning) -> Stream:
         left = pruned(layers[layers.index_of(name)].tensors)[name]
         return HeldStack(left.reshape(tasks, *stream.shapes[name]), stream.open_stack(name).base)
 
-    keeps = torch.full((tasks,), pruning.ratio < 1)
+    keeps = torch.ones(tasks, dtype=torch.bool)
     shapes = {name: stream.shapes[name] for name in layers.tensors}
     return replace(stream, shapes=shapes, open_stack=open_stack, kept=lambda name: keeps)

@@ -38,12 +38,19 @@ class Sample:
         self._figures: dict[str, TensorFigures] = {}
         self._known: set[tuple[str, int]] = set()
         self._differing: dict[str, str] = {}
+        self._told: dict[object, tuple[str, ...]] = {}
 
     def doubts(self, kept: Mapping[str, Sequence[bool]] | None = None) -> tuple[str, ...]:
         """Return what speaks against each expert where it is kept, tensor name to T; by default everywhere.
 
         Models of few elements agree or not by chance: of these it is told alone that weights are but a difference.
         """
+        key = None if kept is None else tuple((name, tuple(row)) for name, row in kept.items())
+        if key not in self._told:
+            self._told[key] = self._judged(kept)
+        return self._told[key]
+
+    def _judged(self, kept: Mapping[str, Sequence[bool]] | None) -> tuple[str, ...]:
         asked = self._asked(range(len(self._experts)), kept)
         figures = self._measured(asked)
         told = []

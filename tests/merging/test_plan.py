@@ -9,6 +9,7 @@ from lwptv_lightning import LayerMask, LiNeS, MergeRecipe, TaskVectors
 from lwptv_lightning.engine import Execution, Ranks
 from lwptv_lightning.layers import layers_from_names, trace_layers
 from lwptv_lightning.merging import Merge
+from lwptv_lightning.registry import UnknownNameError
 
 
 class Alone(Ranks):
@@ -147,3 +148,102 @@ def test_a_plan_says_what_its_file_will_say(vectors):
         "b": ["stem", "fc", "head", "gain"],
         "c": ["stem", "fc", "head", "gain"],
     }
+
+
+# Plans that differ in their coefficients
+
+COEFFICIENTS = {
+    "negative scale": {"scale": -1.7},
+    "by layer": {"layer_scaling": {"blocks.0.fc1": 0.5, "head": 2.0}},
+    "LiNeS": {"scale": 0.7, "layer_scaling": LiNeS(alpha=0.25)},
+    "LiNeS' own alpha": {"layer_scaling": LiNeS(beta=0.3)},
+}
+UNSCALED = [
+    MergeRecipe("ties"),
+    MergeRecipe("dare_ties", ratio=0.5),
+    MergeRecipe("breadcrumbs", elements={"ratio": 0.5}),
+    MergeRecipe("tsv_m", ratio=0.5, dtype="float64"),
+    MergeRecipe("magnitude", ratio=0.5, prune_on="parts"),
+    MergeRecipe("fisher", ratio=0.5, prune_on="parts"),
+]
+
+
+@pytest.fixture(scope="module")
+def vit_case():
+    model = make_model("ViT")
+    return vectors_of_model(model), trace_layers(model)
+
+
+@pytest.mark.parametrize("coefficients", COEFFICIENTS)
+@pytest.mark.parametrize("unscaled", UNSCALED, ids=lambda recipe: recipe.rule.name)
+def test_a_rescaled_plan_makes_what_its_recipe_makes_alone(unscaled, coefficients, vit_case):
+    vectors, layers = vit_case
+    recipe = unscaled.replace(**COEFFICIENTS[coefficients])
+    data = {task: {name: vectors.base(name).square() for name in vectors.names} for task in vectors.tasks}
+    alone = dict(Merge(vectors, recipe, layers, data=data).plan().tensors())
+    plan = Merge(vectors, unscaled, layers, data=data).plan(Execution(block_bytes=1 << 10))
+    for each in (plan, plan.holding()):
+        again = each.rescaled(recipe)
+        assert again.recipe == recipe
+        assert_same_bits(dict(again.tensors()), alone)
+
+
+def test_layers_may_come_with_the_coefficients_that_need_them(vit_case):
+    vectors, layers = vit_case
+    recipe = MergeRecipe("ties", layer_scaling=LiNeS())
+    plan = Merge(vectors, MergeRecipe("ties")).plan().holding()
+    again = plan.rescaled(recipe, layers)
+    assert again.layers is layers
+    assert_same_bits(dict(again.tensors()), dict(Merge(vectors, recipe, layers).plan().tensors()))
+
+
+def test_a_held_plan_reads_no_expert_and_surveys_no_model_again(vit_case, monkeypatch):
+    vectors, layers = vit_case
+    plan = Merge(vectors, MergeRecipe("ties", ratio=0.5), layers).plan().holding()
+    expected = dict(Merge(vectors, MergeRecipe("ties", 0.4, ratio=0.5), layers).plan().tensors())
+    monkeypatch.setattr(TaskVectors, "open_stack", lambda *given: pytest.fail("task vectors were read"))
+    assert_same_bits(dict(plan.rescaled(MergeRecipe("ties", 0.4, ratio=0.5)).tensors()), expected)
+
+
+def test_another_task_has_the_same_survey_and_nothing_held(vit_case):
+    vectors, _ = vit_case
+    plan = Merge(vectors, MergeRecipe("emr")).plan().holding()
+    for task in vectors.tasks:
+        again = plan.rescaled(MergeRecipe("emr", 0.5, task=task))
+        assert again.held is None
+        assert {id(job.survey) for name, job in again.jobs.items()} == {id(plan.jobs["head.weight"].survey)}
+        assert_same_bits(dict(again.tensors()), dict(Merge(vectors, again.recipe).plan().tensors()))
+    with pytest.raises(UnknownNameError, match="unknown task 'c'"):
+        plan.rescaled(MergeRecipe("emr", task="c"))
+
+
+def test_what_changes_more_than_coefficients_is_no_rescaling(vectors):
+    plan = Merge(vectors, MergeRecipe("ties", ratio=0.5)).plan()
+    others = [{"rule": "dare"}, {"rule": {"name": "ties", "density": 0.5}}, {"ratio": 0.25}, {"dtype": "float64"}]
+    for change in others:
+        with pytest.raises(ValueError, match="differs from the plan's in scale, layer_scaling or task"):
+            plan.rescaled(plan.recipe.replace(**change))
+    with pytest.raises(ValueError, match="scale: 1e\\+39 for 'fc.weight' is beyond"):
+        plan.rescaled(plan.recipe.replace(scale=1e39))
+
+
+def test_means_and_tied_weights_are_held_and_not_rescaled():
+    for kind in ("ResNet", "tied weights"):
+        vectors = vectors_of_model(make_model(kind))
+        plan = Merge(vectors, MergeRecipe("ties")).plan().holding()
+        assert set(plan.held) == {*vectors.names, *vectors.averaged}
+        expected = Merge(vectors, MergeRecipe("ties", 0.3)).plan()
+        assert_same_bits(dict(plan.rescaled(MergeRecipe("ties", 0.3)).tensors()), dict(expected.tensors()))
+
+
+def test_no_more_is_held_than_the_limit_of_memory_leaves_room_for():
+    base = {"w": torch.zeros(1024, 1024)}
+    vectors = TaskVectors.open(base, {"a": {"w": torch.ones(1024, 1024)}})
+    plans = {
+        limit: Merge(vectors, MergeRecipe("task_arithmetic")).plan(Execution(max_memory=limit, block_bytes=1 << 17))
+        for limit in ("5MB", "7MB")  # blocks take 2 MB, the merged task vector 4
+    }
+    assert {limit: plan.holding().held is not None for limit, plan in plans.items()} == {"5MB": False, "7MB": True}
+    for plan in plans.values():
+        tensors = dict(plan.holding().rescaled(MergeRecipe("task_arithmetic", 0.5)).tensors())
+        assert torch.equal(tensors["w"], torch.full((1024, 1024), 0.5))
