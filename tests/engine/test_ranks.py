@@ -19,7 +19,7 @@ from lwptv_lightning import MergeRecipe, TaskVectors, merge
 from lwptv_lightning.checkpoints import SafetensorsWriter, TensorHeader
 from lwptv_lightning.engine import ALONE, Execution, RankFailedError, Ranks, Stream, divide, kth_smallest_magnitude
 from lwptv_lightning.layers import layers_from_names
-from lwptv_lightning.merging import plan_pruning, save_merged
+from lwptv_lightning.merging import Merge, plan_pruning, save_merged
 from lwptv_lightning.recipe import LiNeS
 from lwptv_lightning.rules import RULES
 from lwptv_lightning.saliency import collect_statistics
@@ -35,6 +35,7 @@ RECIPES = {rule: {"rule": rule} for rule in sorted(RULES)} | {
     "parts pruned": {"rule": "magnitude", "ratio": 0.5, "prune_on": "parts"},
     "lines": {"rule": "ties", "layer_scaling": LiNeS(alpha=None)},
 }
+RESCALED = ("tsv_m", "layers pruned", "everything pruned", "parts pruned")
 
 
 # What the processes do.
@@ -82,6 +83,20 @@ def merge_all(folder, ranks):
         with mock.patch.object(Sample, "doubts", return_value=()):
             merged = merge(vectors, MergeRecipe(**recipe), ranks=ranks, statistics=statistics)
         found[label] = {"digest": digest(merged), "reads": counted(readers)}
+    return found
+
+
+def rescale(folder, ranks):
+    """Merge with other coefficients from what a plan holds in memory, and anew."""
+    found = {}
+    for label in RESCALED:
+        vectors, _ = open_vectors(folder)
+        recipe = MergeRecipe(**RECIPES[label])
+        other = recipe.replace(scale=0.7, layer_scaling=LiNeS(beta=0.2))
+        plan = Merge(vectors, recipe).plan(Execution(ranks=ranks)).holding()
+        made = dict(plan.rescaled(other).tensors())
+        each = {name: made[name] for name in vectors.headers}, merge(vectors, other, ranks=ranks)
+        found[label] = [digest(tensors) for tensors in each]
     return found
 
 
@@ -149,7 +164,8 @@ class Unpicklable(Exception):
 def work(folder):
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
-    found = {"alone": {"merged": merge_all(folder, ALONE), "statistics": collect(folder, ALONE)}}
+    alone = {"merged": merge_all(folder, ALONE), "rescaled": rescale(folder, ALONE)}
+    found = {"alone": alone | {"statistics": collect(folder, ALONE)}}
     for size in SIZES:
         if rank < size:
             dist.init_process_group("gloo", init_method=f"file://{folder}/{size}.store", rank=rank, world_size=size)
@@ -157,6 +173,7 @@ def work(folder):
             assert (ranks.rank, ranks.size) == (rank, size)
             found[str(size)] = {
                 "merged": merge_all(folder, ranks),
+                "rescaled": rescale(folder, ranks),
                 "statistics": collect(folder, ranks),
                 "heard": fail_in_turn(folder, ranks),
             }
@@ -187,6 +204,13 @@ def of_size(processes, size):
 def test_every_process_has_the_bits_of_one_alone(label, size, processes):
     expected = processes[0]["alone"]["merged"][label]["digest"]
     assert [each["merged"][label]["digest"] for each in of_size(processes, size)] == [expected] * size
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_processes_hold_serves_other_coefficients(size, processes):
+    alone = {label: digests[1] for label, digests in processes[0]["alone"]["rescaled"].items()}
+    for each in [processes[0]["alone"], *of_size(processes, size)]:
+        assert each["rescaled"] == {label: [digest] * 2 for label, digest in alone.items()}
 
 
 @pytest.mark.parametrize("size", SIZES)
