@@ -23,9 +23,9 @@ from lwptv_lightning import (
 from lwptv_lightning.checkpoints import fingerprint, tensor_fingerprints
 from lwptv_lightning.cli import main
 from lwptv_lightning.inspection import SAME_BASE, check, check_tables
-from lwptv_lightning.task_vectors import judgement
+from lwptv_lightning.task_vectors import sample
 
-real = judgement.measure
+real = sample.measure
 
 
 class FineTuning(LightningModule):
@@ -268,7 +268,7 @@ def test_the_judgement_reads_a_sample_once(monkeypatch):
     base = {f"layers.{i}.weight": torch.randn(600, 600, generator=torch.Generator().manual_seed(i)) for i in range(20)}
     vectors = TaskVectors.open(base, {"a": noise(base, 1, 0.001)})
     measured = []
-    monkeypatch.setattr(judgement, "measure", lambda *given: measured.append(real(*given)) or measured[-1])
+    monkeypatch.setattr(sample, "measure", lambda *given: measured.append(real(*given)) or measured[-1])
     for _ in range(3):
         merge(vectors, "simple_average")
     assert len(measured) == 20
