@@ -172,7 +172,7 @@ class MergePlan:
 
     def _made(self, names: Sequence[str]) -> Iterator[Piece]:
         """Merge some of this process's task vectors, or take them out of memory."""
-        if self.held is None:
+        if self.held is None or not self.held.keys() >= set(names):
             yield from merged_pieces({name: self.jobs[name] for name in names})
         else:
             for name in names:
@@ -185,7 +185,9 @@ class MergePlan:
 
     @cached_property
     def _published_alpha(self) -> float:
-        weights = [name for name in self._own_names if name in self.stream.shapes]
+        rank = self.execution.ranks.rank
+        # Of the whole model, also where `only` left tensors out.
+        weights = [name for name in self.stream.names if self.jobs[name].owner == rank]
         return published_alpha(self._made(weights), self.stream)
 
     def _scales(self, recipe: MergeRecipe, layers: Layers | None) -> dict[str, float]:

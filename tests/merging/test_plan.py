@@ -197,6 +197,15 @@ def test_layers_may_come_with_the_coefficients_that_need_them(vit_case):
     assert_same_bits(dict(again.tensors()), dict(Merge(vectors, recipe, layers).plan().tensors()))
 
 
+def test_some_tensors_are_rescaled_as_in_the_whole_merge(vit_case):
+    vectors, layers = vit_case
+    recipe, name = MergeRecipe("ties", layer_scaling=LiNeS()), "blocks.1.fc1.weight"
+    alone = dict(Merge(vectors, recipe, layers).plan().tensors())
+    plan = Merge(vectors, MergeRecipe("ties"), layers).plan()
+    for some in (plan.only([name]).holding(), plan.holding().only([name])):
+        assert_same_bits(dict(some.rescaled(recipe).tensors()), {name: alone[name]})
+
+
 def test_a_held_plan_reads_no_expert_and_surveys_no_model_again(vit_case, monkeypatch):
     vectors, layers = vit_case
     plan = Merge(vectors, MergeRecipe("ties", ratio=0.5), layers).plan().holding()
