@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 
@@ -23,9 +24,19 @@ def forked(action):
         os._exit(status)
 
 
-def status_of(child):
-    """Wait for a process, and return its status: negative where a signal ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def status_of(child, seconds=120.0):
+    """Wait for a process, and return its status: negative where a signal ended it.
+
+    One that hangs is ended: by ``SIGABRT``, at which pytest's faulthandler writes where its threads were.
+    """
+    deadline = time.monotonic() + seconds
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGABRT)
+            ended = os.waitpid(child, 0)
+            break
+        time.sleep(0.001)
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def kill(child):

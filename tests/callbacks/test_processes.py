@@ -1,14 +1,13 @@
 """Callbacks of fine-tuning runs on two processes; run as a script, this file is what each process does."""
 
-import json
 import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from _helpers.processes import report, run_script
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -93,7 +92,7 @@ def train_and_resume(folder):
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     folder = Path(sys.argv[1])
-    (folder / f"{os.environ.get('LOCAL_RANK', 0)}.json").write_text(json.dumps(train_and_resume(folder)))
+    report(folder, os.environ.get("LOCAL_RANK", 0), train_and_resume(folder))
     torch.distributed.destroy_process_group()
 
 
@@ -101,12 +100,7 @@ if __name__ == "__main__":
 def both_processes(tmp_path_factory):
     """The folder of the runs, and what each process found."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "MASTER_PORT")}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return folder, run_script(__file__, folder)
 
 
 def saved_net(folder, epoch):

@@ -435,7 +435,8 @@ NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 @pytest.mark.gpu
 @NEEDS_GPU
 def test_nccl_with_one_process(alone, monkeypatch):
-    for name, value in environment().items():
+    # Of which the one process takes a port that is free.
+    for name, value in (environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}).items():
         monkeypatch.setenv(name, value)
     on_gpu = QUIET | {"accelerator": "gpu"}
     model, vectors = draw_tasks()
