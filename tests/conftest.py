@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from _helpers.entry_points import remembered
 from _helpers.states import SHAPES, noise, watched
 
 from lwptv_lightning import TaskVectors
@@ -14,6 +15,12 @@ from lwptv_lightning import TaskVectors
 def _one_thread():
     # Tensors this small gain nothing from threads, and lose much where other processes want the cores.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _entry_points():
+    with remembered():
+        yield
 
 
 @pytest.fixture

@@ -1,14 +1,20 @@
 """Starts a test file as several processes, each of which writes what it found to a file."""
 
 import contextlib
+import faulthandler
+import functools
 import json
+import multiprocessing.forkserver
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
+
+from _helpers.entry_points import remembered
 
 ROOT = Path(__file__).parents[2]
 OF_A_GROUP = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -42,28 +48,55 @@ def report(folder, rank, found):
 
 
 def run_together(command, own, timeout):
-    """Run a command once with each of some variables; all end as soon as one fails, or at the timeout.
+    """Run a script with arguments once for each of some variables; all end as soon as one fails, or at the timeout.
 
     Raises:
         AssertionError: what each has said, and of those that did not end by themselves where each thread was.
     """
     deadline = time.monotonic() + timeout
-    with contextlib.ExitStack() as stack:
-        # PYTHONFAULTHANDLER has all threads' stacks written at the signal of _end, in children of a process too.
-        shared = environment() | stack.enter_context(_rendezvous()) | {"PYTHONFAULTHANDLER": "1"}
-        started = []
+    with tempfile.TemporaryDirectory() as folder, _rendezvous() as store:
         # Files do not fill up, as pipes do while one process waits for another whose pipe is being read.
-        said = [stack.enter_context(tempfile.TemporaryFile()) for _ in own]
-        stack.callback(_end, started)
-        for variables, file in zip(own, said, strict=True):
-            to = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
-            started.append(subprocess.Popen([sys.executable, *command], env=shared | variables, process_group=0, **to))
-        while None in (codes := [process.poll() for process in started]):
-            if any(codes) or time.monotonic() > deadline:
-                break
-            time.sleep(0.02)
-        _end(started)
+        said = [Path(folder) / str(rank) for rank in range(len(own))]
+        started = [
+            _server().Process(target=_run, args=(command, environment() | store | variables, file))
+            for variables, file in zip(own, said, strict=True)
+        ]
+        try:
+            for process in started:
+                process.start()
+            while None in (codes := [process.exitcode for process in started]):
+                if any(codes) or time.monotonic() > deadline:
+                    break
+                time.sleep(0.02)
+        finally:
+            _end(started)
         assert codes == [0] * len(own), "\n".join(map(_told, range(len(own)), codes, said))
+
+
+@functools.cache
+def _server():
+    """The process that the others begin as a copy of, since it takes 6 s to import all this."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "lightning.pytorch", "torch.distributed.fsdp", "timm"])
+    with mock.patch.dict(os.environ, environment(), clear=True):
+        multiprocessing.forkserver.ensure_running()
+    return context
+
+
+def _run(command, variables, file):
+    """Be the process of a script: with its environment, its output, its arguments, and a group for its children."""
+    os.setpgid(0, 0)
+    output = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, sys.stdout.fileno())
+    os.dup2(output, sys.stderr.fileno())
+    faulthandler.enable()
+    os.environ.clear()
+    # At the signal of _end all threads' stacks are written, in children that Lightning starts too.
+    os.environ |= variables | {"PYTHONFAULTHANDLER": "1"}
+    sys.argv = command
+    multiprocessing.set_start_method(None, force=True)  # that of any process, for the workers of loaders
+    with remembered():
+        runpy.run_path(command[0], run_name="__main__")
 
 
 @contextlib.contextmanager
@@ -77,16 +110,16 @@ def _rendezvous():
 
 def _end(started):
     """End the processes that still run, and all that they have started."""
+    running = [process for process in started if process.pid]
     for number in (signal.SIGABRT, signal.SIGKILL):
-        for process in started:
+        for process in running:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-        for process in started:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
+        for process in running:
+            process.join(timeout=10)
 
 
 def _told(rank, code, file):
     ended = "was ended by the test" if code is None else f"ended with {code}"
-    file.seek(0)
-    return f"process {rank} {ended}, having said:\n{file.read().decode(errors='replace')[-10_000:]}"
+    said = file.read_text(errors="replace") if file.exists() else ""
+    return f"process {rank} {ended}, having said:\n{said[-10_000:]}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from _helpers.processes import report, run_script
+from _helpers.processes import launch, report
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -92,7 +92,7 @@ def train_and_resume(folder):
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     folder = Path(sys.argv[1])
-    report(folder, os.environ.get("LOCAL_RANK", 0), train_and_resume(folder))
+    report(folder, int(os.environ["RANK"]), train_and_resume(folder))
     torch.distributed.destroy_process_group()
 
 
@@ -100,7 +100,7 @@ if __name__ == "__main__":
 def both_processes(tmp_path_factory):
     """The folder of the runs, and what each process found."""
     folder = tmp_path_factory.mktemp("ranks")
-    return folder, run_script(__file__, folder)
+    return folder, launch(__file__, folder, ranks=2)
 
 
 def saved_net(folder, epoch):

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from _helpers.processes import report, run_script
+from _helpers.processes import launch, report
 from _helpers.states import noise
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
@@ -671,12 +671,12 @@ if __name__ == "__main__":
         "evaluated": all(torch.equal(seen["net.0.weight"], merged_ones["0.weight"]) for seen in watched[1].seen),
         "figures": {name: float(value) for name, value in watched[0].callback_metrics.items()},
     }
-    report(sys.argv[1], int(os.environ.get("LOCAL_RANK", 0)), found)
+    report(sys.argv[1], int(os.environ["RANK"]), found)
     torch.distributed.destroy_process_group()
 
 
 def test_on_two_processes_too(tmp_path):
-    first, second = run_script(__file__, tmp_path)
+    first, second = launch(__file__, tmp_path, ranks=2)
     assert first == second
     assert (first["changed"], first["rest"], first["evaluated"]) == ([], True, True)
     assert "merged/id/mine" in first["figures"]
