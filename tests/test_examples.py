@@ -39,7 +39,7 @@ def test_annotated_graph(capsys):
 
 
 def test_adamerging_beats_task_arithmetic_on_the_tasks():
-    averages = load("adamerging").main(steps=60, size=75)
+    averages = load("adamerging").main(steps=25, size=40)
     assert averages["adamerging"] > averages["task_arithmetic"]
 
 

@@ -85,9 +85,9 @@ def test_time_grows_with_the_tensors_and_not_with_their_square(step, tmp_path):
     few, many = Many(400, tmp_path), Many(1600, tmp_path)
 
     def seconds(model):
-        began = time.perf_counter()
+        began = time.process_time()
         STEPS[step](model)
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     seconds(few)
     ratios = []
@@ -103,9 +103,9 @@ def test_planning_and_merging_look_names_up(rule, tmp_path):
     many = Many(1600, tmp_path)
     data = {"a": {name: tensor.square() for name, tensor in many.base.items()}}
     vectors = many.vectors()
-    began = time.perf_counter()
+    began = time.process_time()
     merge(vectors, MergeRecipe(rule, ratio=0.5, keep=["layers.1.*"]), data=data)
-    assert time.perf_counter() - began < 40
+    assert time.process_time() - began < 40
 
 
 def test_the_transform_finds_the_layers_of_a_node():
