@@ -1,5 +1,6 @@
 """Every rule on every kind of model: a new rule and a new kind are tested here without an edit."""
 
+import functools
 import warnings
 
 import pytest
@@ -24,10 +25,21 @@ def inputs(request):
     return model, vectors_of_model(model)
 
 
+layers_of = functools.cache(trace_layers)
+
+
 def merged(rule, inputs, recipe="plain", **options):
     model, vectors = inputs
-    options = {"data": statistics_for(rule, vectors), "layers": trace_layers(model), **options}
+    options = {"data": statistics_for(rule, vectors), "layers": layers_of(model), **options}
     return merge(vectors, MergeRecipe(rule, **RECIPES[recipe]), **options)
+
+
+@functools.cache
+def turned(model):
+    """The task vectors of files whose tensors are in the opposite order."""
+    base, tasks = states_of(model)
+    files = {task: dict(reversed(state.items())) for task, state in tasks.items()}
+    return TaskVectors.open(dict(reversed(base.items())), files, model=model)
 
 
 @EVERY_RULE
@@ -55,11 +67,7 @@ def test_blocks_and_the_order_of_the_file_change_no_bit(rule, recipe, inputs):
     model, vectors = inputs
     expected = merged(rule, inputs, recipe)
     assert_same_bits(merged(rule, inputs, recipe, execution=Execution(block_bytes=400)), expected)
-    base, tasks = states_of(model)
-    turned = {task: dict(reversed(state.items())) for task, state in tasks.items()}
-    reordered = TaskVectors.open(dict(reversed(base.items())), turned, model=model)
-    data = statistics_for(rule, vectors)
-    found = merge(reordered, MergeRecipe(rule, **RECIPES[recipe]), trace_layers(model), data=data)
+    found = merged(rule, (model, turned(model)), recipe, data=statistics_for(rule, vectors))
     assert_same_bits({name: found[name] for name in expected}, expected)
 
 
@@ -80,7 +88,7 @@ def test_what_no_rule_works_on_is_the_mean_or_the_bases(rule, inputs):
 def test_pruning_everything_gives_the_base(rule, inputs):
     model, vectors = inputs
     recipe = MergeRecipe(rule, ratio=1.0)
-    found = merge(vectors, recipe, trace_layers(model), data=statistics_for(rule, vectors))
+    found = merge(vectors, recipe, layers_of(model), data=statistics_for(rule, vectors))
     assert_same_bits(found, {name: vectors.base(name) for name in vectors.headers})
 
 
@@ -88,5 +96,5 @@ def test_pruning_everything_gives_the_base(rule, inputs):
 def test_the_order_of_tasks_does_not_matter(rule, inputs):
     _, vectors = inputs
     data = statistics_for(rule, vectors)
-    turned = merge(vectors.select(["b", "a"]), MergeRecipe(rule), data=data)
-    assert_close(turned, merge(vectors, MergeRecipe(rule), data=data))
+    swapped = merge(vectors.select(["b", "a"]), MergeRecipe(rule), data=data)
+    assert_close(swapped, merge(vectors, MergeRecipe(rule), data=data))
