@@ -27,16 +27,16 @@ def environment():
     return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-def launch(script, folder, *arguments, ranks, timeout=300):
+def launch(script, folder, *arguments, ranks):
     """Run ``script folder *arguments`` as torchrun would, and return what each process left in ``<rank>.json``."""
     own = [{"WORLD_SIZE": str(ranks), "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-    run_together([str(script), str(folder), *arguments], own, timeout)
+    run_together([str(script), str(folder), *arguments], own)
     return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
-def run_script(script, folder, *arguments, timeout=300):
+def run_script(script, folder, *arguments):
     """Run ``script folder *arguments`` as one process, which starts the others itself."""
-    run_together([str(script), str(folder), *arguments], [{}], timeout)
+    run_together([str(script), str(folder), *arguments], [{}])
     return [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
 
 
@@ -47,13 +47,15 @@ def report(folder, rank, found):
     path.with_suffix(".tmp").replace(path)
 
 
-def run_together(command, own, timeout):
-    """Run a script with arguments once for each of some variables; all end as soon as one fails, or at the timeout.
+def run_together(command, own, idle=120, work=600):
+    """Run a script with arguments once for each of some variables; all end as soon as one fails, or where they hang.
+
+    That is where they use no processor for ``idle`` seconds, or have used it for ``work``: beside many other programs
+    they may well take minutes, and yet get on.
 
     Raises:
         AssertionError: what each has said, and of those that did not end by themselves where each thread was.
     """
-    deadline = time.monotonic() + timeout
     with tempfile.TemporaryDirectory() as folder, _rendezvous() as store:
         # Files do not fill up, as pipes do while one process waits for another whose pipe is being read.
         said = [Path(folder) / str(rank) for rank in range(len(own))]
@@ -64,13 +66,36 @@ def run_together(command, own, timeout):
         try:
             for process in started:
                 process.start()
+            hang = _hang([process.pid for process in started], idle, work)
             while None in (codes := [process.exitcode for process in started]):
-                if any(codes) or time.monotonic() > deadline:
+                if any(codes) or next(hang):
                     break
                 time.sleep(0.02)
         finally:
             _end(started)
         assert codes == [0] * len(own), "\n".join(map(_told, range(len(own)), codes, said))
+
+
+def _hang(groups, idle, work):
+    """Yield whether groups of processes hang, whenever asked."""
+    used, moved, looked = 0.0, time.monotonic(), time.monotonic()
+    while True:
+        now = time.monotonic()
+        if now - looked > 1:
+            found, looked = _processor_time(groups), now
+            if found > used + 0.1:
+                used, moved = found, now
+        yield now - moved > idle or used > work
+
+
+def _processor_time(groups):
+    """The seconds of a processor that groups of processes have used; 0 where the system does not tell."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # of one that has ended meanwhile
+            fields = path.read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15])) if int(fields[2]) in groups else 0
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 @functools.cache

@@ -123,7 +123,9 @@ def test_an_output_that_nobody_reads_ends_quietly():
 
 def test_a_signal_ends_a_command_with_one_line():
     script = (
-        "import os, signal\nfrom lwptv_lightning.cli import main\nfrom lwptv_lightning.cli.main import COMMANDS\n"
+        # Ctrl-C interrupts, also where the shell that started all this ignores it.
+        "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from lwptv_lightning.cli import main\nfrom lwptv_lightning.cli.main import COMMANDS\n"
         f"COMMANDS['scores'].run = lambda options: os.kill(os.getpid(), {int(signal.SIGINT)})\nmain(['scores'])"
     )
     done = subprocess.run(
