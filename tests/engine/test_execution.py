@@ -1,11 +1,10 @@
 """Where and how a merge is computed changes none of its bits, and leaves torch's settings as they were."""
 
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
+from _helpers.forked import forked
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
 from lwptv_lightning.engine import CPU, Execution
@@ -71,7 +70,7 @@ vectors = TaskVectors.open(base, {{task: {{"w": torch.randn(8, 8)}} for task in 
 merge(vectors, MergeRecipe("iso_c", ratio=0.5))
 assert state() == before, (state(), before)
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    assert forked(lambda: exec(program, {})) == (None, None)
 
 
 def product_precision():
