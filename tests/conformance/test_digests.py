@@ -5,6 +5,7 @@ change means to change a result, and say in the change which and why. Libraries 
 other processors, which a probe tells; there the size of each result is compared instead of its bits.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -73,10 +74,11 @@ def state(seed, size):
     return values
 
 
-def open_vectors(rule):
+@functools.cache
+def open_vectors(tasks_of_rule):
     base = state(0, 1.0)
     tasks = {}
-    for seed, task in enumerate(TASKS[: 2 if rule == "nuslerp" else 3], start=1):
+    for seed, task in enumerate(TASKS[:tasks_of_rule], start=1):
         change = state(seed, 0.125)
         tasks[task] = {name: (base[name] + change[name]).to(HALF.get(name, torch.float32)) for name in SHAPES}
     counter = {"stem.bn.num_batches_tracked": torch.tensor(7)}
@@ -116,7 +118,7 @@ def merge_all(ranks):
     """Return each case's digest and size."""
     found = {}
     for rule, kind in CASES:
-        vectors = open_vectors(rule)
+        vectors = open_vectors(2 if rule == "nuslerp" else 3)
         statistics = data_statistics(rule, vectors)
         merged = merge(vectors, MergeRecipe(rule, **KINDS[kind]), statistics=statistics, ranks=ranks)
         found[f"{rule} {kind}"] = [digest(merged), size_of(merged)]
