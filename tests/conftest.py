@@ -24,6 +24,14 @@ def _entry_points():
 
 
 @pytest.fixture
+def use_threads():
+    """``use_threads(count)`` lets torch, and with it a merge, use some threads; afterwards as many as before."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def handlers():
     """Ctrl-C interrupts, also where the shell ignores it; afterwards all signals' handlers are those of before."""
     before = {number: signal.getsignal(number) for number in signal.valid_signals()}

@@ -161,7 +161,7 @@ def test_one_file_touches_what_is_private_to_lightning(path, lightnings_names):
 
 
 def test_importing_the_package_loads_neither_torch_nor_lightning():
-    heavy = {"torch", "lightning", "timm", "matplotlib", "blake3"}
+    heavy = {"torch", "lightning", "timm", "matplotlib", "blake3", "numba"}
     program = f"import sys, lwptv_lightning; print(*{heavy} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == ""

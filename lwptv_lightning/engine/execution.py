@@ -9,17 +9,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from lwptv_lightning.engine.fused import kernels_exist
 from lwptv_lightning.engine.ranks import ALONE, Ranks
 from lwptv_lightning.functional import device_of
 from lwptv_lightning.registry import parse_bytes, require_kind
 
 CPU = torch.device("cpu")
 _CACHE_BYTES = 1 << 21
-"""Size of a block of all tasks together on the CPU: with what is computed from it, it stays in the cache, and torch's
-threads have enough to share."""
+"""Size of a block of all tasks together on the CPU: with what is computed from it, it stays in the cache."""
 _DEVICE_BYTES = 1 << 28
 """Size of a block on an accelerator, where starting an operation costs more than reading memory again."""
+_FUSED_BYTES = 1 << 24
+"""Size of a block for kernels: one of 8 tasks takes about a millisecond."""
+_THREAD_BYTES = 1 << 26
+"""What a thread's blocks take at most, with those that wait for others."""
+_PAYS = 1 << 25
+"""Values of task vectors from which on kernels save more than it takes to load them, a second or so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +38,14 @@ class Execution:
         ranks: The processes that divide the work among them, which must all make the same calls then.
         max_memory: What a merge may hold in memory besides its result and the mapped files, in bytes, or as text such
             as ``"512MB"``. Rules that work on blocks need little; it concerns those that see whole tensors.
-        compiled: Whether compiled kernels are used; ``None`` is where it pays. There are none yet.
+        compiled: Whether compiled kernels are used where there are some, which is on the CPU in float32; ``None`` is
+            for models so large that it pays, where numba is installed.
         block_bytes: Size of the blocks in which rules read the task vectors; by default what suits the device.
 
     Raises:
-        ValueError: A size is no number of bytes above 0,
-            or there is no such device.
+        ValueError: A size is no number of bytes above 0, or there is no such device.
         TypeError: Something is of the wrong kind.
+        ImportError: ``compiled`` is true, and numba is not installed.
 
     Example:
         >>> Execution(device="cpu", max_memory="1.5KiB").max_memory
@@ -57,6 +65,27 @@ class Execution:
         for name in ("max_memory", "block_bytes"):
             if (size := getattr(self, name)) is not None:
                 object.__setattr__(self, name, parse_bytes(name, size))
+        if self.compiled and not kernels_exist():
+            raise ImportError("compiled=True needs numba, which is not installed: pip install numba.")
+
+    @property
+    def threads(self) -> int:
+        """How many threads work on their own blocks: as many as torch may use and memory allows; one for a device."""
+        if self.device.type != "cpu":
+            return 1
+        allowed = torch.get_num_threads() if self.max_memory is None else self.max_memory // _THREAD_BYTES
+        return max(min(torch.get_num_threads(), allowed), 1)
+
+    def compiles(self, values: int, like: Tensor) -> bool:
+        """Tell whether compiled kernels read task vectors of a number of values, those of all tasks, like a tensor."""
+        if self.compiled is False or like.device.type != "cpu" or like.dtype != torch.float32:
+            return False
+        return bool(self.compiled) or (values >= _PAYS and kernels_exist())
+
+    @property
+    def fused_bytes(self) -> int:
+        """The size of a block of all tasks together that a kernel works through, tile by tile."""
+        return _FUSED_BYTES
 
     @property
     def usual_block_bytes(self) -> int:

@@ -15,12 +15,16 @@ from functools import cached_property
 from operator import le, lt
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lwptv_lightning.engine.blocks import Block
+from lwptv_lightning.engine.fused import gather_fused
+from lwptv_lightning.engine.program import Program, magnitudes_program
 from lwptv_lightning.engine.stream import Stream
 from lwptv_lightning.functional import compare, count_true, sample_margins, select
+from lwptv_lightning.task_vectors import Stack
 
 Transform: TypeAlias = Callable[[Block], Tensor]
 """Maps a block to other values, ``(R, n)``, on which a search over the whole model works instead."""
@@ -123,15 +127,16 @@ def _first_brackets(stream: Stream, orders: Sequence[int], total: int, transform
     if total < 4 * _SAMPLE:
         return [[_everything(stream.dtype)] for _ in orders]
     stride = total // _SAMPLE | 1  # odd, since the lengths of rows rarely are
-    drawn = [transform(block).cpu() for block in stream.every(stride)]
+    drawn = stream.sample(lambda block: transform(block).cpu(), stride)
     sample = torch.cat([part for found in stream.exchange(drawn) for part in found], dim=1)
-    size = sample.shape[1]
+    size, everything = sample.shape[1], _everything(stream.dtype)
+    margins = [sample_margins(k, total, size) for k in orders]
+    wanted = sorted({rank - 1 for pair in margins for rank in pair if 1 <= rank <= size})
+    ordered = torch.from_numpy(np.partition(sample.numpy(), wanted, axis=1)) if wanted else sample
     brackets = []
-    for k in orders:
-        first, last = sample_margins(k, total, size)
-        everything = _everything(stream.dtype)
-        lows = _keys(sample.kthvalue(first, dim=1).values).tolist() if first >= 1 else [everything.low] * len(sample)
-        highs = _keys(sample.kthvalue(last, dim=1).values).tolist() if last <= size else [everything.high] * len(sample)
+    for first, last in margins:
+        lows = _keys(ordered[:, first - 1]).tolist() if first >= 1 else [everything.low] * len(sample)
+        highs = _keys(ordered[:, last - 1]).tolist() if last <= size else [everything.high] * len(sample)
         brackets.append([_Bracket(low, high, guessed=True) for low, high in zip(lows, highs, strict=True)])
     return brackets
 
@@ -141,11 +146,17 @@ def _count(stream: Stream, transform: Transform, brackets: list[list[_Bracket]])
     bins = max(bracket.bins for row in brackets for bracket in row)
     tables = [_Table.of(row, bins, stream.dtype, stream.execution.device) for row in brackets]
 
+    def look_up(block: Block) -> list[_Found]:
+        values = transform(block)
+        return [table.look_up(values) for table in tables]
+
+    def fused(name: str) -> Callable[[Stack, slice], list[_Found]] | None:
+        program = stream.program(magnitudes_program, transform, name) if len(tables) == 1 else None
+        return None if program is None else lambda stack, elements: [tables[0].gather(program, stack, elements)]
+
     below = counts = torch.zeros(0, dtype=torch.int64)
     dtype = torch.int32 if stream.elements <= torch.iinfo(torch.int32).max else torch.int64
-    for block in stream.blocks():
-        values = transform(block)
-        found = [table.look_up(values) for table in tables]
+    for _, found in stream.map(look_up, fused=fused):
         if not len(below):
             below = torch.zeros(len(found), len(found[0][0]), dtype=torch.int64, device=stream.execution.device)
             counts = torch.zeros(len(found), below.shape[1] * bins, dtype=dtype, device=stream.execution.device)
@@ -157,6 +168,9 @@ def _count(stream: Stream, transform: Transform, brackets: list[list[_Bracket]])
     parts = [part for part in stream.exchange((below.cpu(), counts.cpu())) if len(part[0])]
     below, counts = (sum(column[1:], start=column[0]) for column in zip(*parts, strict=True))
     return below, counts.reshape(*below.shape, bins)
+
+
+_Found: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -175,7 +189,7 @@ class _Table:
         shift, first = zip(*((bracket.shift, bracket.low >> bracket.shift) for bracket in row), strict=True)
         return cls(low, high, torch.tensor(shift, device=device), torch.tensor(first, device=device), bins)
 
-    def look_up(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def look_up(self, values: Tensor) -> _Found:
         """Count the values below the bracket and those at its low end, and number the bins of the others inside.
 
         The low end belongs to the first bin. It is told apart because pruning and dropping make a great many zeros.
@@ -186,11 +200,22 @@ class _Table:
         limits = ((lt, self.low), (le, self.low), (le, self.high))
         smaller, lowest, through = (compare(operator, values, limit[:, None]) for operator, limit in limits)
         inside = through ^ lowest
-        rows = torch.arange(len(values), device=values.device).repeat_interleave(count_true(inside))
-        shift, first = (given.expand(len(values))[rows] for given in (self.shift, self.first))
-        bins = rows * self.bins + (_keys(select(values, inside)) >> shift) - first
         below = count_true(smaller)
-        return below, count_true(lowest) - below, bins
+        return below, count_true(lowest) - below, self._bins(select(values, inside), count_true(inside))
+
+    def gather(self, program: Program, stack: Stack, elements: slice) -> _Found:
+        """Do the same for magnitudes of a stack, by a compiled kernel."""
+        low, high = (limit.expand(program.tasks).contiguous().numpy() for limit in (self.low, self.high))
+        counts, inside = gather_fused(program, stack, elements, low, high)
+        below, lowest = torch.from_numpy(counts).unbind(1)
+        values = torch.from_numpy(np.concatenate(inside))
+        return below, lowest, self._bins(values, torch.tensor([len(row) for row in inside]))
+
+    def _bins(self, inside: Tensor, lengths: Tensor) -> Tensor:
+        """Number the bins of values inside the brackets, which lie row after row, so many of each."""
+        rows = torch.arange(len(lengths), device=inside.device).repeat_interleave(lengths.to(inside.device))
+        shift, first = (given.expand(len(lengths))[rows] for given in (self.shift, self.first))
+        return rows * self.bins + (_keys(inside) >> shift) - first
 
 
 def _keys(values: Tensor) -> Tensor:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from functools import partial
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine.blocks import Block, read_blocks, sum_by_tensor
+from lwptv_lightning.engine.blocks import Block, read_blocks, spans, sum_by_tensor
 from lwptv_lightning.engine.execution import Execution
-from lwptv_lightning.task_vectors import Stack, TaskVectors, whole
+from lwptv_lightning.engine.fused import UnfusableError, vote_fused
+from lwptv_lightning.engine.program import Program, voting_program
+from lwptv_lightning.engine.threads import Threads
+from lwptv_lightning.functional import Formula
+from lwptv_lightning.task_vectors import Stack, TaskVectors, part, whole
 
 Value = TypeVar("Value")
+
+ReadProgram: TypeAlias = Callable[[Callable[[Formula], Any], int], Program | None]
+"""Reads a program off a formula, as `lwptv_lightning.engine.program` does."""
+Fused: TypeAlias = Callable[[Stack, slice], Value]
+"""Computes by a compiled kernel what a function would of a block."""
 
 DataStatistics: TypeAlias = Mapping[str, Mapping[str, Tensor]]
 """What was collected on data: task to tensor name to a tensor, such as a diagonal Fisher information."""
@@ -98,12 +109,68 @@ class Stream:
         """Read this process's tensors, or some of them, block by block and in order."""
         return self._read(self.own_names if names is None else names, self.execution.block_bytes)
 
-    def every(self, stride: int) -> Iterator[Block]:
-        """Read each ``stride``-th element of this process's tensors, a block for each tensor."""
-        for name in self.own_names:
-            stack = self.open_stack(name)
-            base, *others = stack.sources(slice(None, None, stride))
-            yield Block(name, 0, stack.tau(base.to(self.like), others), base)
+    def sample(self, function: Callable[[Block], Value], stride: int) -> list[Value]:
+        """Apply a function to each ``stride``-th element of this process's tensors, a block for each tensor."""
+
+        def drawn(name: str, stack: Stack) -> Value:
+            with self.execution.exact():
+                tau = part(stack, slice(None, None, stride), self.like)
+                return function(Block(name, 0, tau, stack.base[::stride]))
+
+        with Threads(self.execution.threads) as threads:
+            return list(threads.in_order(partial(drawn, name, self.open_stack(name)) for name in self.own_names))
+
+    def map(
+        self,
+        function: Callable[[Block], Value],
+        names: Iterable[str] | None = None,
+        fused: Callable[[str], Fused[Value] | None] = lambda name: None,
+    ) -> Iterator[tuple[str, Value]]:
+        """Apply a function to each block of this process's tensors, in several threads, and yield results in order.
+
+        Blocks have the same size whatever the execution, so that sums over them repeat to the bit.
+
+        Args:
+            function: Computes something of a block; it is called in other threads.
+            names: The tensors; this process's by default.
+            fused: Gives for a tensor's name what computes the same by a compiled kernel, or None.
+
+        Yields:
+            The tensor's name, and what was found in a block.
+        """
+        names, size = self.own_names if names is None else names, self.execution.usual_block_bytes
+        if self.execution.device.type != "cpu":
+            yield from ((block.name, function(block)) for block in self._read(names, size))
+            return
+        element = len(self.tasks) * self.like.element_size()
+
+        def calls() -> Iterator[Callable[[], tuple[str, Value]]]:
+            for name in names:
+                stack, quick = self.open_stack(name), fused(name) if self.is_compiled else None
+                stack.read()
+                for span in spans(self.numel(name), element, size if quick is None else self.execution.fused_bytes):
+                    yield partial(self._apply, function, quick, name, stack, span)
+
+        with Threads(self.execution.threads) as threads:
+            yield from threads.in_order(calls())
+
+    def _apply(
+        self, function: Callable[[Block], Value], quick: Fused[Value] | None, name: str, stack: Stack, span: slice
+    ) -> tuple[str, Value]:
+        if quick is not None:
+            with suppress(UnfusableError):  # the plain way tells what is broken, and where
+                return name, quick(stack, span)
+        with self.execution.exact():
+            return name, function(Block(name, span.start, part(stack, span, self.like), stack.base[span]))
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether compiled kernels read these task vectors, as far as there are some."""
+        return self.execution.compiles(len(self.tasks) * self.elements, self.like)
+
+    def program(self, read: ReadProgram, function: Callable[[Block], Any], name: str) -> Program | None:
+        """Return what a kernel has to do to compute a function of the blocks of a tensor; None where none does it."""
+        return read(lambda tau: function(Block(name, 0, cast(Tensor, tau), cast(Tensor, None))), len(self.tasks))
 
     def collected(self, name: str) -> list[Tensor] | None:
         """Return what was collected on data for a tensor, of each task; None where a task has nothing.
@@ -122,7 +189,12 @@ class Stream:
         keys = (name, name.removesuffix(".weight"))
         return next((key for key in keys if given and all(key in tensors for tensors in given)), None)
 
-    def sum(self, function: Callable[[Block], Tensor], names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    def sum(
+        self,
+        function: Callable[[Block], Tensor],
+        names: Iterable[str] | None = None,
+        fused: Fused[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Add up, for each tensor, what a function finds in its blocks, and return it on every process.
 
         Blocks have the same size whatever the execution, so that the sums repeat to the bit.
@@ -130,15 +202,28 @@ class Stream:
         Args:
             function: Returns a tensor, always of the same shape.
             names: The tensors, the same on every process; all by default.
+            fused: Computes the same by a compiled kernel, where the function itself does not tell one.
         """
         names = self.names if names is None else tuple(names)
-        blocks = self._read(self._own(names))
-        return self._join(sum_by_tensor((block.name, function(block)) for block in blocks), names)
+
+        def quick(name: str) -> Fused[Tensor] | None:
+            if fused is not None:
+                return fused
+            program = self.program(voting_program, function, name)
+            return None if program is None else partial(vote_fused, program)
+
+        return self._join(sum_by_tensor(self.map(function, self._own(names), quick)), names)
 
     def each(self, compute: Callable[[str], Value], names: Iterable[str]) -> dict[str, Value]:
         """Compute something of each tensor, where it belongs, and return it on every process, in the order of names."""
         names = tuple(names)
-        return self._join({name: compute(name) for name in self._own(names)}, names)
+        own = self._own(names)
+        if self.execution.device.type != "cpu":
+            return self._join({name: compute(name) for name in own}, names)
+        # Whole tensors, of which several at a time might exceed a limit.
+        with Threads(self.execution.threads if self.execution.max_memory is None else 1) as threads:
+            found = threads.in_order(partial(compute, name) for name in own)
+            return self._join(dict(zip(own, found, strict=True)), names)
 
     def exchange(self, value: Value) -> list[Value]:
         """Return what each process gave, in the processes' order; every process must call it."""

@@ -7,9 +7,11 @@ compares, selects and counts with booleans several times more slowly than it mul
 import torch
 from torch import Tensor
 
+from lwptv_lightning.functional.formula import noted
 from lwptv_lightning.functional.sums import sum_tasks
 
 
+@noted(tasks=0)
 def elect_signs(tau: Tensor, tie: float) -> Tensor:
     """Elect one sign per weight, ``(*shape)``: that of the sum over tasks, and ``tie`` where the sum is zero.
 
@@ -29,6 +31,7 @@ def agreeing_magnitudes(tau: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
     return (tau * direction).clamp_(min=0), direction
 
 
+@noted(tasks=0)
 def combine_agreeing(tau: Tensor, signs: Tensor, reduce: str) -> Tensor:
     """Combine, for each weight, the entries with the elected sign; zeros count as absent.
 

@@ -5,7 +5,10 @@ import math
 import torch
 from torch import Tensor
 
+from lwptv_lightning.functional.formula import noted
 
+
+@noted(tasks=0)
 def sum_tasks(tau: Tensor) -> Tensor:
     """Sum over the tasks, ``(T, *shape) -> (*shape)``, from the first to the last.
 

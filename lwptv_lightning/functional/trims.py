@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.functional.draws import random_keep
+from lwptv_lightning.functional.formula import noted
 from lwptv_lightning.functional.masks import compare, count_true, positions, tall_masks
 from lwptv_lightning.functional.ranked import ranked_values
 from lwptv_lightning.functional.sums import as_rows, per_row, sum_tasks
 
 
+@noted()
 def drop_at_random_(
     tau: Tensor, probability: float | Tensor, seed: int, tasks: Sequence[str], name: str, start: int = 0
 ) -> Tensor:
@@ -25,6 +27,7 @@ def drop_at_random_(
     return tau.div_(probability)
 
 
+@noted()
 def keep_middle_(tau: Tensor, density: float, outliers: float = 0.0) -> Tensor:
     """Zero, in each row, the largest and the smallest magnitudes, in place.
 
@@ -45,6 +48,7 @@ def keep_middle_(tau: Tensor, density: float, outliers: float = 0.0) -> Tensor:
     return tau
 
 
+@noted()
 def keep_largest_(tau: Tensor, density: float) -> Tensor:
     """Zero all but the ``int(n * density)`` largest magnitudes of each row, in place; of equal ones the first stay.
 
@@ -75,12 +79,14 @@ def _above(values: Tensor, ranks: Sequence[int]) -> list[Tensor]:
     return masks
 
 
+@noted(tasks=0)
 def keep_consensus(tau: Tensor, merged: Tensor, tall_lambda: float, min_tasks: int) -> Tensor:
     """Zero what matters to fewer than ``min_tasks`` tasks of a merged task vector, ``(*shape)``; see `tall_masks`."""
     matters = sum_tasks(tall_masks(tau, merged, tall_lambda))
     return torch.ge(matters, min_tasks, out=matters).mul_(merged)
 
 
+@noted()
 def trim_(tau: Tensor, thresholds: Tensor) -> Tensor:
     """Zero what is smaller in magnitude than its row's threshold, in place.
 

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine import Stream, keep_freed_memory, sum_by_tensor
-from lwptv_lightning.functional import per_row, sum_tasks
+from lwptv_lightning.engine import (
+    FUSED_BASES,
+    Block,
+    Limits,
+    Program,
+    Stream,
+    Threads,
+    UnfusableError,
+    begin_limits,
+    keep_freed_memory,
+    merge_fused,
+    merging_program,
+    spans,
+    sum_by_tensor,
+)
+from lwptv_lightning.functional import Formula, per_row, sum_tasks
+from lwptv_lightning.merging.memory import threads_within
 from lwptv_lightning.merging.precision import in_dtype
 from lwptv_lightning.registry import natural_order
 from lwptv_lightning.rules import MergeContext, MergeRule
-from lwptv_lightning.task_vectors import part, whole
+from lwptv_lightning.task_vectors import Stack, part, whole
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,22 +96,24 @@ class Piece:
 
 
 def merged_pieces(jobs: Mapping[str, Job]) -> Iterator[Piece]:
-    """Merge tensors one after the other, each from its first piece to its last."""
+    """Merge tensors, each from its first piece to its last; several threads make pieces of their own ahead."""
+    yield from _each(jobs, lambda work: work.piece())
 
-    def way(name: str) -> tuple[bool, int]:
-        job = jobs[name]
-        return job.rule.unit == "element" and bool(job.kept.any()), id(job.stream)
 
-    for (in_blocks, _), group in groupby(jobs, way):
-        names = list(group)
-        if in_blocks:
-            for block in jobs[names[0]].stream.blocks(names):
-                elements = slice(block.start, block.start + len(block.base))
-                merged = _combine(block.name, jobs[block.name], block.tau, elements)
-                yield Piece(block.name, elements, block.base, merged)
-        else:
-            keep_freed_memory()
-            yield from (_whole_piece(name, jobs[name]) for name in names)
+def added_pieces(jobs: Mapping[str, Job]) -> Iterator[tuple[str, slice, Tensor]]:
+    """Do the same and yield, of each piece, the tensor's name, its elements, and the merged model's values there."""
+    yield from _each(jobs, lambda work: (work.name, work.elements, work.added()))
+
+
+def added_to_base(pieces: Iterable[Piece], jobs: Mapping[str, Job]) -> Iterator[tuple[str, slice, Tensor]]:
+    """Do the same with pieces that are made already."""
+
+    def added(piece: Piece) -> tuple[str, slice, Tensor]:
+        return piece.name, piece.elements, piece.added(jobs[piece.name])
+
+    threads = min((job.stream.execution.threads for job in jobs.values()), default=1)
+    with Threads(threads) as pool:
+        yield from pool.in_order(partial(added, piece) for piece in pieces)
 
 
 def published_alpha(made: Iterable[Piece], pruned: Stream) -> float:
@@ -100,11 +122,17 @@ def published_alpha(made: Iterable[Piece], pruned: Stream) -> float:
     The pieces are those of this process, and ``pruned`` is what they are made of.
     """
 
+    def magnitude(tau: Tensor) -> Tensor:
+        if tau.is_cuda:
+            return tau.abs().sum(dtype=torch.float64)
+        # Torch would add up in an order that depends on how many threads it has.
+        return torch.tensor(np.abs(tau.numpy()).sum(dtype=np.float64))
+
     def magnitudes(piece: Piece) -> Tensor:
         if piece.merged is None:
             return torch.zeros(2, dtype=torch.float64, device=pruned.execution.device)
         summed = sum_tasks(part(pruned.open_stack(piece.name), piece.elements, pruned.like))
-        return torch.stack([tau.abs().sum(dtype=torch.float64) for tau in (summed, piece.merged)])
+        return torch.stack([magnitude(tau) for tau in (summed, piece.merged)])
 
     own = sum_by_tensor((piece.name, magnitudes(piece)) for piece in made)
     found = {name: sums for each in pruned.exchange(own) for name, sums in each.items()}
@@ -114,14 +142,142 @@ def published_alpha(made: Iterable[Piece], pruned: Stream) -> float:
     return summed / combined / len(pruned.tasks) if combined else 1.0
 
 
-def _whole_piece(name: str, job: Job) -> Piece:
-    stack = job.stream.open_stack(name)
-    elements, base = slice(0, len(stack.base)), stack.base
-    if not job.kept.any():
-        return Piece(name, elements, base, None)
-    if job.rule.unit == "task":
-        return Piece(name, elements, base, _sum_of_tasks(name, job).flatten())
-    return Piece(name, elements, base, _combine(name, job, whole(stack, job.stream.like)).flatten())
+@dataclass(frozen=True)
+class _Work:
+    """What a thread makes at a time: a block, or a whole tensor.
+
+    Attributes:
+        name: The tensor's name.
+        job: How it is merged.
+        stack: Its task vectors.
+        elements: Which elements of the flattened tensor.
+        block: What was read of them ahead.
+    """
+
+    name: str
+    job: Job
+    stack: Stack
+    elements: slice
+    block: Block | None = None
+
+    def piece(self) -> Piece:
+        merged = self._merged() if self.job.kept.any() else None
+        base = self.stack.base[self.elements] if self.block is None else self.block.base
+        return Piece(self.name, self.elements, base, merged)
+
+    def added(self) -> Tensor:
+        return self.piece().added(self.job)
+
+    def _merged(self) -> Tensor:
+        job, like = self.job, self.job.stream.like
+        if job.rule.unit == "task":
+            return _sum_of_tasks(self.name, job, self.stack).flatten()
+        if job.rule.unit == "tensor":
+            return _combine(self.name, job, whole(self.stack, like)).flatten()
+        tau = part(self.stack, self.elements, like) if self.block is None else self.block.tau
+        return _combine(self.name, job, tau, self.elements)
+
+
+@dataclass(frozen=True)
+class _FusedWork(_Work):
+    """A block that a compiled kernel merges.
+
+    Attributes:
+        program: What the kernel does.
+        limits: Waits for what it needs to know of the whole tensor; None for nothing.
+    """
+
+    program: Program = field(kw_only=True)
+    limits: Callable[[], Limits] | None = field(kw_only=True)
+
+    def added(self) -> Tensor:
+        base = self.stack.base
+        if self.job.least is None and base.dtype in FUSED_BASES:
+            with suppress(UnfusableError):
+                return in_dtype(self.name, self._fused(self.job.scale), base.dtype)
+        return super().added()
+
+    def _merged(self) -> Tensor:
+        with suppress(UnfusableError):
+            return self._fused(None)
+        if self.job.rule.unit == "element":
+            return super()._merged()
+        return super()._merged()[self.elements]
+
+    def _fused(self, scale: float | None) -> Tensor:
+        limits = None if self.limits is None else self.limits()
+        return merge_fused(self.program, self.stack, self.elements, limits, scale)
+
+
+def _each(jobs: Mapping[str, Job], use: Callable[[_Work], Value]) -> Iterator[Value]:
+    """Divide jobs into work, and yield what is made of each, in order."""
+    if not jobs:
+        return
+    keep_freed_memory()
+    if next(iter(jobs.values())).stream.execution.device.type != "cpu":
+        yield from (use(work) for work in _on_device(jobs))
+        return
+    kinds = {(id(job.rule), id(job.stream)): job for job in jobs.values()}.values()
+    with Threads(min(threads_within(job.rule, job.stream) for job in kinds)) as threads:
+        yield from threads.in_order(partial(use, work) for work in _on_host(jobs, threads))
+
+
+def _on_host(jobs: Mapping[str, Job], threads: Threads) -> Iterator[_Work]:
+    for name, job in jobs.items():
+        work = _whole(name, job)
+        if not job.kept.any():
+            yield work
+            continue
+        stack, elements = work.stack, job.stream.numel(name)
+        stacked = len(job.stream.tasks) * job.stream.like.element_size()
+        stack.read()
+        program = _program(name, job) if job.stream.is_compiled else None
+        if program is not None:
+            if job.on_parts:
+                stack = stack.where(job.kept.tolist())
+            limits = begin_limits(threads.submit, program, stack)
+            for span in spans(elements, stacked, job.stream.execution.fused_bytes):
+                yield _FusedWork(name, job, stack, span, program=program, limits=limits)
+        elif job.rule.unit == "element":
+            size = job.stream.execution.block_bytes or job.stream.execution.usual_block_bytes
+            yield from (_Work(name, job, stack, span) for span in spans(elements, stacked, size))
+        else:
+            yield work
+
+
+def _whole(name: str, job: Job) -> _Work:
+    return _Work(name, job, job.stream.open_stack(name), slice(0, job.stream.numel(name)))
+
+
+def _program(name: str, job: Job) -> Program | None:
+    """Return what a kernel does to merge a tensor by a rule's formula; None where no kernel can."""
+    context, tasks = MergeContext(name, job.stream.tasks, job.survey, task=job.task), len(job.stream.tasks)
+    if job.stream.is_collected(name):
+        return None
+
+    def formula(tau: Formula) -> Any:
+        stack = cast(Tensor, tau)
+        return sum_tasks(job.rule.parts(stack, context)) if job.on_parts else job.rule.combine(stack, context)
+
+    return merging_program(formula, tasks, is_flat=job.rule.unit == "element")
+
+
+def _on_device(jobs: Mapping[str, Job]) -> Iterator[_Work]:
+    """Divide jobs for one thread; on a device, the next block is copied while one is computed."""
+
+    def way(name: str) -> tuple[bool, int]:
+        job = jobs[name]
+        return job.rule.unit == "element" and bool(job.kept.any()), id(job.stream)
+
+    for (in_blocks, _), group in groupby(jobs, way):
+        names = list(group)
+        if not in_blocks:
+            yield from (_whole(name, jobs[name]) for name in names)
+            continue
+        for block in jobs[names[0]].stream.blocks(names):
+            job = jobs[block.name]
+            elements = slice(block.start, block.start + len(block.base))
+            yield _Work(block.name, job, job.stream.open_stack(block.name), elements, block)
 
 
 def _combine(name: str, job: Job, tau: Tensor, elements: slice | None = None) -> Tensor:
@@ -135,9 +291,8 @@ def _combine(name: str, job: Job, tau: Tensor, elements: slice | None = None) ->
         return sum_tasks(torch.where(per_row(job.kept, parts).bool(), parts, 0))
 
 
-def _sum_of_tasks(name: str, job: Job) -> Tensor:
+def _sum_of_tasks(name: str, job: Job, stack: Stack) -> Tensor:
     """Add up the parts of the tasks that are kept, one by one; the part of a pruned one is zero."""
-    stack = job.stream.open_stack(name)
 
     def made_of(task: int) -> Tensor:
         context = MergeContext(name, job.stream.tasks[task : task + 1], job.survey)

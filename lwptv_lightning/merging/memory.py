@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from lwptv_lightning.engine import Stream
@@ -44,12 +45,38 @@ def require_memory(limit: int, rule: MergeRule[Any], stream: Stream, thinned: La
 def needed_memory(rule: MergeRule[Any], stream: Stream, thinned: Layers | None = None) -> int:
     """Return how many bytes a merge takes at most; ``thinned`` are layers whose elements are ranked together."""
     tasks, itemsize = len(stream.tasks), stream.dtype.itemsize
-    size = max(map(stream.numel, stream.names)) * itemsize
     needed = _BLOCKS * (stream.execution.block_bytes or stream.execution.usual_block_bytes)
-    needed += {"element": 0, "task": _COPIES_OF_A_TASK * size, "tensor": _COPIES_OF_A_STACK * tasks * size}[rule.unit]
+    needed += _bytes_of_tensor(rule, stream, max(map(stream.numel, stream.names)))
     if rule.surveys_model():
         needed += tasks * _SEARCH_OF_A_TASK
     if thinned is not None:
         layer = max(sum(map(stream.numel, layer.tensors)) for layer in thinned)
         needed += _COPIES_OF_A_LAYER * tasks * layer * itemsize
     return needed
+
+
+def threads_within(rule: MergeRule[Any], stream: Stream) -> int:
+    """Return how many threads may merge at a time: fewer than usual where each works on whole tensors that are large.
+
+    The limit is the execution's, or a quarter of the machine's memory.
+    """
+    usual, execution = stream.execution.threads, stream.execution
+    each = _bytes_of_tensor(rule, stream, max(map(stream.numel, stream.names), default=0))
+    if usual == 1 or each == 0:
+        return usual
+    limit = _physical_memory() // 4 if execution.max_memory is None else execution.max_memory
+    return max(min(usual, limit // each), 1)
+
+
+def _bytes_of_tensor(rule: MergeRule[Any], stream: Stream, elements: int) -> int:
+    """Return what a rule that sees a whole tensor holds for it; a rule that sees blocks holds nothing."""
+    size, tasks = elements * stream.dtype.itemsize, len(stream.tasks)
+    return {"element": 0, "task": _COPIES_OF_A_TASK * size, "tensor": _COPIES_OF_A_STACK * tasks * size}[rule.unit]
+
+
+def _physical_memory() -> int:
+    """Return the bytes of the machine's memory, or many where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 62

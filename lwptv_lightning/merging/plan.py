@@ -15,7 +15,14 @@ from torch import Tensor
 from lwptv_lightning.checkpoints import UNKNOWN, Provenance
 from lwptv_lightning.engine import DataStatistics, Execution, Stream
 from lwptv_lightning.layers import Layers
-from lwptv_lightning.merging.combine import Job, Piece, merged_pieces, published_alpha
+from lwptv_lightning.merging.combine import (
+    Job,
+    Piece,
+    added_pieces,
+    added_to_base,
+    merged_pieces,
+    published_alpha,
+)
 from lwptv_lightning.merging.data import fingerprint_of_data
 from lwptv_lightning.merging.held import Held, hold
 from lwptv_lightning.merging.memory import needed_memory
@@ -124,12 +131,10 @@ class MergePlan:
             for doubt in self.vectors.sample.doubts({name: job.kept.tolist() for name, job in self.jobs.items()}):
                 warnings.warn(f"{doubt} `lwptv check` says more.", stacklevel=2)
         own = [name for name, rank in self.owner.items() if rank == self.execution.ranks.rank]
-        for piece in self._made(self._own_names):
-            yield piece.name, piece.elements, piece.added(self.jobs[piece.name])
+        yield from self._added(self._own_names)
         for name, first in self.vectors.tied.items():
             if self.owner.get(name) == self.execution.ranks.rank:  # made once more, so that no piece has to be held
-                job = self.jobs[first]
-                yield from ((name, piece.elements, piece.added(job)) for piece in self._made([first]))
+                yield from ((name, elements, values) for _, elements, values in self._added([first]))
         for name in own:
             if name not in self.jobs and name not in self.vectors.tied:
                 values = self.vectors.base(name).reshape(-1)
@@ -172,11 +177,19 @@ class MergePlan:
 
     def _made(self, names: Sequence[str]) -> Iterator[Piece]:
         """Merge some of this process's task vectors, or take them out of memory."""
+        held = self._held_pieces(names)
+        yield from merged_pieces({name: self.jobs[name] for name in names}) if held is None else held
+
+    def _added(self, names: Sequence[str]) -> Iterator[tuple[str, slice, Tensor]]:
+        """Do the same and add them to the base, with their coefficients."""
+        jobs, held = {name: self.jobs[name] for name in names}, self._held_pieces(names)
+        yield from added_pieces(jobs) if held is None else added_to_base(held, jobs)
+
+    def _held_pieces(self, names: Sequence[str]) -> Iterator[Piece] | None:
         if self.held is None or not self.held.keys() >= set(names):
-            yield from merged_pieces({name: self.jobs[name] for name in names})
-        else:
-            for name in names:
-                yield from self.held[name].pieces(name, self.vectors.base(name).reshape(-1))
+            return None
+        held = self.held
+        return (piece for name in names for piece in held[name].pieces(name, self.vectors.base(name).reshape(-1)))
 
     def _for_task(self, recipe: MergeRecipe) -> MergePlan:
         """Return the plan with another task's jobs, of which nothing is made yet."""

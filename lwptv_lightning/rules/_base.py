@@ -51,7 +51,8 @@ class MergeRule(ABC, Generic[Survey]):
 
     A rule never sees the base: ``merge`` adds ``scale * combine(...)`` to it, once. Pruned rows are zeros. A rule is
     a frozen dataclass of plain hyper-parameters, decorated with `merge_rule`, and implements either `combine`, or
-    `parts` where the result is a sum over the tasks.
+    `parts` where the result is a sum over the tasks. Several threads call these at a time. Where they use nothing but
+    the functions of `lwptv_lightning.functional` that are noted, large models are merged by compiled kernels.
 
     Attributes:
         name: The registered name.

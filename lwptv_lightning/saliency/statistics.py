@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.checkpoints import some_of
-from lwptv_lightning.engine import Block, Execution, Stream, divide
+from lwptv_lightning.engine import Block, Execution, Stream, UnfusableError, divide, statistics_fused
 from lwptv_lightning.functional import device_of, require_usable, sum_tasks
 from lwptv_lightning.layers import Layer, Layers
 from lwptv_lightning.registry import natural_order, require_kind
-from lwptv_lightning.task_vectors import TaskVectors
+from lwptv_lightning.task_vectors import Stack, TaskVectors
 
 _LEAST_USUAL, _MOST_USUAL = 1e-15, 1e15
 """The mean magnitudes of a block of a task vector between which its sums are taken in its own dtype."""
@@ -110,7 +110,7 @@ def collect_statistics(
         return torch.cat([_sums(block.tau), block.base.to(torch.float64).square().sum()[None]])
 
     with execution.ranks.sharing_errors(), execution.exact():
-        return _by_layer(vectors, layers, stream.sum(sum_up))
+        return _by_layer(vectors, layers, stream.sum(sum_up, fused=_sums_by_kernel))
 
 
 def merged_layers(vectors: TaskVectors, layers: Layers) -> Layers:
@@ -135,10 +135,22 @@ def _sums(tau: Tensor) -> Tensor:
     These are Gram matrix, L1 norms, agreeing, opposing, deviations' squares and their products with the mean.
     """
     sums, tasks = _sums_in_dtype(tau), len(tau)
-    usual = sums[tasks * tasks :][:tasks] / max(tau.shape[1], 1)
-    # Beyond this range squares of float32 numbers vanish or overflow.
-    extreme = ((usual > 0) & (usual < _LEAST_USUAL)) | (usual > _MOST_USUAL)
-    return _sums_in_dtype(tau.double()) if tau.dtype != torch.float64 and bool(extreme.any()) else sums
+    extreme = _is_extreme(sums[tasks * tasks :][:tasks], tau.shape[1])
+    return _sums_in_dtype(tau.double()) if tau.dtype != torch.float64 and extreme else sums
+
+
+def _is_extreme(l1: Tensor, elements: int) -> bool:
+    """Tell whether values are so small or large that squares of float32 numbers vanish or overflow."""
+    usual = l1 / max(elements, 1)
+    return bool((((usual > 0) & (usual < _LEAST_USUAL)) | (usual > _MOST_USUAL)).any())
+
+
+def _sums_by_kernel(stack: Stack, elements: slice) -> Tensor:
+    """Do the same for some elements of a stack, with the base's squares at the end, by a compiled kernel."""
+    gram, sums, base_squared = statistics_fused(stack, elements)
+    if _is_extreme(sums[0], elements.stop - elements.start):
+        raise UnfusableError
+    return torch.cat([gram.flatten(), sums.flatten(), base_squared[None]])
 
 
 def _sums_in_dtype(tau: Tensor) -> Tensor:

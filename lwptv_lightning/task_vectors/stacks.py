@@ -33,9 +33,25 @@ class StoredStack:
         read = (expert.read_for_difference(self._name) for expert in self._experts if expert is not None)
         return [(tensor.reshape(-1), is_difference) for tensor, is_difference in read]
 
+    def read(self) -> None:
+        """Read all that the task vectors are made of, unless that was done; what is mapped stays in its file."""
+        _ = self.base, self._stored
+
     def sources(self, elements: slice) -> list[Tensor]:
         """Return what some elements of the flattened task vectors are made of: the base's elements, then others."""
         return [self.base[elements], *(tensor[elements] for tensor, _ in self._stored)]
+
+    def operands(self, elements: slice) -> tuple[Tensor, list[tuple[Tensor, bool] | None]]:
+        """Return what some elements are made of: the base's elements, and what each task's row is.
+
+        Returns:
+            The base's elements, ``(n,)``; and for each task its elements, and whether they are a difference from the
+            base already; None where the row is zero. All are in their own dtypes, and not to be written to.
+        """
+        stored = iter(self._stored)
+        experts = (None if expert is None else next(stored) for expert in self._experts)
+        rows = [None if found is None else (found[0][elements], found[1]) for found in experts]
+        return self.base[elements], rows
 
     def tau(self, base: Tensor, others: Sequence[Tensor]) -> Tensor:
         """Make elements of the task vectors, ``(T, n)``, freshly, in the dtype and on the device of ``base``.
@@ -64,7 +80,12 @@ class StoredStack:
 
     def only(self, task: int) -> StoredStack:
         """Return the task vector of one task, with T = 1."""
-        return StoredStack(self._name, self._checkpoint, [self._experts[task]])
+        one = StoredStack(self._name, self._checkpoint, [self._experts[task]])
+        if "_stored" in self.__dict__:  # what was read is not read again
+            given = iter(self._stored)
+            stored = [None if expert is None else next(given) for expert in self._experts]
+            one.__dict__ |= {"base": self.base, "_stored": [found for found in [stored[task]] if found is not None]}
+        return one
 
     def _raise_unless_finite(self) -> None:
         for checkpoint in (self._checkpoint, *(expert for expert in self._experts if expert is not None)):
@@ -85,8 +106,14 @@ class HeldStack:
         self.base = base.reshape(-1)
         self._rows = tau.reshape(len(tau), math.prod(tau.shape[1:]))
 
+    def read(self) -> None:  # noqa: D102 (as a StoredStack does)
+        pass
+
     def sources(self, elements: slice) -> list[Tensor]:  # noqa: D102 (as a StoredStack does)
         return [self.base[elements], self._rows[:, elements]]
+
+    def operands(self, elements: slice) -> tuple[Tensor, list[tuple[Tensor, bool] | None]]:  # noqa: D102
+        return self.base[elements], [(row[elements], True) for row in self._rows]
 
     def tau(self, base: Tensor, others: Sequence[Tensor]) -> Tensor:  # noqa: D102 (as a StoredStack does)
         return others[0].to(base.device, base.dtype).clone(memory_format=torch.contiguous_format)

@@ -278,7 +278,7 @@ OPTIONS = {
     "everything at once": lambda model, vectors: {
         **turned_scores(model, vectors),
         "dtype": "float64",
-        "execution": Execution(block_bytes=512, max_memory="1GB"),
+        "execution": Execution(block_bytes=64, max_memory="1GB"),
     },
 }
 OPEN_TO_OPTIONS = [sink for sink in SINKS if sink not in ("plan's tensors", "plan's pieces", "command line")]

@@ -1,13 +1,17 @@
 """Where and how a merge is computed changes none of its bits, and leaves torch's settings as they were."""
 
+import subprocess
+import sys
 import threading
+from importlib import import_module
 
 import pytest
 import torch
-from _helpers.forked import forked
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
 from lwptv_lightning.engine import CPU, Execution
+
+_execution = import_module("lwptv_lightning.engine.execution")
 
 
 def test_names_and_sizes_are_read():
@@ -26,6 +30,67 @@ def test_a_size_that_is_none_is_refused(option, size):
 def test_a_device_that_is_none_is_refused():
     with pytest.raises(ValueError, match="gpu"):
         Execution(device="gpu")
+
+
+THREADED = ["ties", "dare_ties", "breadcrumbs", "consensus_ties", "iso_c", "tsv_m", "knots_ties", "wudi", "emr", "pcb"]
+
+
+@pytest.mark.parametrize("rule", THREADED)
+def test_any_number_of_threads_gives_the_same_bits_with_kernels_and_without(rule, use_threads):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"stem.weight": (3, 700), "blocks.0.weight": (64, 48), "blocks.1.weight": (48, 64), "blocks.1.bias": (48,)}
+    base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    tasks = {
+        task: {name: values + 0.1 * torch.randn(values.shape, generator=generator) for name, values in base.items()}
+        for task in "abc"
+    }
+    vectors, recipe = TaskVectors.open(base, tasks), MergeRecipe(rule, ratio=0.3, granularity="tensor")
+    expected = merge(vectors, recipe, execution=Execution(compiled=False))
+    for threads in (1, 2, 3):
+        use_threads(threads)
+        for execution in (Execution(compiled=False, block_bytes=1000), Execution(compiled=True)):
+            merged = merge(vectors, recipe, execution=execution)
+            assert all(torch.equal(merged[name], tensor) for name, tensor in expected.items()), (threads, execution)
+        assert torch.get_num_threads() == threads
+
+
+def test_kernels_are_used_where_asked_for_or_where_they_pay():
+    like, small, large = torch.empty(0), 1 << 10, 1 << 30
+    assert Execution(compiled=True).compiles(small, like)
+    assert Execution().compiles(large, like)
+    assert not Execution().compiles(small, like)
+    assert not Execution(compiled=False).compiles(large, like)
+    for other in (torch.empty(0, dtype=torch.float64), torch.empty(0, device="meta")):
+        assert not Execution(compiled=True).compiles(large, other)
+
+
+@pytest.fixture
+def _without_numba(monkeypatch):
+    for module in [name for name in sys.modules if name.partition(".")[0] == "numba"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "numba", None)  # an import fails
+    for name in ("loops", "kernels", "ranking_kernels", "statistics_kernel"):
+        monkeypatch.delitem(sys.modules, f"lwptv_lightning.engine.{name}", raising=False)
+        monkeypatch.delattr(f"lwptv_lightning.engine.{name}", raising=False)
+    monkeypatch.setattr(_execution, "kernels_exist", lambda: False)
+    monkeypatch.setattr(_execution, "_PAYS", 0)
+
+
+@pytest.mark.usefixtures("_without_numba")
+@pytest.mark.parametrize("rule", ["task_arithmetic", "ties", "breadcrumbs", "dare_ties"])
+def test_without_numba_torch_merges(rule, vectors):
+    with pytest.raises(ImportError):
+        import_module("lwptv_lightning.engine.kernels")
+    recipe = MergeRecipe(rule, ratio=0.5)
+    expected = merge(vectors, recipe, execution=Execution(compiled=False))
+    merged = merge(vectors, recipe)
+    assert all(torch.equal(merged[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.usefixtures("_without_numba")
+def test_without_numba_kernels_cannot_be_asked_for():
+    with pytest.raises(ImportError, match="pip install numba"):
+        Execution(compiled=True)
 
 
 @pytest.mark.parametrize("rule", ["ties", "breadcrumbs", "iso_c", "emr", "pcb"])
@@ -49,6 +114,7 @@ SETTINGS = [
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_products_are_exact_whatever_a_script_has_set_and_its_setting_stays(setting):
     program = f"""
+import sys
 import torch
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
 from lwptv_lightning.engine import Execution
@@ -69,8 +135,9 @@ base = {{"w": torch.zeros(8, 8)}}
 vectors = TaskVectors.open(base, {{task: {{"w": torch.randn(8, 8)}} for task in "ab"}})
 merge(vectors, MergeRecipe("iso_c", ratio=0.5))
 assert state() == before, (state(), before)
+assert "numba" not in sys.modules, "a small merge has loaded it"
 """
-    assert forked(lambda: exec(program, {})) == (None, None)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def product_precision():

@@ -128,3 +128,39 @@ def test_a_good_sample_makes_one_pass_enough():
     assert len(read) > 2
     assert {times for start, times in read.items() if start > 0} == {1}
     assert read[0] == 2  # the sample begins there too
+
+
+SIZES_OF_A_SAMPLED_MODEL = {"a": 3, "b": 1_500_001, "c": 700_000}
+"""More elements than a search goes without a sample for."""
+
+
+@pytest.fixture(scope="module")
+def large():
+    """Task vectors of two tasks: of many values, and of few."""
+    generator = torch.Generator().manual_seed(0)
+    count = sum(SIZES_OF_A_SAMPLED_MODEL.values())
+    flat = [torch.randn(count, generator=generator), torch.randn(count, generator=generator).bfloat16().float()]
+    flat[1][::3] = 0
+    sizes = list(SIZES_OF_A_SAMPLED_MODEL.values())
+    states = [dict(zip(SIZES_OF_A_SAMPLED_MODEL, row.split(sizes), strict=True)) for row in flat]
+    base = {name: torch.zeros(size) for name, size in SIZES_OF_A_SAMPLED_MODEL.items()}
+    ordered = torch.stack([row.abs().sort().values for row in flat])
+    return TaskVectors.open(base, dict(zip("xy", states, strict=True))), ordered
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("margins", [None, (1, 1), (1, 90), (430_000, 440_000)], ids=str)
+def test_kernels_search_in_brackets_of_a_sample(margins, threads, large, use_threads, monkeypatch):
+    if margins is not None:  # the brackets miss
+        monkeypatch.setattr(_order_statistics, "sample_margins", lambda k, total, size: margins)
+    gathered = []
+    gather = _order_statistics.gather_fused
+    monkeypatch.setattr(
+        _order_statistics, "gather_fused", lambda *given: gathered.append(given[2].stop) or gather(*given)
+    )
+    use_threads(threads)
+    vectors, ordered = large
+    stream = Stream.of(vectors, execution=Execution(compiled=True))
+    for k in (1_760_001,) if margins else (1, 300_000, 1_760_001, ordered.shape[1]):
+        assert torch.equal(kth_smallest_magnitude(stream, k), ordered[:, k - 1])
+    assert gathered

@@ -42,7 +42,7 @@ def test_each_process_reads_its_own_and_learns_the_rest(vectors):
 def test_dtype_order_and_strides(vectors):
     stream = Stream.of(vectors, ("gain", "fc.weight"), dtype=torch.float64)
     assert stream.stack("fc.weight").dtype == torch.float64
-    gain, matrix = stream.every(4)
+    gain, matrix = stream.sample(lambda block: block, 4)
     assert torch.equal(matrix.tau, vectors.stack("fc.weight", torch.float64).flatten(1)[:, ::4])
     assert torch.equal(gain.base, vectors.base("gain").reshape(1))
 

@@ -1,13 +1,27 @@
 """How rules are given what they merge: in blocks, task by task or whole, with their statistics and coefficients."""
 
 from dataclasses import dataclass
+from importlib import import_module
 
 import pytest
 import torch
-from _helpers.states import SHAPES, random_state
+from _helpers.kernels import COMPILED, PLAIN, assert_compiled_is_plain, ragged_vectors
+from _helpers.states import SHAPES, noise, open_vectors, random_state
 
-from lwptv_lightning import LayerMask, LiNeS, MergeRecipe, MergeRule, TaskVectors, layers_from_names, merge
+from lwptv_lightning import (
+    LayerMask,
+    LiNeS,
+    MergeRecipe,
+    MergeRule,
+    TaskVectors,
+    layers_from_names,
+    merge,
+    save_merged,
+)
 from lwptv_lightning.engine import Execution
+from lwptv_lightning.functional import sum_tasks, trim_
+
+_combine = import_module("lwptv_lightning.merging.combine")
 
 SEEN = []
 
@@ -140,3 +154,110 @@ def test_the_published_alpha_is_the_quotient_of_sums_over_the_whole_model(rule):
         name = f"blocks.{block}.fc.weight"
         expected = base[name] + (alpha + 0.5 * block / 2) * (plain[name] - base[name])
         torch.testing.assert_close(lines[name], expected, atol=1e-5, rtol=1e-5)
+
+
+class OwnRule(MergeRule):
+    """A user's rule, given as a function."""
+
+    name = "own"
+    published_scale = 1.0
+    unit = "element"
+
+    def __init__(self, function, unit="element"):
+        self.function, self.__class__ = function, type("Own", (OwnRule,), {"unit": unit})
+
+    def combine(self, tau, context):
+        return self.function(tau)
+
+    def to_dict(self):
+        return {"name": self.name}
+
+
+def masked_and_summed(tau):
+    merged = sum_tasks(tau.clone())
+    tau *= 2
+    return merged * 0.5
+
+
+NOT_FOR_KERNELS = {
+    "branches on values": lambda tau: sum_tasks(tau) if (tau > 0).any() else sum_tasks(tau) * 2,
+    "branches on a sum": lambda tau: sum_tasks(tau * 3) if sum_tasks(tau.clone()).sum() > 0 else sum_tasks(tau * 2),
+    "multiplies with a comparison": lambda tau: sum_tasks(tau * (tau != 0)),
+    "goes through rows": lambda tau: sum(row * number for number, row in enumerate(tau)),
+    "takes a row": lambda tau: tau[0],
+    "uses torch": lambda tau: torch.median(tau, 0).values,
+    "uses methods": lambda tau: tau.clamp(max=1).sum(0),
+    "looks at the shape": lambda tau: sum_tasks(tau) / tau.shape[0],
+    "writes into it": masked_and_summed,
+    "uses it after it was overwritten": lambda tau: sum_tasks(trim_(tau, torch.ones(3))) + sum_tasks(tau),
+}
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Tensors' programs that were run by kernels."""
+    programs, run = [], _combine.merge_fused
+    monkeypatch.setattr(_combine, "merge_fused", lambda *given: programs.append(given[0]) or run(*given))
+    return programs
+
+
+@pytest.mark.parametrize("function", NOT_FOR_KERNELS.values(), ids=NOT_FOR_KERNELS)
+@pytest.mark.parametrize("unit", ["element", "tensor"])
+def test_a_rule_of_a_user_that_no_kernel_computes_is_merged_as_ever(unit, function, fused):
+    assert_compiled_is_plain(ragged_vectors(3, sizes=(1, 40)), MergeRecipe(OwnRule(function, unit)))
+    assert fused == []
+
+
+@pytest.mark.parametrize("unit", ["element", "tensor"])
+def test_a_rule_of_a_user_that_one_computes_is_merged_by_it(unit, fused):
+    merged = assert_compiled_is_plain(
+        ragged_vectors(3, sizes=(1, 40)), MergeRecipe(OwnRule(sum_tasks, unit), scale=2.0)
+    )
+    assert len(fused) == len(merged)
+
+
+def spoilt(where):
+    """Return task vectors of which one tensor cannot be merged, and by what scale."""
+    base = random_state(0, shapes={"a.weight": (4, 4), "w.weight": (60, 50), "z.weight": (3, 3)})
+    tasks = {task: noise(base, seed, 0.01) for seed, task in enumerate("ab", start=1)}
+    if where == "overflow":
+        for state, value in ((base, 3e38), (tasks["a"], 3.2e38), (tasks["b"], 3.2e38)):
+            state["w.weight"].fill_(value)
+        return open_vectors(base, tasks), 10.0
+    (base if where.startswith("base") else tasks["b"])["w.weight"][59, 49] = float(where.split()[1])
+    return open_vectors(base, tasks), 1.0
+
+
+def told(vectors, recipe, execution):
+    with pytest.raises(ValueError, match="'w.weight'") as caught:
+        merge(vectors, recipe, execution=execution)
+    return type(caught.value), str(caught.value)
+
+
+SPOILT = ["base inf", "base nan", "expert -inf", "expert nan", "overflow"]
+
+
+@pytest.mark.filterwarnings("ignore:task '.' ")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("where", SPOILT)
+@pytest.mark.parametrize(
+    "rule",
+    ["task_arithmetic", "ties", "breadcrumbs", "dare_ties", "consensus_ta", {"name": "ties", "scope": "tensor"}],
+    ids=str,
+)
+def test_what_cannot_be_merged_is_told_as_without_kernels(rule, where, threads, use_threads):
+    use_threads(threads)
+    vectors, scale = spoilt(where)
+    recipe = MergeRecipe(rule, scale=scale)
+    kind, message = told(vectors, recipe, COMPILED)
+    assert (kind, message) == told(vectors, recipe, PLAIN)
+    assert ("state dict: 1 NaN or infinite values" in message) == (where != "overflow")
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.filterwarnings("ignore:task '.' ")
+def test_a_merge_into_a_file_that_fails_leaves_none(tmp_path):
+    vectors, _ = spoilt("expert nan")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        save_merged(vectors, "breadcrumbs", tmp_path / "merged.safetensors", execution=COMPILED)
+    assert list(tmp_path.iterdir()) == []

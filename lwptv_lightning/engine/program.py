@@ -1,0 +1,184 @@
+"""What a compiled kernel does with a block, as read off a formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lwptv_lightning.functional import Formula, draw_limit
+
+SUM, MEAN_OF_AGREEING, SUM_OF_AGREEING, LARGEST_OF_AGREEING = range(4)
+"""How the T values of an element become one."""
+_REDUCTIONS = {"mean": MEAN_OF_AGREEING, "sum": SUM_OF_AGREEING, "max": LARGEST_OF_AGREEING}
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A random drop with a density; see `lwptv_lightning.functional.random_keep`."""
+
+    density: float
+    seed: int
+    tasks: tuple[str, ...]
+    name: str
+
+
+@dataclass(frozen=True)
+class Between:
+    """Keep what neither is among the smallest magnitudes of a tensor nor among the largest."""
+
+    density: float
+    outliers: float
+
+    def ranks(self, elements: int) -> tuple[int, int]:
+        """Return how many of a tensor's values rank below what is kept, and how many with that."""
+        kept = int(self.density * elements)
+        smallest = max(elements - kept - int(self.outliers * elements), 0)
+        return smallest, smallest + kept
+
+
+@dataclass(frozen=True)
+class Above:
+    """Keep a tensor's largest magnitudes."""
+
+    density: float
+
+    def ranks(self, elements: int) -> tuple[int]:
+        """Return how many of a tensor's values rank below what is kept."""
+        return (elements - int(elements * self.density),)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Multiply each row by its number, ``(T,)`` float32, or divide it by that."""
+
+    values: Tensor
+    divides: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """The steps of a kernel, in their order; what is None does nothing.
+
+    Attributes:
+        tasks: The number of rows T.
+        drop: Which elements stay by chance.
+        limits: Which stay by their magnitude: at least a threshold for each task, ``(T,)``, or by rank in a tensor.
+        weights: What the rows are multiplied with.
+        reduction: How the rows become one.
+        tie: The sign that is elected where rows cancel.
+        consensus: ``tall_lambda`` and ``min_tasks`` of `lwptv_lightning.functional.keep_consensus`.
+    """
+
+    tasks: int
+    drop: Drop | None = None
+    limits: Tensor | Between | Above | None = None
+    weights: Weights | None = None
+    reduction: int = SUM
+    tie: float = 0.0
+    consensus: tuple[float, float] | None = None
+
+
+def merging_program(rule: Callable[[Formula], Any], tasks: int, is_flat: bool = True) -> Program | None:
+    """Return how a rule's formula makes one of T task vectors; None where no kernel does that.
+
+    Args:
+        rule: Computes the merged task vector of a stack.
+        tasks: The number of task vectors.
+        is_flat: Whether the rule gets stacks flattened.
+
+    Example:
+        >>> from lwptv_lightning.functional import sum_tasks
+        >>> merging_program(lambda tau: sum_tasks(tau / 2), 2).weights.values
+        tensor([2., 2.])
+    """
+    return _of(rule, Formula.of(tasks, is_flat), _reduced)
+
+
+def magnitudes_program(values: Callable[[Formula], Any], tasks: int) -> Program | None:
+    """Return the program for the magnitudes that a search goes through, ``abs(drop(tau))``; or None."""
+    return _of(values, Formula.of(tasks), lambda result: _filtered(_argument(result, "abs")))
+
+
+def voting_program(votes: Callable[[Formula], Any], tasks: int) -> Program | None:
+    """Return the program of a sum of elected signs, ``sum(sign(sum_tasks(tau)))``; or None."""
+
+    def of(result: Formula) -> Program:
+        signs = _argument(_argument(result, "double"), "sum")
+        return _filtered(_argument(_argument(signs, "sign"), "sum_tasks"))
+
+    return _of(votes, Formula.of(tasks), of)
+
+
+class _NoProgram(Exception):  # noqa: N818 (no error: there is another way)
+    """A formula that no kernel computes."""
+
+
+def _of(function: Callable[[Formula], Any], tau: Formula, read: Callable[[Formula], Program]) -> Program | None:
+    try:
+        return read(function(tau))
+    except Exception:  # whatever is wrong is told where the function is called with tensors
+        return None
+
+
+def _argument(formula: Any, operation: str) -> Any:
+    if not isinstance(formula, Formula) or formula.operation != operation:
+        raise _NoProgram
+    return formula.arguments[0]
+
+
+def _reduced(formula: Formula) -> Program:
+    if formula.operation == "sum_tasks":
+        return _filtered(formula.arguments[0])
+    if formula.operation == "combine_agreeing":
+        rows, signs, reduce = formula.arguments
+        if _argument(signs, "elect_signs") is not rows:
+            raise _NoProgram
+        return replace(_filtered(rows), reduction=_REDUCTIONS[reduce], tie=float(signs.arguments[1]))
+    if formula.operation == "keep_consensus":
+        rows, merged, tall_lambda, min_tasks = formula.arguments
+        if rows.operation != "tau":
+            raise _NoProgram
+        return replace(_reduced(merged), consensus=(float(tall_lambda), float(min_tasks)))
+    raise _NoProgram
+
+
+def _filtered(formula: Formula) -> Program:
+    """Return the program of what is done to the rows one by one."""
+    if formula.operation == "tau":
+        return Program(formula.tasks)
+    before, *arguments = formula.arguments
+    program = _filtered(before)
+    if program.weights is not None:
+        raise _NoProgram
+    if formula.operation in ("mul", "div"):
+        return replace(program, weights=_weights(arguments[0], program.tasks, formula.operation == "div"))
+    if program.limits is not None:
+        raise _NoProgram
+    if formula.operation == "trim":
+        return replace(program, limits=torch.as_tensor(arguments[0], dtype=torch.float32, device="cpu"))
+    if program.drop is not None:
+        raise _NoProgram
+    if formula.operation == "drop_at_random":
+        density, seed, tasks, name, start = arguments
+        if start != 0 or not isinstance(density, float | int):
+            raise _NoProgram
+        # A density next to 1 keeps everything, and 1 is what it rounds to in float32.
+        everything = draw_limit(float(density)) >> 32
+        return replace(program, drop=None if everything else Drop(float(density), seed, tuple(tasks), name))
+    if formula.operation == "keep_middle":
+        return replace(program, limits=Between(*arguments))
+    if formula.operation == "keep_largest":
+        return replace(program, limits=Above(*arguments))
+    raise _NoProgram
+
+
+def _weights(factor: Any, tasks: int, divides: bool) -> Weights:
+    if isinstance(factor, Tensor) and factor.shape == (tasks, 1) and not divides:
+        return Weights(factor.reshape(tasks).to("cpu", torch.float32))
+    if isinstance(factor, float | int):
+        return Weights(torch.full((tasks,), float(factor)), divides)
+    raise _NoProgram
