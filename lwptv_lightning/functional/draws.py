@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lwptv_lightning.functional.sums import sum_dtype
+
 _LOW = (1 << 32) - 1
 _MANTISSA = (1 << 53) - 1
 _CPU_CHUNK = 1 << 16
@@ -55,7 +57,8 @@ def random_keep(
         like: A tensor on the device to draw on; without one, that is the CPU.
 
     Returns:
-        1 for each element to keep and 0 for the others, ``(T, n)`` float32, on the device.
+        1 for each element to keep and 0 for the others, ``(T, n)``, on the device; float64 beside a tensor of that
+            dtype, else float32.
 
     Example:
         >>> draw = random_keep(4, 0.5, 0, ["a"], "w")
@@ -63,7 +66,8 @@ def random_keep(
         True
     """
     device = torch.device("cpu") if like is None else like.device
-    kept = torch.empty(len(tasks), count, dtype=torch.float32, device=device)
+    dtype = torch.float32 if like is None else sum_dtype(like.dtype)
+    kept = torch.empty(len(tasks), count, dtype=dtype, device=device)
     if not isinstance(probability, Tensor) and probability >= 1:
         return kept.fill_(1)
     plain = _in_numpy(device)
