@@ -9,6 +9,7 @@ import torch
 from _helpers.every_rule import statistics_for, vectors_for
 from _helpers.kernels import COMPILED, PLAIN, Rows, assert_compiled_is_plain, everything, ragged_vectors
 from _helpers.states import noise, random_state, watched
+from safetensors.torch import save_file
 
 from lwptv_lightning import MergeRecipe, TaskVectors, merge
 from lwptv_lightning.engine import (
@@ -194,6 +195,34 @@ def test_tied_weights_and_running_statistics():
         merged = assert_compiled_is_plain(vectors, recipe)
         assert torch.equal(merged["head.weight"], merged["embed.weight"])
         assert merged["norm.running_var"].min() >= 0
+
+
+@pytest.mark.parametrize("rule", ["task_arithmetic", "ties", "breadcrumbs_ties", "dare_ties"])
+def test_differences_stand_beside_weights(rule, tmp_path):
+    base = random_state(0, shapes={"a.weight": (40, 30), "b.weight": (5, 5), "c.weight": (3,)})
+    tasks = {"weights": {name: values.bfloat16() for name, values in noise(base, 1).items()}}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        changes = {name: (0.1 * values).to(dtype) for name, values in random_state(2, shapes=_shapes(base)).items()}
+        del changes["b.weight"]  # which is the base's
+        tasks[str(dtype)] = tmp_path / f"{dtype}.safetensors"
+        save_file(changes, tasks[str(dtype)], metadata={"lwptv_kind": "task_vector"})
+    vectors = TaskVectors.open(base, tasks)
+    for recipe in (MergeRecipe(rule), MergeRecipe(rule, ratio=0.4, granularity="tensor")):
+        assert_compiled_is_plain(vectors, recipe)
+
+
+def _shapes(state):
+    return {name: tuple(values.shape) for name, values in state.items()}
+
+
+@pytest.mark.parametrize("rule", ["ties", "breadcrumbs_ties"])
+def test_tensors_of_several_blocks_of_the_usual_size(rule):
+    generator = torch.Generator().manual_seed(0)
+    size = 2**18 + 5
+    base = {"w": torch.randn(size, generator=generator)}
+    tasks = {str(task): {"w": base["w"] + 0.1 * torch.randn(size, generator=generator)} for task in range(20)}
+    assert COMPILED.fused_bytes < 20 * 4 * size
+    assert_compiled_is_plain(TaskVectors.open(base, tasks), MergeRecipe(rule))
 
 
 def test_a_pruned_task_is_not_read():
