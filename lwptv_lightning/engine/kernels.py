@@ -24,6 +24,7 @@ import numpy as np
 from lwptv_lightning.engine.loops import (
     ABOVE,
     BETWEEN,
+    NO_TERM,
     NOTHING,
     TILE,
     TRIM,
@@ -83,7 +84,7 @@ def _limit_row(row, task, position, limits, n):
 def _agree(rows, mode, tie, merged, signs, directions, counts, n):
     """Elect signs by the sums of the rows, and reduce the values that agree in place of these."""
     elect(merged, tie, signs, directions, n)
-    fill(merged, ZERO, n)
+    fill(merged, ZERO if mode == LARGEST_OF_AGREEING else NO_TERM, n)
     fill(counts, ZERO, n)
     for task in range(len(rows)):
         if mode == LARGEST_OF_AGREEING:
@@ -122,7 +123,7 @@ def combine(sources, drop, limits, weights, reduction, consensus, scale, out):
     for offset in range(0, count, TILE):
         n = min(TILE, count - offset)
         load(base_address, base_kind, offset, base, n)
-        fill(merged, ZERO, n)
+        fill(merged, NO_TERM, n)
         for task in range(tasks):
             row = rows[task]
             broken |= load_row(addresses[task], kinds[task], offset, base, row, n)

@@ -26,6 +26,8 @@ NO_LIMITS, TRIM, BETWEEN, ABOVE = range(4)
 
 f32, u16, u32, i32, i64 = np.float32, np.uint16, np.uint32, np.int32, np.int64
 ZERO, ONE = np.float32(0), np.float32(1)
+NO_TERM = np.float32(-0.0)
+"""What sums begin with, so that those of -0.0 are -0.0, as torch's are."""
 
 _VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
@@ -230,7 +232,7 @@ def elect(total, tie, signs, directions, n):
 def add_agreeing(row, directions, total, counts, n):
     for i in range(n):
         x = row[i] * directions[i]
-        x = x if x > ZERO else ZERO
+        x = x if x >= ZERO else ZERO  # as torch clamps, which leaves -0.0 alone
         total[i] += x
         counts[i] += ONE if x > ZERO else ZERO
 

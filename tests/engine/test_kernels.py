@@ -15,6 +15,7 @@ from _helpers.small_models import (
     trimmed,
     vectors_of,
 )
+from _helpers.states import as_bytes
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from lwptv_lightning import MergeRecipe, TaskVectors, merge
 from lwptv_lightning.engine import Program, merge_fused
 from lwptv_lightning.engine.fused import vote_fused
 from lwptv_lightning.engine.program import LARGEST_OF_AGREEING, MEAN_OF_AGREEING, SUM, SUM_OF_AGREEING
+from lwptv_lightning.functional import combine_agreeing, elect_signs, sum_tasks
 
 
 def merged_row(rows, rule, layout=one_tensor):
@@ -125,3 +127,21 @@ def test_votes_are_counted(size):
     kept = [row * (row.abs() >= least) for row, least in zip(rows, (2, 3, 1), strict=True)]
     found = vote_fused(Program(4, limits=thresholds), stack, everything(stack))
     assert found == torch.stack(kept).sum(0).sign().sum()
+
+
+REDUCTIONS = {SUM: None, MEAN_OF_AGREEING: "mean", SUM_OF_AGREEING: "sum"}
+
+
+@pytest.mark.parametrize("tie", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_zeros_have_the_sign_that_they_have_in_torch(reduction, tie):
+    rows = torch.cartesian_prod(*[torch.tensor([0.0, -0.0, 1.0, -1.0])] * 3).T.contiguous()
+    expected = sum_tasks(rows)
+    if reduction != SUM:
+        expected = combine_agreeing(rows, elect_signs(rows, tie), REDUCTIONS[reduction])
+    program = Program(3, reduction=reduction, tie=tie)
+    for base in (torch.zeros(64), -torch.zeros(64)):
+        stack = Rows(rows, base)
+        assert as_bytes(merge_fused(program, stack, everything(stack))) == as_bytes(expected)
+        found = merge_fused(program, stack, everything(stack), scale=0.5)
+        assert as_bytes(found) == as_bytes(base.clone().add_(expected, alpha=0.5))
