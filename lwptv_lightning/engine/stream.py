@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
@@ -163,7 +163,7 @@ class Stream:
         with self.execution.exact():
             return name, function(Block(name, span.start, part(stack, span, self.like), stack.base[span]))
 
-    @property
+    @cached_property
     def is_compiled(self) -> bool:
         """Whether compiled kernels read these task vectors, as far as there are some."""
         return self.execution.compiles(len(self.tasks) * self.elements, self.like)
