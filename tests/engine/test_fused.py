@@ -123,6 +123,7 @@ def test_a_form_that_no_kernel_computes_is_merged_by_torch(used):
 
 PRUNED = [
     {"ratio": 0.5},
+    {"ratio": 0.5, "score": "random"},
     {"ratio": 0.5, "ranking": "all"},
     {"ratio": 1.0},
     {"elements": {"ratio": 0.4}},
@@ -140,7 +141,7 @@ def test_recipes_that_prune_and_scale(rule, pruned):
 
 @pytest.mark.parametrize("rule", ["task_arithmetic", "breadcrumbs", "magnitude", "dare"])
 def test_recipes_that_prune_parts(rule):
-    recipe = MergeRecipe(rule, granularity="tensor", ratio=0.5, prune_on="parts")
+    recipe = MergeRecipe(rule, granularity="tensor", ratio=0.5, score="random", prune_on="parts")
     assert_compiled_is_plain(ragged_vectors(sizes=(1, 33, 1025)), recipe)
 
 

@@ -127,11 +127,12 @@ def test_statistics_that_one_task_lacks_are_none(vectors):
     assert all(statistics is None for _, _, _, statistics in SEEN)
 
 
-def test_a_variance_is_never_negative():
+@pytest.mark.parametrize("execution", [PLAIN, COMPILED], ids=["plain", "compiled"])
+def test_a_variance_is_never_negative(execution):
     base = {"bn.running_mean": torch.zeros(1), "bn.running_var": torch.tensor([0.5])}
     # As where an expert's file is damaged, or a difference was pruned to a fraction of itself.
     tuned = {"bn.running_mean": torch.ones(1), "bn.running_var": torch.tensor([-4.0])}
-    merged = merge(TaskVectors.open(base, {"a": tuned}), MergeRecipe())
+    merged = merge(TaskVectors.open(base, {"a": tuned}), MergeRecipe(), execution=execution)
     assert merged["bn.running_var"].item() == 0
     assert merged["bn.running_mean"].item() == 1
 
