@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar, cast
@@ -230,11 +230,12 @@ def _on_host(jobs: Mapping[str, Job], threads: Threads) -> Iterator[_Work]:
             continue
         stack, elements = work.stack, job.stream.numel(name)
         stacked = len(job.stream.tasks) * job.stream.like.element_size()
-        stack.read()
         program = _program(name, job) if job.stream.is_compiled else None
+        if job.on_parts and (program is not None or job.rule.unit == "task"):
+            # What is made of a task here depends on it alone, so that one that is pruned is not read.
+            stack = stack.where(job.kept.tolist())
+        stack.read()
         if program is not None:
-            if job.on_parts:
-                stack = stack.where(job.kept.tolist())
             limits = begin_limits(threads.submit, program, stack)
             for span in spans(elements, stacked, job.stream.execution.fused_bytes):
                 yield _FusedWork(name, job, stack, span, program=program, limits=limits)
@@ -242,7 +243,7 @@ def _on_host(jobs: Mapping[str, Job], threads: Threads) -> Iterator[_Work]:
             size = job.stream.execution.block_bytes or job.stream.execution.usual_block_bytes
             yield from (_Work(name, job, stack, span) for span in spans(elements, stacked, size))
         else:
-            yield work
+            yield replace(work, stack=stack)
 
 
 def _whole(name: str, job: Job) -> _Work:

@@ -226,13 +226,14 @@ def test_tensors_of_several_blocks_of_the_usual_size(rule):
     assert_compiled_is_plain(TaskVectors.open(base, tasks), MergeRecipe(rule))
 
 
-def test_a_pruned_task_is_not_read():
+@pytest.mark.parametrize("prune_on", ["task_vectors", "parts"])
+def test_a_pruned_task_is_not_read(prune_on):
     base = random_state(0, shapes={"a.weight": (40, 30), "b.weight": (40, 30)})
     small, large = noise(base, 1, 0.01), noise(base, 2, 0.5)
     first, first_reader = watched({"a.weight": small["a.weight"], "b.weight": large["b.weight"]})
     second, second_reader = watched({"a.weight": large["a.weight"], "b.weight": small["b.weight"]})
     vectors = TaskVectors.open(base, {"first": first, "second": second})
-    recipe = MergeRecipe("breadcrumbs", ratio=0.5, granularity="tensor")
+    recipe = MergeRecipe("breadcrumbs", ratio=0.5, granularity="tensor", prune_on=prune_on)
     merge(vectors, recipe)  # reads a sample of all weights, to tell whether they are of one base
     reads = {}
     for execution in (PLAIN, COMPILED):
