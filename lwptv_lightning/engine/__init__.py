@@ -11,7 +11,7 @@ from lwptv_lightning.engine.fused import (
     statistics_fused,
 )
 from lwptv_lightning.engine.order_statistics import Transform, kth_smallest_magnitude, order_statistics
-from lwptv_lightning.engine.program import Program, merging_program
+from lwptv_lightning.engine.program import START, Program, merging_program
 from lwptv_lightning.engine.ranks import ALONE, RankFailedError, Ranks, divide
 from lwptv_lightning.engine.stream import DataStatistics, Stream
 from lwptv_lightning.engine.threads import Threads

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from lwptv_lightning.functional import Formula, draw_limit
 
+START: Any = object()
+"""Where a block begins, in a formula, which holds for all blocks; no number, so that no formula reckons with it."""
 SUM, MEAN_OF_AGREEING, SUM_OF_AGREEING, LARGEST_OF_AGREEING = range(4)
 """How the T values of an element become one."""
 _REDUCTIONS = {"mean": MEAN_OF_AGREEING, "sum": SUM_OF_AGREEING, "max": LARGEST_OF_AGREEING}
@@ -164,7 +166,7 @@ def _filtered(formula: Formula) -> Program:
         raise _NoProgram
     if formula.operation == "drop_at_random":
         density, seed, tasks, name, start = arguments
-        if start != 0 or not isinstance(density, float | int):
+        if start is not START or not isinstance(density, float | int):
             raise _NoProgram
         # A density next to 1 keeps everything, and 1 is what it rounds to in float32.
         everything = draw_limit(float(density)) >> 32

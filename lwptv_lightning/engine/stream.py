@@ -15,7 +15,7 @@ from torch import Tensor
 from lwptv_lightning.engine.blocks import Block, read_blocks, spans, sum_by_tensor
 from lwptv_lightning.engine.execution import Execution
 from lwptv_lightning.engine.fused import UnfusableError, vote_fused
-from lwptv_lightning.engine.program import Program, voting_program
+from lwptv_lightning.engine.program import START, Program, voting_program
 from lwptv_lightning.engine.threads import Threads
 from lwptv_lightning.functional import Formula
 from lwptv_lightning.task_vectors import Stack, TaskVectors, part, whole
@@ -170,7 +170,7 @@ class Stream:
 
     def program(self, read: ReadProgram, function: Callable[[Block], Any], name: str) -> Program | None:
         """Return what a kernel has to do to compute a function of the blocks of a tensor; None where none does it."""
-        return read(lambda tau: function(Block(name, 0, cast(Tensor, tau), cast(Tensor, None))), len(self.tasks))
+        return read(lambda tau: function(Block(name, START, cast(Tensor, tau), cast(Tensor, None))), len(self.tasks))
 
     def collected(self, name: str) -> list[Tensor] | None:
         """Return what was collected on data for a tensor, of each task; None where a task has nothing.

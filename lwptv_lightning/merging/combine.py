@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lwptv_lightning.engine import (
     FUSED_BASES,
+    START,
     Block,
     Limits,
     Program,
@@ -252,7 +253,8 @@ def _whole(name: str, job: Job) -> _Work:
 
 def _program(name: str, job: Job) -> Program | None:
     """Return what a kernel does to merge a tensor by a rule's formula; None where no kernel can."""
-    context, tasks = MergeContext(name, job.stream.tasks, job.survey, task=job.task), len(job.stream.tasks)
+    tasks = len(job.stream.tasks)
+    context = MergeContext(name, job.stream.tasks, job.survey, start=START, task=job.task)
     if job.stream.is_collected(name):
         return None
 

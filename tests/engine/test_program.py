@@ -7,6 +7,7 @@ from lwptv_lightning.engine import Program, merging_program
 from lwptv_lightning.engine.program import (
     LARGEST_OF_AGREEING,
     MEAN_OF_AGREEING,
+    START,
     SUM,
     SUM_OF_AGREEING,
     Above,
@@ -30,7 +31,7 @@ from lwptv_lightning.functional import (
 THRESHOLDS = torch.tensor([1.0, 2.0])
 
 
-def drop(tau, density=0.5, start=0):
+def drop(tau, density=0.5, start=START):
     return drop_at_random_(tau, density, 3, ("a", "b"), "w", start)
 
 
@@ -115,6 +116,7 @@ def fails(tau):
         lambda tau: sum_tasks(trim_(keep_middle_(tau, 0.5), THRESHOLDS)),
         lambda tau: sum_tasks(drop(tau, torch.rand(2, 4))),
         lambda tau: sum_tasks(drop(tau, start=8)),
+        lambda tau: sum_tasks(tau * (START + 1)),
         lambda tau: sum_tasks(tau * torch.ones(2, 4)),
         lambda tau: sum_tasks(tau * torch.ones(3, 1)),
         lambda tau: sum_tasks(tau / torch.ones(2, 1)),
