@@ -53,6 +53,9 @@ class Above:
         return (elements - int(elements * self.density),)
 
 
+_RANKED = {"keep_middle": Between, "keep_largest": Above}
+
+
 @dataclass(frozen=True)
 class Weights:
     """Multiply each row by its number, ``(T,)`` float32, or divide it by that."""
@@ -102,7 +105,13 @@ def merging_program(rule: Callable[[Formula], Any], tasks: int, is_flat: bool = 
 
 def magnitudes_program(values: Callable[[Formula], Any], tasks: int) -> Program | None:
     """Return the program for the magnitudes that a search goes through, ``abs(drop(tau))``; or None."""
-    return _of(values, Formula.of(tasks), lambda result: _filtered(_argument(result, "abs")))
+
+    def of(result: Formula) -> Program:
+        program = _filtered(_argument(result, "abs"))
+        _require(program.weights is None and program.limits is None)
+        return program
+
+    return _of(values, Formula.of(tasks), of)
 
 
 def voting_program(votes: Callable[[Formula], Any], tasks: int) -> Program | None:
@@ -110,7 +119,9 @@ def voting_program(votes: Callable[[Formula], Any], tasks: int) -> Program | Non
 
     def of(result: Formula) -> Program:
         signs = _argument(_argument(result, "double"), "sum")
-        return _filtered(_argument(_argument(signs, "sign"), "sum_tasks"))
+        program = _filtered(_argument(_argument(signs, "sign"), "sum_tasks"))
+        _require(program.weights is None and isinstance(program.limits, Tensor | None))
+        return program
 
     return _of(votes, Formula.of(tasks), of)
 
@@ -126,9 +137,13 @@ def _of(function: Callable[[Formula], Any], tau: Formula, read: Callable[[Formul
         return None
 
 
-def _argument(formula: Any, operation: str) -> Any:
-    if not isinstance(formula, Formula) or formula.operation != operation:
+def _require(fits: bool) -> None:
+    if not fits:
         raise _NoProgram
+
+
+def _argument(formula: Any, operation: str) -> Any:
+    _require(isinstance(formula, Formula) and formula.operation == operation)
     return formula.arguments[0]
 
 
@@ -137,13 +152,11 @@ def _reduced(formula: Formula) -> Program:
         return _filtered(formula.arguments[0])
     if formula.operation == "combine_agreeing":
         rows, signs, reduce = formula.arguments
-        if _argument(signs, "elect_signs") is not rows:
-            raise _NoProgram
+        _require(_argument(signs, "elect_signs") is rows)
         return replace(_filtered(rows), reduction=_REDUCTIONS[reduce], tie=float(signs.arguments[1]))
     if formula.operation == "keep_consensus":
         rows, merged, tall_lambda, min_tasks = formula.arguments
-        if rows.operation != "tau":
-            raise _NoProgram
+        _require(rows.operation == "tau" and tall_lambda >= 0)
         return replace(_reduced(merged), consensus=(float(tall_lambda), float(min_tasks)))
     raise _NoProgram
 
@@ -154,33 +167,30 @@ def _filtered(formula: Formula) -> Program:
         return Program(formula.tasks)
     before, *arguments = formula.arguments
     program = _filtered(before)
-    if program.weights is not None:
-        raise _NoProgram
+    _require(program.weights is None)
     if formula.operation in ("mul", "div"):
         return replace(program, weights=_weights(arguments[0], program.tasks, formula.operation == "div"))
-    if program.limits is not None:
-        raise _NoProgram
+    _require(program.limits is None)
     if formula.operation == "trim":
-        return replace(program, limits=torch.as_tensor(arguments[0], dtype=torch.float32, device="cpu"))
-    if program.drop is not None:
-        raise _NoProgram
+        thresholds = arguments[0]
+        _require(thresholds.shape == (program.tasks,))  # one for all tasks would be broadcast
+        return replace(program, limits=thresholds.to("cpu", torch.float32))
+    _require(program.drop is None)
     if formula.operation == "drop_at_random":
         density, seed, tasks, name, start = arguments
-        if start is not START or not isinstance(density, float | int):
-            raise _NoProgram
+        _require(start is START and len(tasks) == program.tasks and isinstance(density, float | int))
         # A density next to 1 keeps everything, and 1 is what it rounds to in float32.
         everything = draw_limit(float(density)) >> 32
         return replace(program, drop=None if everything else Drop(float(density), seed, tuple(tasks), name))
-    if formula.operation == "keep_middle":
-        return replace(program, limits=Between(*arguments))
-    if formula.operation == "keep_largest":
-        return replace(program, limits=Above(*arguments))
-    raise _NoProgram
+    _require(formula.operation in _RANKED and 0 <= arguments[0] <= 1 and arguments[-1] >= 0)
+    return replace(program, limits=_RANKED[formula.operation](*arguments))
 
 
 def _weights(factor: Any, tasks: int, divides: bool) -> Weights:
-    if isinstance(factor, Tensor) and factor.shape == (tasks, 1) and not divides:
+    if isinstance(factor, Tensor):
+        _require(factor.shape == (tasks, 1) and not divides and not factor.requires_grad)
+        _require(torch.promote_types(factor.dtype, torch.float32) == torch.float32)  # what the product has
         return Weights(factor.reshape(tasks).to("cpu", torch.float32))
-    if isinstance(factor, float | int):
-        return Weights(torch.full((tasks,), float(factor)), divides)
-    raise _NoProgram
+    _require(isinstance(factor, float | int))
+    # Whatever dtype and device are torch's defaults.
+    return Weights(torch.full((tasks,), float(factor), dtype=torch.float32, device="cpu"), divides)

@@ -120,12 +120,14 @@ def noted(*, tasks: int | None = None) -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
         parameters = inspect.signature(function)
+        first = next(iter(parameters.parameters))
 
         @functools.wraps(function)
-        def either(stack: Any, *arguments: Any, **named: Any) -> Any:
+        def either(*arguments: Any, **named: Any) -> Any:
+            stack = arguments[0] if arguments else named.get(first)
             if not isinstance(stack, Formula):
-                return function(stack, *arguments, **named)
-            given = parameters.bind(stack, *arguments, **named)
+                return function(*arguments, **named)
+            given = parameters.bind(*arguments, **named)
             given.apply_defaults()
             return stack.note(function.__name__, *given.args[1:], tasks=tasks)
 

@@ -22,7 +22,7 @@ def drop_at_random_(
     The others become 0. The draw is that of `random_keep`, which explains the other arguments.
     """
     rows = as_rows(tau)
-    given = probability if isinstance(probability, float) else as_rows(probability)
+    given = as_rows(probability) if isinstance(probability, Tensor) else probability
     rows.mul_(random_keep(rows.shape[1], given, seed, tasks, name, start, like=tau))
     return tau.div_(probability)
 

@@ -119,6 +119,18 @@ def fails(tau):
         lambda tau: sum_tasks(tau * (START + 1)),
         lambda tau: sum_tasks(tau * torch.ones(2, 4)),
         lambda tau: sum_tasks(tau * torch.ones(3, 1)),
+        lambda tau: sum_tasks(tau * torch.ones(2, 1, dtype=torch.float64)),
+        lambda tau: sum_tasks(tau * torch.ones(2, 1, requires_grad=True)),
+        # One for all tasks is broadcast.
+        lambda tau: sum_tasks(trim_(tau, torch.ones(1))),
+        lambda tau: sum_tasks(trim_(tau, torch.tensor(1.0))),
+        lambda tau: sum_tasks(drop_at_random_(tau, 0.5, 3, ("a",), "w", START)),
+        # What is out of its range, which torch refuses or does in its own way.
+        lambda tau: sum_tasks(keep_middle_(tau, 1.5)),
+        lambda tau: sum_tasks(keep_middle_(tau, 0.5, -0.1)),
+        lambda tau: sum_tasks(keep_largest_(tau, -0.5)),
+        lambda tau: sum_tasks(keep_largest_(tau, float("nan"))),
+        lambda tau: keep_consensus(tau, sum_tasks(tau), -0.4, 2),
         lambda tau: sum_tasks(tau / torch.ones(2, 1)),
         lambda tau: sum_tasks(tau.abs()),
         lambda tau: combine_agreeing(tau, elect_signs(tau * 2, 1.0), "mean"),
@@ -144,12 +156,30 @@ def test_searches_and_votes_have_programs_of_their_own():
     assert steps(magnitudes_program(lambda tau: tau.abs(), 2)) == {}
     assert steps(magnitudes_program(lambda tau: drop(tau).abs(), 2)) == {"drop": DROPPED}
     assert magnitudes_program(lambda tau: tau, 2) is None
+    for values in (lambda tau: tau * 2, lambda tau: trim_(tau, THRESHOLDS), lambda tau: keep_largest_(tau, 0.5)):
+        assert magnitudes_program(lambda tau, values=values: values(tau).abs(), 2) is None
 
     def vote(tau):
         return sum_tasks(trim_(tau, THRESHOLDS)).sign_().sum().double()
 
     assert steps(voting_program(vote, 2)) == {"limits": [1.0, 2.0]}
     assert voting_program(lambda tau: sum_tasks(tau).sum().double(), 2) is None
+    assert voting_program(lambda tau: vote(tau / 3), 2) is None
+    for rows in (lambda tau: trim_(tau, THRESHOLDS) * 2, lambda tau: keep_largest_(tau, 0.5)):
+        assert voting_program(lambda tau, rows=rows: sum_tasks(rows(tau)).sign_().sum().double(), 2) is None
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_factors_are_float32_on_the_cpu_whatever_is_the_default(default):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        with torch.device("meta"):
+            factors = merging_program(lambda tau: sum_tasks(tau * 0.1), 2).weights.values
+    finally:
+        torch.set_default_dtype(before)
+    assert factors.dtype == torch.float32
+    assert factors.tolist() == [float(torch.tensor(0.1))] * 2
     assert voting_program(lambda tau: tau.abs().sum().double(), 2) is None
 
 

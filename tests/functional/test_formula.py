@@ -49,6 +49,7 @@ def written(formula):
         (lambda tau: keep_middle_(tau, 0.5), "keep_middle(tau, 0.5, 0.0)"),
         (lambda tau: keep_middle_(tau, outliers=0.1, density=0.5), "keep_middle(tau, 0.5, 0.1)"),
         (lambda tau: keep_largest_(tau, density=0.5), "keep_largest(tau, 0.5)"),
+        (lambda tau: keep_largest_(density=0.5, tau=tau), "keep_largest(tau, 0.5)"),
         (lambda tau: drop_at_random_(tau, 0.5, 7, ["a"], "w"), "drop_at_random(tau, 0.5, 7, ['a'], w, 0)"),
         (lambda tau: keep_consensus(tau, sum_tasks(tau), 0.4, 2), "keep_consensus(tau, sum_tasks(tau), 0.4, 2)"),
         (
@@ -123,3 +124,5 @@ def test_what_it_cannot_note_raises(rule):
 def test_tensors_are_computed_with_as_ever():
     tau = torch.tensor([[1.0, -3.0], [4.0, 2.0]])
     assert torch.equal(sum_tasks(trim_(tau, THRESHOLDS)), torch.tensor([5.0, -1.0]))
+    assert torch.equal(sum_tasks(tau=trim_(thresholds=THRESHOLDS, tau=tau)), torch.tensor([5.0, -1.0]))
+    assert torch.equal(drop_at_random_(tau.clone(), 1, 7, ["a", "b"], "w"), tau)
