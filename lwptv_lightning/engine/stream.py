@@ -96,7 +96,7 @@ class Stream:
         """Return the number of elements of a tensor."""
         return math.prod(self.shapes[name])
 
-    @property
+    @cached_property
     def elements(self) -> int:
         """The number of elements of one task vector over the whole model."""
         return sum(map(self.numel, self.shapes))

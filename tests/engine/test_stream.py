@@ -1,5 +1,6 @@
 import torch
 
+from lwptv_lightning import MergeRecipe, TaskVectors, merge
 from lwptv_lightning.engine import Execution, Ranks, Stream
 
 
@@ -67,3 +68,14 @@ def test_what_was_collected_is_known_without_reading_it(vectors):
     stream = Stream.of(vectors, data=data)
     assert not stream.is_collected(first)
     assert stream.is_collected(second)
+
+
+def test_elements_are_counted_once_however_many_tensors_are_merged(monkeypatch):
+    base = {f"{number}.weight": torch.zeros(2) for number in range(40)}
+    vectors = TaskVectors.open(base, {"a": {name: values + 1 for name, values in base.items()}})
+    counted, numel = [], Stream.numel
+    monkeypatch.setattr(Stream, "numel", lambda stream, name: counted.append(name) or numel(stream, name))
+    for compiled in (False, True):
+        counted.clear()
+        merge(vectors, MergeRecipe("ties", ratio=0.5, granularity="tensor"), execution=Execution(compiled=compiled))
+        assert len(counted) < 20 * len(base)
