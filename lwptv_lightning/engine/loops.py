@@ -29,11 +29,21 @@ ZERO, ONE = np.float32(0), np.float32(1)
 NO_TERM = np.float32(-0.0)
 """What sums begin with, so that those of -0.0 are -0.0, as torch's are."""
 
-_VERSION = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+_PARTS = ("program.py", "loops.py", "*kernel*.py")
+"""Files of what kernels are made of: some are parts of kernels in other files, which numba does not know of."""
+
+
+def _version(folder: Path) -> str:
+    """Return a hash of all that compiled kernels depend on."""
+    files = sorted({path for part in _PARTS for path in folder.glob(part)})
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+_VERSION = _version(Path(__file__).parent)
 
 
 class _Cache(FunctionCache):
-    """Keeps a compiled kernel on the disk, for the version of the loops that are part of it.
+    """Keeps a compiled kernel on the disk, for the version of all that may be part of it.
 
     A file that cannot be read or written costs the time of compiling again and nothing else.
     """

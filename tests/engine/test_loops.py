@@ -1,6 +1,5 @@
 """How loops are compiled and kept on the disk."""
 
-import hashlib
 from importlib import import_module
 from pathlib import Path
 
@@ -27,9 +26,8 @@ def key(function):
 
 
 def test_a_kernel_is_kept_for_the_loops_that_are_part_of_it(monkeypatch):
-    digest = hashlib.sha256(Path(_loops.__file__).read_bytes()).hexdigest()
     kernel = _loops.kernel(doubled)
-    assert key(kernel)[-1] == digest
+    assert key(kernel)[-1] == _loops._version(Path(_loops.__file__).parent)
     before = key(kernel)
     monkeypatch.setattr(_loops, "_VERSION", "another")
     assert key(kernel) != before
@@ -76,3 +74,15 @@ def test_multiples_are_added_with_one_rounding_as_torch_does():
 @pytest.mark.parametrize("place", [-5, 0, 7, 10**12])
 def test_a_place_of_the_tensor_is_one_of_the_tile_or_next_to_it(place):
     assert _loops.inside(place, 3) == min(max(place - 3, 0), _loops.TILE)
+
+
+@pytest.mark.parametrize(
+    "changed", ["program.py", "loops.py", "kernels.py", "ranking_kernels.py", "statistics_kernel.py"]
+)
+def test_the_version_of_kernels_is_that_of_all_files_of_which_they_are_made(changed, tmp_path):
+    folder = Path(_loops.__file__).parent
+    for name in ("program.py", "loops.py", *(path.name for path in folder.glob("*kernel*.py"))):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    assert _loops._version(tmp_path) == _loops._VERSION
+    (tmp_path / changed).write_text("changed")
+    assert _loops._version(tmp_path) != _loops._VERSION
