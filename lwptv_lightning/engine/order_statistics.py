@@ -69,7 +69,12 @@ def order_statistics(stream: Stream, orders: Sequence[int], transform: Transform
             brackets = [row * bins.shape[1] for row in brackets]
         brackets = [
             [
-                bracket.narrowed(k - int(below[i, row]), bins[i, row].cumsum(0, dtype=torch.int64), stream.dtype)
+                # By numpy: torch's threads would hang in a process that was forked after they had been used.
+                bracket.narrowed(
+                    k - int(below[i, row]),
+                    torch.from_numpy(bins[i, row].numpy().cumsum(dtype=np.int64)),
+                    stream.dtype,
+                )
                 for row, bracket in enumerate(brackets[i])
             ]
             for i, k in enumerate(orders)

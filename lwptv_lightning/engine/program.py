@@ -86,6 +86,11 @@ class Program:
     tie: float = 0.0
     consensus: tuple[float, float] | None = None
 
+    @property
+    def is_by_task(self) -> bool:
+        """Whether each row is treated by itself, whatever number of rows there is."""
+        return self.drop is None and self.weights is None and not isinstance(self.limits, Tensor)
+
 
 def merging_program(rule: Callable[[Formula], Any], tasks: int, is_flat: bool = True) -> Program | None:
     """Return how a rule's formula makes one of T task vectors; None where no kernel does that.

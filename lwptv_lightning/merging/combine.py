@@ -262,7 +262,9 @@ def _program(name: str, job: Job) -> Program | None:
         stack = cast(Tensor, tau)
         return sum_tasks(job.rule.parts(stack, context)) if job.on_parts else job.rule.combine(stack, context)
 
-    return merging_program(formula, tasks, is_flat=job.rule.unit == "element")
+    program = merging_program(formula, tasks, is_flat=job.rule.unit == "element")
+    # A rule that gets tasks one by one may not be asked for what it does with all of them.
+    return program if job.rule.unit != "task" or program is None or program.is_by_task else None
 
 
 def _on_device(jobs: Mapping[str, Job]) -> Iterator[_Work]:

@@ -262,3 +262,18 @@ def test_a_merge_into_a_file_that_fails_leaves_none(tmp_path):
     with pytest.raises(ValueError, match="NaN or infinite"):
         save_merged(vectors, "breadcrumbs", tmp_path / "merged.safetensors", execution=COMPILED)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rule_that_gets_tasks_one_by_one_counts_one():
+    @dataclass(frozen=True, kw_only=True)
+    class Share(MergeRule):
+        name = "share_of_one"
+        unit = "task"
+
+        def parts(self, tau, context):
+            return tau / len(tau)
+
+    vectors = TaskVectors.open({"w": torch.zeros(3)}, {task: {"w": torch.ones(3)} for task in "ab"})
+    recipe = MergeRecipe(rule=Share(), scale=1.0)
+    for compiled in (False, True):
+        assert merge(vectors, recipe, execution=Execution(compiled=compiled))["w"].tolist() == [2.0] * 3
