@@ -124,7 +124,7 @@ def published_alpha(made: Iterable[Piece], pruned: Stream) -> float:
     """
 
     def magnitude(tau: Tensor) -> Tensor:
-        if tau.is_cuda:
+        if tau.device.type != "cpu":
             return tau.abs().sum(dtype=torch.float64)
         # Torch would add up in an order that depends on how many threads it has.
         return torch.tensor(np.abs(tau.numpy()).sum(dtype=np.float64))

@@ -83,16 +83,21 @@ def require_score(score: str) -> None:
     require_known("saliency score", score, (*SCORES, *(f"-{name}" for name in SCORES if score.startswith("-"))))
 
 
+def _mean(sums: Tensor, stats: LayerStatistics) -> Tensor:
+    """Divide sums by the elements of their layers, ``(T, L)``; 0 for a layer without any."""
+    return sums / stats.numel.clamp(min=1)
+
+
 @saliency_score
 def mean_abs(stats: LayerStatistics, seed: int) -> Tensor:
     """Mean absolute change, ``sum |tau| / n``: the default."""
-    return stats.l1 / stats.numel
+    return _mean(stats.l1, stats)
 
 
 @saliency_score
 def rms(stats: LayerStatistics, seed: int) -> Tensor:
     """Root mean square change, ``sqrt(sum tau^2 / n)``."""
-    return (stats.squared / stats.numel).sqrt()
+    return _mean(stats.squared, stats).sqrt()
 
 
 @saliency_score
@@ -111,7 +116,7 @@ def relative_l2(stats: LayerStatistics, seed: int) -> Tensor:
 @saliency_score
 def deviation(stats: LayerStatistics, seed: int) -> Tensor:
     """Root mean square distance from the mean task vector, ``sqrt(|tau_t - mean|^2 / n)``; 0 for a single task."""
-    return (stats.deviation_squared / stats.numel).sqrt()
+    return _mean(stats.deviation_squared, stats).sqrt()
 
 
 @saliency_score
@@ -127,7 +132,7 @@ def uniqueness(stats: LayerStatistics, seed: int) -> Tensor:
 @saliency_score
 def conflict(stats: LayerStatistics, seed: int) -> Tensor:
     """Share of elements whose sign is opposite to the mean task vector's, in [0, 1]."""
-    return stats.opposing / stats.numel
+    return _mean(stats.opposing, stats)
 
 
 @saliency_score

@@ -82,6 +82,14 @@ def test_scores_of_a_zero_layer_are_numbers():
     assert score_layers(stats, "uniqueness").values.tolist() == [[0.0, 0.0]]
 
 
+@pytest.mark.parametrize("score", SCORES)
+def test_scores_of_a_layer_without_elements_are_numbers(score):
+    base = {"w": torch.ones(2), "empty": torch.zeros(0, 3)}
+    vectors = TaskVectors.open(base, {task: {"w": torch.zeros(2), "empty": base["empty"]} for task in "ab"})
+    stats = collect_statistics(vectors, layers_from_names(vectors.names, "tensor"))
+    assert score_layers(stats, score).values.isfinite().all()
+
+
 def test_single_task_does_not_deviate(base_state, task_states):
     assert not score_layers(statistics_of(base_state, task_states["a"]), "deviation").values.any()
 
