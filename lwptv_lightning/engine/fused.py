@@ -13,14 +13,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine.program import Above, Between, Drop, Program
+from lwptv_lightning.engine.program import (
+    ABOVE,
+    BETWEEN,
+    BFLOAT16,
+    BFLOAT16_DIFFERENCE,
+    FLOAT32,
+    FLOAT32_DIFFERENCE,
+    NO_LIMITS,
+    TRIM,
+    Above,
+    Between,
+    Drop,
+    Program,
+)
 from lwptv_lightning.functional import draw_key, draw_limit
 from lwptv_lightning.task_vectors import Stack
 
-_KINDS = {torch.float32: 1, torch.bfloat16: 2}
-"""A source's dtype to its kind in `lwptv_lightning.engine.loops`; 2 more where it is a difference already."""
-_NO_LIMITS, _TRIM, _BETWEEN, _ABOVE = range(4)
-"""Which values stay by their magnitude, as there."""
+_KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
+"""A source's dtype to its kind, where it is weights."""
+_DIFFERENCES = {torch.float32: FLOAT32_DIFFERENCE, torch.bfloat16: BFLOAT16_DIFFERENCE}
+"""The same where it is a difference already."""
 FUSED_BASES = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of a base to which float32 values are added without loss."""
 _KEYED = 1 << 32
@@ -61,9 +74,10 @@ class Sources:
         for index, row in enumerate(rows):
             if row is None:
                 continue
-            values = _readable(row[0])
+            values, is_difference = _readable(row[0]), row[1]
             held.append(values)
-            addresses[index], kinds[index] = values.data_ptr(), _KINDS[values.dtype] + 2 * row[1]
+            addresses[index] = values.data_ptr()
+            kinds[index] = (_DIFFERENCES if is_difference else _KINDS)[values.dtype]
         arguments = (addresses, kinds, base.data_ptr(), _KINDS[base.dtype], elements.start, len(base))
         return cls(arguments, held)
 
@@ -82,7 +96,7 @@ def merge_fused(
         program: What to do.
         stack: The task vectors.
         elements: Which elements.
-        limits: What `tensor_limits` found, where the program ranks the elements of a tensor.
+        limits: What `begin_limits` found, where the program ranks the elements of a tensor.
         scale: The coefficient of the merged task vector.
 
     Raises:
@@ -182,7 +196,7 @@ def begin_limits(submit: Submit, program: Program, stack: Stack) -> Callable[[],
     if not isinstance(program.limits, Between | Above):
         return None
     ranks = np.array(program.limits.ranks(len(stack.base)), np.int64)
-    kind, first_stay = (_BETWEEN, False) if isinstance(program.limits, Between) else (_ABOVE, True)
+    kind, first_stay = (BETWEEN, False) if isinstance(program.limits, Between) else (ABOVE, True)
     rows = [submit(_limits_of, stack, task, ranks, first_stay) for task in range(program.tasks)]
 
     def found() -> Limits:
@@ -213,8 +227,8 @@ def _drop_arguments(drop: Drop | None, elements: slice) -> tuple[Any, ...]:
 def _trim_arguments(program: Program) -> Limits:
     places = np.empty((0, 0), np.int64)
     if not isinstance(program.limits, Tensor):
-        return _NO_LIMITS, np.empty((0, 0), np.float32), places
-    return _TRIM, program.limits.numpy()[None], places
+        return NO_LIMITS, np.empty((0, 0), np.float32), places
+    return TRIM, program.limits.numpy()[None], places
 
 
 def _sound(value: Any, broken: bool) -> Any:

@@ -22,12 +22,8 @@ from __future__ import annotations
 import numpy as np
 
 from lwptv_lightning.engine.loops import (
-    ABOVE,
-    BETWEEN,
     NO_TERM,
-    NOTHING,
     TILE,
-    TRIM,
     ZERO,
     add,
     add_agreeing,
@@ -56,7 +52,15 @@ from lwptv_lightning.engine.loops import (
     unusual,
     weigh,
 )
-from lwptv_lightning.engine.program import LARGEST_OF_AGREEING, MEAN_OF_AGREEING, SUM
+from lwptv_lightning.engine.program import (
+    ABOVE,
+    BETWEEN,
+    LARGEST_OF_AGREEING,
+    MEAN_OF_AGREEING,
+    NOTHING,
+    SUM,
+    TRIM,
+)
 
 
 @loop

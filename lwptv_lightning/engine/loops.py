@@ -17,12 +17,10 @@ from numba.core import cgutils
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
+from lwptv_lightning.engine.program import BFLOAT16, BFLOAT16_DIFFERENCE, FLOAT32, NOTHING
+
 TILE = 1024
 """Elements of a row in a tile: T rows of 4 KB lie in the second-level cache."""
-NOTHING, FLOAT32, BFLOAT16, FLOAT32_DIFFERENCE, BFLOAT16_DIFFERENCE = range(5)
-"""Kinds of sources: zeros, weights, from which the base is subtracted, or differences from it."""
-NO_LIMITS, TRIM, BETWEEN, ABOVE = range(4)
-"""Which values stay by their magnitude."""
 
 f32, u16, u32, i32, i64 = np.float32, np.uint16, np.uint32, np.int32, np.int64
 ZERO, ONE = np.float32(0), np.float32(1)

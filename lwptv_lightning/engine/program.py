@@ -13,6 +13,10 @@ from lwptv_lightning.functional import Formula, draw_limit
 
 START: Any = object()
 """Where a block begins, in a formula, which holds for all blocks; no number, so that no formula reckons with it."""
+NOTHING, FLOAT32, BFLOAT16, FLOAT32_DIFFERENCE, BFLOAT16_DIFFERENCE = range(5)
+"""Kinds of sources: zeros, weights, from which the base is subtracted, or differences from it."""
+NO_LIMITS, TRIM, BETWEEN, ABOVE = range(4)
+"""Which values stay by their magnitude."""
 SUM, MEAN_OF_AGREEING, SUM_OF_AGREEING, LARGEST_OF_AGREEING = range(4)
 """How the T values of an element become one."""
 _REDUCTIONS = {"mean": MEAN_OF_AGREEING, "sum": SUM_OF_AGREEING, "max": LARGEST_OF_AGREEING}

@@ -8,7 +8,6 @@ import numpy as np
 
 from lwptv_lightning.engine.kernels import drop_row
 from lwptv_lightning.engine.loops import (
-    NOTHING,
     ONE,
     TILE,
     ZERO,
@@ -20,6 +19,7 @@ from lwptv_lightning.engine.loops import (
     loop,
     reduction,
 )
+from lwptv_lightning.engine.program import NOTHING
 
 _SCANNED = 32
 """Elements that are looked at one by one where one of them is inside a bracket."""

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor
 
-from lwptv_lightning.engine.blocks import Block, read_blocks, spans, sum_by_tensor
+from lwptv_lightning.engine.blocks import Block, keep_freed_memory, read_blocks, spans, sum_by_tensor
 from lwptv_lightning.engine.execution import Execution
 from lwptv_lightning.engine.fused import UnfusableError, vote_fused
 from lwptv_lightning.engine.program import START, Program, voting_program
@@ -142,6 +142,7 @@ class Stream:
         if self.execution.device.type != "cpu":
             yield from ((block.name, function(block)) for block in self._read(names, size))
             return
+        keep_freed_memory()
         element = len(self.tasks) * self.like.element_size()
 
         def calls() -> Iterator[Callable[[], tuple[str, Value]]]:
