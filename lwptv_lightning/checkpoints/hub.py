@@ -20,6 +20,7 @@ _WEIGHTS = (
     "model.safetensors.index.json",
     "open_clip_model.safetensors",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
 )
 """What a repository's weights are called, most wanted first."""

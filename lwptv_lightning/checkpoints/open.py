@@ -13,11 +13,14 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError
+from lwptv_lightning.checkpoints.foreign import require_no_foreign_file, require_no_foreign_folder
 from lwptv_lightning.checkpoints.hub import SCHEMES, fetch
 from lwptv_lightning.checkpoints.names import without_wrappers
-from lwptv_lightning.checkpoints.safetensors import _from_index, _from_safetensors
+from lwptv_lightning.checkpoints.safetensors import _from_index, _from_safetensors, weight_map_of
 from lwptv_lightning.checkpoints.shards import is_part
 from lwptv_lightning.checkpoints.torch_file import LIGHTNING, _from_state_dict, _from_torch_file, _no_averaged_weights
+from lwptv_lightning.checkpoints.torch_shards import _from_torch_index
+from lwptv_lightning.files import InputFile
 from lwptv_lightning.functional import plain_module
 from lwptv_lightning.registry import require_kind, shown
 
@@ -30,19 +33,23 @@ _MAIN_FILES = (
     "model.safetensors",
     "*.safetensors",
     "adapter_model.bin",
+    "*.bin.index.json",
     "pytorch_model.bin",
 )
 """What to open in a folder, most wanted first."""
+_TORCH = (".bin", ".pt", ".pth")
+"""How torch files end that an index names."""
 
 
 def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema: bool | None = None) -> Checkpoint:
     """Open a checkpoint of any supported format without reading its tensors.
 
     Args:
-        source: A ``.safetensors`` file; a folder or ``*.index.json`` of sharded safetensors, such as a transformers
-            model; a file of ``torch.save``, whose pickle is read as data, among them Lightning's ``.ckpt``; a name
-            on the hub, ``"hf-hub:owner/model"``; a state dict; a module. A state dict or module is copied, so that
-            training it or installing weights into it changes nothing here. An open checkpoint is taken as it is.
+        source: A ``.safetensors`` file; a folder or ``*.index.json`` of sharded safetensors or torch files, such as
+            a transformers model; a file of ``torch.save``, whose pickle is read as data, among them Lightning's
+            ``.ckpt``; a name on the hub, ``"hf-hub:owner/model"``; a state dict; a module. A state dict or module is
+            copied, so that training it or installing weights into it changes nothing here. An open checkpoint is taken
+            as it is.
         prefix: What the names of the wanted tensors start with, to be stripped, such as ``"model."``; ``""`` leaves
             the names as they are. By default a Lightning checkpoint with a single top-level attribute loses that
             prefix, and any checkpoint what `torch.compile` and DistributedDataParallel put into the names.
@@ -111,10 +118,20 @@ def _from_path(path: Path, ema: bool | None) -> Checkpoint:
     if path.suffix in (".json", ".safetensors") and ema:
         raise _no_averaged_weights(path)
     if path.name.endswith(".index.json"):
-        return _from_index(path)
+        return _from_any_index(InputFile.at(path, CheckpointError))
     if path.suffix == ".safetensors":
         return _from_safetensors(path)
-    return _from_torch_file(path, ema)
+    try:
+        return _from_torch_file(path, ema)
+    except CheckpointError:
+        require_no_foreign_file(path)  # only now: a file of torch.save may be called anything
+        raise
+
+
+def _from_any_index(index: InputFile) -> Checkpoint:
+    weight_map = weight_map_of(index)
+    is_torch = any(shard.endswith(_TORCH) for shard in weight_map.values())
+    return (_from_torch_index if is_torch else _from_index)(index, weight_map)
 
 
 def _main_file(folder: Path) -> Path:
@@ -125,6 +142,7 @@ def _main_file(folder: Path) -> Path:
             return found[0]
         if found:
             raise CheckpointError(f"{folder}: several checkpoints ({', '.join(p.name for p in found)}); name one.")
+    require_no_foreign_folder(folder)
     raise CheckpointError(
         f"{folder}: no *.safetensors, *.safetensors.index.json or pytorch_model.bin in this folder; name the file."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,9 @@ def weight_map_of(index: InputFile) -> dict[str, str]:
     except CheckpointError:
         raise
     except ValueError as error:
-        raise CheckpointError(f"{index.path}: not an index of sharded safetensors: {error}") from error
+        raise CheckpointError(f"{index.path}: not an index of sharded {_kind_of(index.path)}: {error}") from error
     if not isinstance(content, dict) or "weight_map" not in content:
-        raise CheckpointError(f"{index.path}: not an index of sharded safetensors: it has no 'weight_map'.")
+        raise CheckpointError(f"{index.path}: not an index of sharded {_kind_of(index.path)}: it has no 'weight_map'.")
     weight_map: dict[str, str] = content["weight_map"]
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{index.path}: weight_map must map tensor names to files.")
@@ -52,13 +52,16 @@ def weight_map_of(index: InputFile) -> dict[str, str]:
     return weight_map
 
 
-def _from_index(path: Path) -> Checkpoint:
-    index = InputFile.at(path, CheckpointError)
-    weight_map = weight_map_of(index)
+def _kind_of(index: Path) -> str:
+    return "torch files" if index.name.endswith(".bin.index.json") else "safetensors"
+
+
+def shards_of(index: InputFile, weight_map: Mapping[str, str]) -> dict[str, InputFile]:
+    """Return the files that an index names, as they are now; a `CheckpointError` where one is missing."""
     files: dict[str, InputFile] = {}
     absent = []
     for shard in dict.fromkeys(weight_map.values()):
-        place = path.parent / shard
+        place = index.path.parent / shard
         try:
             if os.path.isdir(place):  # which is no error where no file can have the name
                 raise FileNotFoundError
@@ -66,15 +69,25 @@ def _from_index(path: Path) -> Checkpoint:
         except FileNotFoundError:
             absent.append(shard)
     if absent:
-        raise CheckpointError(f"{path}: shards named in the index are missing: {some_of(absent)}")
-    parts = {name: _Part.of(file) for name, file in files.items()}
+        raise CheckpointError(f"{index.path}: shards named in the index are missing: {some_of(absent)}")
+    return files
+
+
+def require_agreement(path: Path, weight_map: Mapping[str, str], shards: Mapping[str, Collection[str]]) -> None:
+    """Raise a `CheckpointError` unless shards, each with the names in it, hold what an index says, and no more."""
     # A tensor is read from the shard that the index names, though another one may hold one of its name.
-    unmatched = {name for name, shard in weight_map.items() if name not in parts[shard].places}
-    unmatched |= {name for part in parts.values() for name in part.places} - set(weight_map)
+    unmatched = {name for name, shard in weight_map.items() if name not in shards[shard]}
+    unmatched |= {name for names in shards.values() for name in names} - set(weight_map)
     if unmatched:
         raise CheckpointError(f"{path}: index and shards disagree on {some_of(sorted(unmatched))}")
+
+
+def _from_index(index: InputFile, weight_map: Mapping[str, str]) -> Checkpoint:
+    files = shards_of(index, weight_map)
+    parts = {name: _Part.of(file) for name, file in files.items()}
+    require_agreement(index.path, weight_map, {name: part.places for name, part in parts.items()})
     named = [part.only([name for name in part.places if weight_map[name] == shard]) for shard, part in parts.items()]
-    return _checkpoint(path, named, "sharded safetensors", (index, *files.values()))
+    return _checkpoint(index.path, named, "sharded safetensors", (index, *files.values()))
 
 
 def _from_safetensors(path: Path) -> Checkpoint:

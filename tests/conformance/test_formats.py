@@ -104,6 +104,14 @@ def last_weights(folder, base, tuned):
     return folder / "model.pt", {"ema": False}
 
 
+def sharded_torch(folder, base, tuned):
+    from huggingface_hub import save_torch_state_dict
+
+    save_torch_state_dict(tuned, folder, max_shard_size="1KB", safe_serialization=False)
+    assert len(list(folder.glob("*.bin"))) > 1
+    return folder, {}
+
+
 def state_dict(folder, base, tuned):
     return tuned, {}
 
@@ -147,6 +155,7 @@ FORMATS = [
     lightning_checkpoint_with_a_prefix,
     averaged_weights,
     last_weights,
+    sharded_torch,
     state_dict,
     module_of,
     open_already,
