@@ -91,22 +91,11 @@ def test_entry_i_holds_loader_is_figures_and_the_averages(stage, model, vectors,
     assert same_weights(module.model, oracle)
 
 
-def test_one_loader_gives_one_entry(model, vectors, make_trainer):
-    results = make_trainer().validate(MergeModule(model, vectors), {"ood/x": loader(6, 0)}, verbose=False)
-    assert [set(result) for result in results] == [{"ood/x", "ood/avg"}]
-
-
 def test_predict_returns_the_logits(model, vectors, loaders, make_trainer):
     predictions = make_trainer().predict(MergeModule(model, vectors, RECIPE), loaders)
     oracle = installed(model, vectors, RECIPE)
     for batches, data in zip(predictions, loaders.values(), strict=True):
         torch.testing.assert_close(torch.cat(batches), oracle(data.dataset.tensors[0]).detach())
-
-
-def test_predict_takes_loaders_of_inputs_alone(model, vectors, make_trainer):
-    inputs = torch.randn(5, 6)
-    predictions = make_trainer().predict(MergeModule(model, vectors, RECIPE), DataLoader(inputs, batch_size=5))
-    torch.testing.assert_close(predictions[0], installed(model, vectors, RECIPE)(inputs).detach())
 
 
 def test_metric_collection(model, vectors, make_trainer):
@@ -236,11 +225,6 @@ def test_ckpt_path_is_refused(stage, model, vectors, make_trainer, tmp_path):
     trainer.save_checkpoint(tmp_path / "m.ckpt")
     with pytest.raises(ValueError, match=r"ckpt_path='.*m\.ckpt' cannot be used with a MergeModule"):
         getattr(make_trainer(), stage)(module, {"id/a": unreadable()}, ckpt_path=tmp_path / "m.ckpt")
-
-
-def test_batch_that_is_no_pair(model, vectors, make_trainer):
-    with pytest.raises(TypeError, match=r"a batch must be \(inputs, targets\), not Tensor; override .*unpack"):
-        make_trainer().validate(MergeModule(model, vectors), {"id/a": DataLoader(torch.zeros(3, 6))})
 
 
 def test_model_of_another_architecture(vectors):
