@@ -24,14 +24,15 @@ _WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 """What a repository's weights are called, most wanted first."""
-_CONFIGURATIONS = ("config.json", "adapter_config.json", "open_clip_config.json")
+_CONFIGURATIONS = ("config.json", "adapter_config.json", "open_clip_config.json", "README.md")
+_CACHED = re.compile(r"models--(?P<owner>[\w.-]+?)--(?P<model>[\w.-]+)")
 
 
 def fetch(name: str) -> Path:
     """Return the local path of a checkpoint on the hub, downloaded where the cache does not have it.
 
-    Only the weights' file, its shards and the small configuration files beside it are fetched. Without a network, or
-    with ``HF_HUB_OFFLINE=1``, the cache alone is used.
+    Only the weights' file, its shards, its card and the small configuration files beside it are fetched. Without a
+    network, or with ``HF_HUB_OFFLINE=1``, the cache alone is used.
     """
     matched = _NAME.fullmatch(name.removeprefix("hf-hub:").removeprefix("hf://"))
     if matched is None:
@@ -45,6 +46,20 @@ def fetch(name: str) -> Path:
     raise FileNotFoundError(
         f"{printable(name)}: {expected} found on the hub or, without a network, in the local cache."
     )
+
+
+def hub_name(folder: Path) -> str | None:
+    """Return ``owner/model`` of a folder in the local cache of the hub, and None of any other.
+
+    Example:
+        >>> hub_name(Path("/cache/models--owner--my--model/snapshots/abc"))
+        'owner/my--model'
+    """
+    parts = folder.absolute().parts
+    for place, part in enumerate(parts[:-1]):
+        if parts[place + 1] == "snapshots" and (found := _CACHED.fullmatch(part)):
+            return f"{found['owner']}/{found['model']}"
+    return None
 
 
 def _download_companions(name: str, repo: str, revision: str | None, wanted: str, path: Path) -> None:

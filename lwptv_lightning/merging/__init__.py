@@ -1,6 +1,8 @@
 """A merge is asked for, planned, and poured into a dict, a file, a module or a graph."""
 
 from lwptv_lightning.merging.backbone import find_backbone, named_submodule
+from lwptv_lightning.merging.base_card import BaseCard
+from lwptv_lightning.merging.card import card_of, model_card
 from lwptv_lightning.merging.data import fingerprint_of_data, read_data_statistics, write_data_statistics
 from lwptv_lightning.merging.install import (
     exchange_,
@@ -15,6 +17,7 @@ from lwptv_lightning.merging.install import (
     unset_by,
     whole_state,
 )
+from lwptv_lightning.merging.loading import Loading
 from lwptv_lightning.merging.memory import MemoryLimitError
 from lwptv_lightning.merging.merge import Merge, MergeOptions, SharedOptions, merge, plan_pruning, require_options
 from lwptv_lightning.merging.plan import MergePlan, provenance_of, treatment_of, unscaled
@@ -24,4 +27,14 @@ from lwptv_lightning.merging.save import save_merged
 from lwptv_lightning.merging.transform import merge_transform
 from lwptv_lightning.merging.undo import Undo, keep_modes, swap_
 
-__all__ = ["Merge", "MergeOptions", "MergePlan", "install_", "merge", "merge_transform", "plan_pruning", "save_merged"]
+__all__ = [
+    "Merge",
+    "MergeOptions",
+    "MergePlan",
+    "install_",
+    "merge",
+    "merge_transform",
+    "model_card",
+    "plan_pruning",
+    "save_merged",
+]

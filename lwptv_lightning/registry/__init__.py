@@ -28,6 +28,7 @@ from lwptv_lightning.registry.lookup import (
     require_known,
     require_matches,
 )
+from lwptv_lightning.registry.markdown import literal, markdown_table
 from lwptv_lightning.registry.names import COUNTS, DOMAINS, GRANULARITIES, RANKINGS, LoaderName
 from lwptv_lightning.registry.order import natural_order
 from lwptv_lightning.registry.text import any_character, encodable, printable, printable_name

@@ -12,8 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from lwptv_lightning.registry import LoaderName, encodable, printable, printable_name
-from lwptv_lightning.report.markdown import literal, markdown_table
+from lwptv_lightning.registry import LoaderName, encodable, literal, markdown_table, printable, printable_name
 
 _NUMBER = re.compile(r"[+-]\d+(\.\d+)?")
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001

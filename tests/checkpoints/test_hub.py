@@ -10,7 +10,7 @@ from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
 from lwptv_lightning import CheckpointError, TaskVectors, open_checkpoint
-from lwptv_lightning.checkpoints import fetch
+from lwptv_lightning.checkpoints import fetch, hub_name
 from lwptv_lightning.cli import main
 from lwptv_lightning.inspection import SAME_BASE
 
@@ -119,3 +119,23 @@ def test_the_commands_take_a_name(repository, tmp_path, capsys):
     assert SAME_BASE in capsys.readouterr().out
     main(["merge", *arguments, "--scale", "1", "--out", str(tmp_path / "merged.safetensors")])
     assert torch.equal(load_file(tmp_path / "merged.safetensors")["w"], STATE["w"] + 0.01)
+
+
+def test_a_folder_of_the_cache_tells_its_name_and_another_none(repository, tmp_path):
+    assert hub_name(repository) == hub_name(repository / "runs") == "owner/model"
+    assert hub_name(tmp_path) is None
+    assert hub_name(tmp_path / "models--owner" / "snapshots" / COMMIT) is None
+    assert hub_name(tmp_path / "models--owner--model" / "blobs") is None
+
+
+def test_the_card_is_fetched_beside_the_weights(repository, monkeypatch):
+    save_file(STATE, repository / "model.safetensors")
+    wanted = []
+    download = huggingface_hub.hf_hub_download
+    monkeypatch.setattr(
+        huggingface_hub,
+        "hf_hub_download",
+        lambda repo, file, **given: wanted.append(file) or download(repo, file, **given),
+    )
+    fetch("hf-hub:owner/model")
+    assert "README.md" in wanted

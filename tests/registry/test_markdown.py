@@ -5,7 +5,7 @@ import re
 import pytest
 from _helpers.odd_names import HOSTILE, steering
 
-from lwptv_lightning.report import literal, markdown_table
+from lwptv_lightning.registry import literal, markdown_table
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from lwptv_lightning.registry import printable
+from lwptv_lightning.registry.text import printable
 
 _SPECIAL = re.compile(
     r"[\\|*`<>&$~\[\]#@]"
