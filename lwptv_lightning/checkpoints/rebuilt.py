@@ -13,14 +13,22 @@ from lwptv_lightning.checkpoints.mapped import MOST_DIMENSIONS
 
 
 class ForeignCodeError(ValueError):
-    """A pickle that names a class or function which no weights are made of."""
+    """A file that is code, or an object of a class that no weights are made of, by its name."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Opaque:
-    """An object that no weights are made of, which is left unmade."""
+    """An object that no weights are made of, which is left unmade.
+
+    Attributes:
+        what: The class, or the function whose result it would be.
+        arguments: What that would have been called with.
+        state: What its attributes would have been set from.
+    """
 
     what: str
+    arguments: Any = ()
+    state: Any = None
 
     def __repr__(self) -> str:
         return f"<{self.what}>"
@@ -49,39 +57,9 @@ STORAGES = {
     "UntypedStorage": torch.uint8,
     **{"QInt8Storage": torch.int8, "QUInt8Storage": torch.uint8, "QInt32Storage": torch.int32},
 }
-_HARMLESS = {
-    *("collections.OrderedDict", "collections.Counter", "_codecs.encode"),
-    *("builtins.bytearray", "builtins.set", "builtins.complex"),
-    *("torch.Size", "torch.Tensor", "torch.device", "torch.nn.parameter.Parameter", "torch.serialization._get_layout"),
-    *("torch._tensor._rebuild_from_type_v2", "torch.storage.UntypedStorage", "torch.storage.TypedStorage"),
-}
-"""What training checkpoints hold beside tensors, their dtypes and the functions that rebuild them."""
 REBUILD = "torch._utils._rebuild_"
-_REBUILT = {
-    *("parameter", "parameter_with_state", "tensor", "tensor_v2", "tensor_v3", "qtensor", "sparse_tensor"),
-    *("meta_tensor_no_storage", "nested_tensor", "wrapper_subclass"),
-    *("device_tensor_from_numpy", "device_tensor_from_cpu_tensor"),
-}
 _SPARSE = torch.zeros(1).to_sparse()
 """Stands for a tensor that is no dense one, which is told where it is needed."""
-
-
-def known_name(name: str) -> str:
-    """Return the name of a class or function that may stand in a checkpoint; it is not looked up."""
-    inside = name.removeprefix("torch.").removeprefix("cuda.").removeprefix("sparse.")
-    is_torchs = name.startswith("torch.") and (
-        isinstance(vars(torch).get(inside), torch.dtype | torch.qscheme)
-        or (inside.isalnum() and inside.endswith(("Storage", "Tensor")))
-    )
-    if is_torchs or name in _HARMLESS or name.removeprefix(REBUILD) in _REBUILT or name in _trusted():
-        return name
-    raise ForeignCodeError(name)
-
-
-def _trusted() -> set[str]:
-    """Return the names of what the user has told torch to trust; it is left unmade, but no reason to refuse a file."""
-    given = (each if isinstance(each, tuple) else (each, None) for each in torch.serialization.get_safe_globals())
-    return {name or f"{each.__module__}.{each.__qualname__}" for each, name in given}
 
 
 def rebuilt(how: str, arguments: tuple[Any, ...]) -> Any:
@@ -101,7 +79,10 @@ def rebuilt(how: str, arguments: tuple[Any, ...]) -> Any:
     if how == "meta_tensor_no_storage":
         dtype, size, stride, _grad = arguments
         return torch.empty_strided(size, stride, dtype=_dtype(dtype), device="meta")
-    return _SPARSE if how in ("qtensor", "sparse_tensor") else Opaque(how)
+    if how == "wrapper_subclass":
+        kind, *_ = arguments
+        return Opaque(kind.name if isinstance(kind, Named) else how, arguments)
+    return _SPARSE if how in ("qtensor", "sparse_tensor") else Opaque(f"{REBUILD}{how}", arguments)
 
 
 def _dtype(named: Named) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, FunctionReader, TensorHeader, some_of
 from lwptv_lightning.checkpoints.plain import plain_tensors
-from lwptv_lightning.checkpoints.rebuilt import ForeignCodeError
+from lwptv_lightning.checkpoints.rebuilt import ForeignCodeError, Named, Opaque
 from lwptv_lightning.checkpoints.torch_storage import read_torch_file
 from lwptv_lightning.files import InputFile
+from lwptv_lightning.registry import shown
 
 LIGHTNING = "Lightning"
 """The format of what Lightning wrote, whose names carry the prefix of an attribute."""
@@ -74,19 +75,27 @@ def _load(file: InputFile) -> Mapping[str, Any]:
     except CheckpointError:
         raise
     except ForeignCodeError as error:
-        raise CheckpointError(
-            f"{file.path}: holds pickled Python objects, which are never unpickled here because that can run code; the "
-            f"first is {str(error)!r}. Where you trust the file, load it yourself and store the weights alone: "
-            "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')."
-        ) from error
+        raise _unmade(str(file.path), str(error)) from error
     except Exception as error:  # a damaged file makes a reader fail in any way whatever
         reason = (str(error).strip().splitlines() or ["damaged"])[0]
         raise CheckpointError(
             f"{file.path}: not a readable checkpoint of torch.save ({type(error).__name__}: {reason})."
         ) from error
+    if isinstance(content, Opaque | Named):
+        raise _unmade(str(file.path), content.what if isinstance(content, Opaque) else content.name)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{file.path}: holds a {type(content).__name__}, expected a state dict.")
     return content
+
+
+def _unmade(source: str, what: str, names: Sequence[object] = ()) -> CheckpointError:
+    """Return the refusal of a file whose weights stand in objects of other classes than tensors and mappings."""
+    where = f" in the place of tensors ({some_of(names, 3).removesuffix('.')})" if names else ""
+    return CheckpointError(
+        f"{source}: holds pickled Python objects{where}, which are never unpickled here because that can run code; the "
+        f"first is {shown(what)}. Where you trust the file, load it yourself and store the weights alone: "
+        "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')."
+    )
 
 
 def _tensors_of(
@@ -96,6 +105,8 @@ def _tensors_of(
     content, source = _unwrapped(content, source, ema)
     entries = {name: value for name, value in content.items() if not str(name).endswith("_extra_state")}
     strangers = [name for name, value in entries.items() if not isinstance(value, Tensor)]
+    if strangers and all(isinstance(content[name], Opaque) for name in strangers):
+        raise _unmade(source, content[strangers[0]].what, strangers)
     if strangers:
         raise CheckpointError(f"{source}: expected a state dict of tensors, but these are none: {some_of(strangers)}")
     if unnamed := [name for name in entries if not isinstance(name, str)]:
@@ -128,6 +139,8 @@ def _unwrapped(content: Mapping[str, Any], source: str, ema: bool | None) -> tup
     for _ in range(_DEEPEST):
         key = next((key for key in keys if isinstance(content.get(key), Mapping)), None)
         if key is None:
+            if unmade := next((key for key in keys if isinstance(content.get(key), Opaque)), None):
+                raise _unmade(source, content[unmade].what, [unmade])
             return content, source
         content, source = content[key], f"{source}[{key!r}]"
         keys = _entries(content, source, None)

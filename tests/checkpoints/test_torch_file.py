@@ -1,10 +1,15 @@
+import argparse
+import functools
+import inspect
 import os
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from _helpers.checkpoint_files import STATE, write_safetensors, write_sharded, write_torch, write_wrapped
+from _helpers.states import assert_same_bits
 from _helpers.torch_archives import mapping, tensor, whole, write_archive
 from torch import nn
 
@@ -62,15 +67,61 @@ class Bomb:
 
 
 @pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize("wrap", [lambda bomb: bomb, lambda bomb: {"state_dict": STATE, "hyper_parameters": bomb}])
-def test_code_in_a_pickle_is_never_run(wrap, new_format, tmp_path):
+@pytest.mark.parametrize(
+    ("wrap", "refusal"),
+    [
+        (lambda bomb: bomb, r"m\.ckpt: holds pickled Python objects, which .* first is 'posix\.mkdir'.* safetensors"),
+        (lambda bomb: {"w": bomb}, r"m\.ckpt: holds pickled .* in the place of tensors \(w\), .*mkdir"),
+        (lambda bomb: {"model": bomb, "epoch": 3}, r"in the place of tensors \(model\), .*mkdir"),
+        (lambda bomb: {"state_dict": STATE, "hyper_parameters": bomb}, None),
+    ],
+)
+def test_code_in_a_pickle_is_never_run(wrap, refusal, new_format, tmp_path):
     mark = tmp_path / "exploded"
     torch.save(wrap(Bomb(mark)), tmp_path / "m.ckpt", _use_new_zipfile_serialization=new_format)
-    with pytest.raises(CheckpointError, match=r"m\.ckpt: holds pickled Python objects, .* safetensors"):
-        open_checkpoint(tmp_path / "m.ckpt")
+    if refusal is None:
+        assert torch.equal(open_checkpoint(tmp_path / "m.ckpt").read("w"), STATE["w"])
+    else:
+        with pytest.raises(CheckpointError, match=refusal):
+            open_checkpoint(tmp_path / "m.ckpt")
     assert not mark.exists()
     torch.load(tmp_path / "m.ckpt", weights_only=False)
     assert mark.exists()  # so the bomb is a live one
+
+
+def test_hyper_parameters_of_any_class_are_passed_by(make_trainer, tmp_path):
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    class Model(BoringModel):
+        def __init__(self, **options):
+            super().__init__()
+            self.save_hyperparameters()
+
+    options = {"path": tmp_path, "args": argparse.Namespace(lr=0.1), "act": functools.partial(nn.functional.gelu)}
+    model = Model(dtype=torch.float16, mode=inspect.Parameter.KEYWORD_ONLY, seed=np.int64(3), **options)
+    trainer = make_trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(model)
+    trainer.save_checkpoint(tmp_path / "m.ckpt")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "m.ckpt", weights_only=True)
+    assert torch.equal(open_checkpoint(tmp_path / "m.ckpt").read("weight"), model.layer.weight)
+
+
+@pytest.mark.parametrize(("ema", "key"), [(None, "state_dict"), (False, "state_dict"), (True, "state_dict_ema")])
+def test_timms_checkpoints(ema, key, tmp_path):
+    from timm.utils import CheckpointSaver, ModelEmaV3
+
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    averaged = ModelEmaV3(model, decay=0.5)
+    nn.init.ones_(model[0].weight)
+    args = argparse.Namespace(model="resnet18", output=tmp_path, opt=nn.GELU)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    saver = CheckpointSaver(model, optimizer, args, averaged, checkpoint_dir=tmp_path, recovery_dir=tmp_path)
+    saver.save_checkpoint(0, metric=0.5)
+    content = torch.load(tmp_path / "model_best.pth.tar", weights_only=False)
+    assert not torch.equal(content["state_dict"]["0.weight"], content["state_dict_ema"]["0.weight"])
+    checkpoint = pickle.loads(pickle.dumps(open_checkpoint(tmp_path / "model_best.pth.tar", ema=ema)))
+    assert_same_bits({name: checkpoint.read(name) for name in checkpoint.names}, content[key])
 
 
 def test_a_plain_pickle_is_not_run_either(tmp_path):

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import torch
-from _helpers.torch_archives import mapping, name, storage, tensor, text, whole, write_archive
+from _helpers.torch_archives import call, mapping, name, storage, tensor, text, whole, write_archive
 
 from lwptv_lightning import CheckpointError, open_checkpoint
 from lwptv_lightning.checkpoints.torch_storage import read_torch_file
@@ -179,7 +179,8 @@ def test_a_sequence_that_is_cut_off(cut, tmp_path):
         open_checkpoint(path)
 
 
-def test_foreign_code_is_named(tmp_path):
-    path = write_archive(tmp_path / "m.pt", whole(name("os", "system"), text("true")))
+@pytest.mark.parametrize("content", [call(name("os", "system"), text("true")), name("os", "system")])
+def test_foreign_code_is_named(content, tmp_path):
+    path = write_archive(tmp_path / "m.pt", whole(content))
     with pytest.raises(CheckpointError, match=r"holds pickled Python objects, .* the first is 'os\.system'"):
         open_checkpoint(path)

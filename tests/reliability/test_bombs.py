@@ -99,6 +99,7 @@ def with_configuration(file, content):
 
 
 LONG = pickle.MARK + pickle.NONE * 40_000 + pickle.TUPLE + PUT
+NEW, APPENDS = pickle.NEWOBJ, pickle.APPENDS
 PAIRS = pickle.EMPTY_LIST + b"".join(many(text(f"{n}"), pickle.NONE) + pickle.APPEND for n in range(10_000)) + PUT
 NESTED = number(1) + PUT + (GET + GET + pickle.TUPLE2 + PUT) * 10_000
 COLLIDING = b"".join(number(n * (2**61 - 1)) + pickle.NONE for n in range(20_000))
@@ -118,6 +119,13 @@ BOMBS = {
     "sizes copied again and again": archived(LONG, (SIZE + GET + pickle.TUPLE1 + pickle.REDUCE) * 9_000),
     "arguments copied again and again": archived(LONG, (GET + pickle.BINPERSID) * 90_000),
     "states copied again and again": archived(PAIRS, MADE, (GET + pickle.BUILD) * 90_000),
+    "classes called again and again": archived(LONG, (name("a", "B") + GET + pickle.REDUCE) * 40_000),
+    "states of classes again and again": archived(PAIRS, name("a", "B"), many(), NEW, (GET + pickle.BUILD) * 90_000),
+    "items of a class again and again": archived(name("a", "B"), many(), NEW, (pickle.MARK + LONG + APPENDS) * 20),
+    "memories of one": archived(pickle.NONE, pickle.MEMOIZE * 300_000),
+    "frames": archived(pickle.FRAME + b"\xff" * 8, pickle.MARK, (pickle.FRAME + bytes(8)) * 90_000),
+    "a large text": archived(pickle.BINUNICODE8 + b"\xff" * 7 + b"\x7f"),
+    "a large buffer of protocol 5": archived(pickle.BYTEARRAY8 + b"\xff" * 7 + b"\x0f"),
     "a long key again and again": archived(LONG, pickle.EMPTY_DICT, (GET + pickle.NONE + pickle.SETITEM) * 90_000),
     "a key of shared tuples": archived(many(NESTED), pickle.EMPTY_DICT, GET, pickle.NONE, pickle.SETITEM),
     "keys of one hash": archived(pickle.EMPTY_DICT, pickle.MARK, COLLIDING, pickle.SETITEMS),
