@@ -36,4 +36,4 @@ def map_bytes(file: InputFile) -> Tensor:
 def numbers_at(data: Tensor, place: slice, kind: torch.dtype) -> Tensor:
     """Return some of a file's bytes as the numbers that they are, ``(n,)``; they are copied where they stand askew."""
     values = data[place]
-    return (values.clone() if place.start % kind.itemsize else values).view(kind)
+    return (values.clone() if values.storage_offset() % kind.itemsize else values).view(kind)

@@ -13,6 +13,15 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError
+from lwptv_lightning.checkpoints.distributed import (
+    HUGGING_FACE_SHARDS,
+    METADATA,
+    PROCESSES_METADATA,
+    _from_distributed,
+    _from_hugging_face_shards,
+    require_no_distributed_remains,
+    require_no_piece,
+)
 from lwptv_lightning.checkpoints.foreign import require_no_foreign_file, require_no_foreign_folder
 from lwptv_lightning.checkpoints.hub import SCHEMES, fetch
 from lwptv_lightning.checkpoints.names import without_wrappers
@@ -31,10 +40,14 @@ _MAIN_FILES = (
     "adapter_model.safetensors",
     "*.safetensors.index.json",
     "model.safetensors",
+    HUGGING_FACE_SHARDS,
     "*.safetensors",
     "adapter_model.bin",
     "*.bin.index.json",
     "pytorch_model.bin",
+    METADATA,
+    PROCESSES_METADATA,
+    f"pytorch_model_fsdp_*/{METADATA}",
 )
 """What to open in a folder, most wanted first."""
 _TORCH = (".bin", ".pt", ".pth")
@@ -46,10 +59,10 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
 
     Args:
         source: A ``.safetensors`` file; a folder or ``*.index.json`` of sharded safetensors or torch files, such as
-            a transformers model; a file of ``torch.save``, whose pickle is read as data, among them Lightning's
-            ``.ckpt``; a name on the hub, ``"hf-hub:owner/model"``; a state dict; a module. A state dict or module is
-            copied, so that training it or installing weights into it changes nothing here. An open checkpoint is taken
-            as it is.
+            a transformers model; a folder of a sharded run; a file of ``torch.save``, whose pickle is read as data,
+            among them Lightning's ``.ckpt``; a name on the hub, ``"hf-hub:owner/model"``; a state dict; a module. A
+            state dict or module is copied, so that training it or installing weights into it changes nothing here. An
+            open checkpoint is taken as it is.
         prefix: What the names of the wanted tensors start with, to be stripped, such as ``"model."``; ``""`` leaves
             the names as they are. By default a Lightning checkpoint with a single top-level attribute loses that
             prefix, and any checkpoint what `torch.compile` and DistributedDataParallel put into the names.
@@ -114,7 +127,10 @@ def _from_path(path: Path, ema: bool | None) -> Checkpoint:
     if not found:
         raise FileNotFoundError(f"there is no checkpoint at {shown(str(path))}.")
     if path.is_dir():
-        return _from_path(_main_file(path), ema)
+        return _from_folder(path, ema)
+    if path.name == METADATA:
+        return _from_distributed([path], ema)
+    require_no_piece(path)
     if path.suffix in (".json", ".safetensors") and ema:
         raise _no_averaged_weights(path)
     if path.name.endswith(".index.json"):
@@ -134,14 +150,19 @@ def _from_any_index(index: InputFile) -> Checkpoint:
     return (_from_torch_index if is_torch else _from_index)(index, weight_map)
 
 
-def _main_file(folder: Path) -> Path:
+def _from_folder(folder: Path, ema: bool | None) -> Checkpoint:
     for pattern in _MAIN_FILES:
         # A shard without its index is left of a model, and none by itself.
         found = sorted(path for path in folder.glob(pattern) if not is_part(path.name))
+        if found and pattern == HUGGING_FACE_SHARDS:
+            return _from_hugging_face_shards(folder, found)
+        if found and pattern == PROCESSES_METADATA:
+            return _from_distributed(found, ema)
         if len(found) == 1:
-            return found[0]
+            return _from_path(found[0], ema)
         if found:
             raise CheckpointError(f"{folder}: several checkpoints ({', '.join(p.name for p in found)}); name one.")
+    require_no_distributed_remains(folder)
     require_no_foreign_folder(folder)
     raise CheckpointError(
         f"{folder}: no *.safetensors, *.safetensors.index.json or pytorch_model.bin in this folder; name the file."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import mmap
 import zipfile
+from io import BufferedReader
 from typing import Any, BinaryIO, NoReturn
 
 import torch
@@ -24,6 +25,41 @@ _LOCAL_HEADER = 30
 _ENCRYPTED = 0x1
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """What a file begins with that is no archive."""
+
+
+def read_archive(data: Tensor) -> Any:
+    """Return what an archive of ``torch.save`` holds whose bytes, ``(n,)``, are a part of a mapped file.
+
+    Raises:
+        ForeignCodeError: It holds code.
+        Exception: It is damaged; any exception whatever.
+    """
+    return _read_archive(BufferedReader(_MappedBytes(data)), data)
+
+
+class _MappedBytes(io.RawIOBase):
+    """Bytes, ``(n,)``, to be read as a file is."""
+
+    def __init__(self, data: Tensor) -> None:
+        values: Any = data.numpy()
+        self._bytes = memoryview(values)
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(offset + (0, self._at, len(self._bytes))[whence], 0)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._bytes[self._at : self._at + len(buffer)]
+        buffer[: len(found)] = found
+        self._at += len(found)
+        return len(found)
 
 
 def read_torch_file(file: InputFile) -> Any:

@@ -112,6 +112,14 @@ def sharded_torch(folder, base, tuned):
     return folder, {}
 
 
+def sharded_run(folder, base, tuned):
+    import torch.distributed.checkpoint as dcp
+
+    moments = {name: tensor + 1 for name, tensor in tuned.items()}
+    dcp.save({"model": tuned, "optim": {"state": moments}}, checkpoint_id=folder)
+    return folder, {}
+
+
 def state_dict(folder, base, tuned):
     return tuned, {}
 
@@ -156,6 +164,7 @@ FORMATS = [
     averaged_weights,
     last_weights,
     sharded_torch,
+    sharded_run,
     state_dict,
     module_of,
     open_already,
@@ -165,6 +174,7 @@ FORMATS = [
 EVERY_FORMAT = pytest.mark.parametrize("write", FORMATS, ids=lambda write: write.__name__)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @EVERY_FORMAT
 def test_every_format_opens_to_the_same_task_vector(write, base, tau, tuned, tmp_path):
     source, options = write(tmp_path, base, tuned)
@@ -174,6 +184,7 @@ def test_every_format_opens_to_the_same_task_vector(write, base, tau, tuned, tmp
     assert_same_bits({name: vectors.expert("a", name) for name in vectors.names}, tuned)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @EVERY_FORMAT
 def test_every_format_merges_to_the_fine_tuned_model(write, base, tuned, tmp_path):
     source, options = write(tmp_path, base, tuned)
