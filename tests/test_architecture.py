@@ -17,7 +17,7 @@ LEVELS = (
     ("recipe",),
     ("merging",),
     ("report", "inspection", "evaluation"),
-    ("search", "learning", "callbacks"),
+    ("search", "learning", "sharing", "callbacks"),
     ("zoo",),
     ("cli",),
 )
