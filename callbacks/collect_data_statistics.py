@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +10,6 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.func import functional_call
 
 from lwptv_lightning.checkpoints import require_place, require_safetensors_path
 from lwptv_lightning.evaluation import (
@@ -18,15 +18,17 @@ from lwptv_lightning.evaluation import (
     count_samples,
     fisher_diagonal,
     input_grams,
+    inputs_of,
     loaders_of,
     on_rank_zero,
     owner_of,
     replicas_of,
+    require_classified,
     require_results_here,
     share_of,
     take_samples,
 )
-from lwptv_lightning.functional import plain_name
+from lwptv_lightning.functional import call_with, plain_name
 from lwptv_lightning.merging import install_, installable, write_data_statistics
 from lwptv_lightning.registry import (
     LoaderName,
@@ -101,6 +103,9 @@ class CollectDataStatistics(Callback):
         absent = [task for task in pl_module.vectors.tasks if f"id/{task}" not in loaders]
         if absent:
             raise ValueError(f"task {absent[0]!r} has no loader 'id/{absent[0]}'; each task needs its own data.")
+        if self.kind == "fisher":
+            tasks = pl_module.heads_for(f"id/{task}" for task in pl_module.vectors.tasks)
+            pl_module.metric_choice.require_of_classes("Fisher information", tasks)
         for task in pl_module.vectors.tasks if replicas_of(trainer).size > 1 else ():
             if share_of(loaders[f"id/{task}"]) is None:
                 raise ValueError(
@@ -129,7 +134,7 @@ class CollectDataStatistics(Callback):
             install_(module.model, {name: read(name) for name in vectors.shared_names})
         if own_task is None:
             return
-        inputs = module.unpack(batch)[0]
+        inputs = inputs_of(module, batch)
         wanted = self._wanted(loader, batches, batch_idx, count_samples(inputs))
         if wanted or batch_idx == 0:
             # A process without an example of its own adds zeros, so that all processes sum up the same names.
@@ -179,9 +184,11 @@ class CollectDataStatistics(Callback):
                 module(inputs, head)
             return grams
         parameters = {f"model.{name}": value for name, value in module.model.named_parameters()}
-        sums = fisher_diagonal(
-            lambda values, example: functional_call(module, dict(values), (example, head)), parameters, inputs
-        )
+
+        def logits(values: Mapping[str, Tensor], example: Any) -> Tensor:
+            return require_classified(call_with(module, values, example, head), module.model, dense=False)
+
+        sums = fisher_diagonal(logits, parameters, inputs)
         count = torch.tensor(float(count_samples(inputs)), device=module.device)
         return {plain_name(name.removeprefix("model.")): value for name, value in sums.items()} | {".rows": count}
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from lwptv_lightning.checkpoints import Provenance
 from lwptv_lightning.evaluation import (
     MergeModule,
+    Replicas,
     batch_limit,
     callbacks_of,
     draws_kept,
@@ -102,7 +103,7 @@ class OnlineMerge(Callback):
             module.head(task)
         self.module = module
         self.loaders = {name: with_own_workers(loader) for name, loader in require_loaders(loaders).items()}
-        module.heads.require_for(self.loaders)
+        module.prepare(self.loaders, Replicas())
         module.require_logits()
         self.task = task
         self.backbone = self._backbone = backbone

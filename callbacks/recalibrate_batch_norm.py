@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lwptv_lightning.evaluation import (
+    Interface,
     MergeModule,
     WeightsOwner,
     draws_kept,
@@ -42,8 +44,10 @@ class RecalibrateBatchNorm(Callback):
 
     Args:
         batches: Inputs or ``(inputs, ...)``, such as a loader of training data without shuffling; labels are not used.
-            Or batches of another kind, whose inputs a `MergeModule`'s own ``unpack`` and ``forward`` know.
+            Or batches of another kind, whose inputs a `MergeModule`'s ``batch_keys``, or its own ``unpack`` and
+            ``forward``, know.
         limit: How many batches to use at most; all by default.
+        batch_keys: Where a batch has inputs and targets, for any other module than a `MergeModule`, as that has it.
 
     Raises:
         ValueError: ``limit`` is below 1, or there are no batches.
@@ -53,11 +57,14 @@ class RecalibrateBatchNorm(Callback):
         1
     """
 
-    def __init__(self, batches: Iterable[Any], *, limit: int | None = None) -> None:
+    def __init__(
+        self, batches: Iterable[Any], *, limit: int | None = None, batch_keys: Sequence[Any] | None = None
+    ) -> None:
         if limit is not None:
             require_whole("limit", limit, 1)
         self.batches = with_own_workers(batches)
         self.limit = limit
+        self.interface = Interface(batch_keys)  # type: ignore[arg-type]
 
     place = "measures"  # after what was merged; see `lwptv_lightning.evaluation.owner_of`
 
@@ -109,7 +116,7 @@ class RecalibrateBatchNorm(Callback):
             undo.keep()
 
     def _run(self, pl_module: LightningModule, averages: list[_Average], trainer: Trainer | None) -> None:
-        run, ran = _runner_of(pl_module), False
+        run, ran = self._runner_of(pl_module), False
         with ExitStack() as hooks, torch.no_grad(), draws_kept([self.batches]):
             # Compiled code would pass over the hooks.
             hooks.enter_context(torch.compiler.set_stance("force_eager"))
@@ -118,12 +125,27 @@ class RecalibrateBatchNorm(Callback):
             for batch in islice(self.batches, self.limit):
                 if trainer is not None:
                     batch = transferred(trainer, batch)
-                inputs = _inputs_of(pl_module, batch)
+                inputs = self._inputs_of(pl_module, batch)
                 with nullcontext() if trainer is None else trainer.precision_plugin.val_step_context():
                     run(move_data_to_device(inputs, pl_module.device))
                 ran = True
         if not ran:
             raise ValueError("RecalibrateBatchNorm has no batches to measure statistics on.")
+
+    def _inputs_of(self, pl_module: LightningModule, batch: Any) -> Any:
+        if isinstance(pl_module, MergeModule):
+            return inputs_of(pl_module, batch)
+        if self.interface.batch_keys is not None:
+            return self.interface.inputs(batch)
+        return batch[0] if isinstance(batch, list | tuple) else batch
+
+    def _runner_of(self, pl_module: LightningModule) -> Callable[[Any], Any]:
+        """Return what takes inputs: the model of a `MergeModule`, without a head, unless a subclass knows better."""
+        if not isinstance(pl_module, MergeModule):
+            return partial(self.interface.run, pl_module)
+        if type(pl_module).forward is MergeModule.forward:
+            return partial(pl_module.interface.run, pl_module.model)
+        return pl_module
 
 
 class _Average:
@@ -153,19 +175,6 @@ class _Average:
             for name, total in self._sums.items():
                 own = getattr(self.norm, name)
                 own.copy_(in_dtype(f"{self._path}.{name}".lstrip("."), total / self._count, own.dtype))
-
-
-def _runner_of(pl_module: LightningModule) -> Callable[..., Any]:
-    """Return what takes inputs: the model of a `MergeModule`, without a head, unless a subclass knows better."""
-    if isinstance(pl_module, MergeModule) and type(pl_module).forward is MergeModule.forward:
-        return pl_module.model
-    return pl_module
-
-
-def _inputs_of(pl_module: LightningModule, batch: Any) -> Any:
-    if isinstance(pl_module, MergeModule):
-        return inputs_of(pl_module, batch)
-    return batch[0] if isinstance(batch, list | tuple) else batch
 
 
 def _norms_of(module: nn.Module) -> dict[str, _BatchNorm]:

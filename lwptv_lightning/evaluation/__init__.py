@@ -12,7 +12,8 @@ from lwptv_lightning.evaluation.inputs import (
     take_samples,
     tensors_of,
 )
-from lwptv_lightning.evaluation.labels import require_labels
+from lwptv_lightning.evaluation.interface import Interface
+from lwptv_lightning.evaluation.labels import require_classified, require_labels
 from lwptv_lightning.evaluation.lightning import (
     averages_of,
     batch_limit,

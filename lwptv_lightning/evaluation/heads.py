@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints import some_of
+from lwptv_lightning.evaluation.interface import Interface, require_one_tensor
 from lwptv_lightning.functional import plain_module
 from lwptv_lightning.merging import unset_by
 from lwptv_lightning.registry import (
@@ -99,28 +100,29 @@ class Heads(nn.Module):
             if (name := LoaderName.parse(loader).name) not in self:
                 raise UnknownNameError(f"head for loader {loader!r}:", name, self)
 
-    def logits(self, model: Any, inputs: Tensor, name: str | None) -> Tensor:
+    def logits(self, model: Any, inputs: Any, name: str | None, interface: Interface | None = None) -> Any:
         """Run a model on inputs, such as images ``(B, C, H, W)``, and a head on its output: ``(B, classes)``.
+
+        ``interface`` tells how the model takes inputs, and what of its output counts; by default a tensor, and all.
 
         Raises:
             UnknownNameError: No such head.
             ValueError: No head is named, and the model's own classifier is as it was initialised.
         """
+        interface = interface or Interface()
         if name is None:
             if self.instead_of:
                 raise ValueError(
                     f"the model's own classifier ({some_of(self.instead_of, 2)[:-1]}) is no checkpoint's and as it was "
                     f"initialised: name a head, one of {some_of(self)}"
                 )
-            output: Tensor = model(inputs)
-            return output
+            return interface.output(model, inputs)
         head = self[name]
         if self.on_features:
             features = model.forward_head(model.forward_features(inputs), pre_logits=True)
         else:
-            features = model(inputs)
-        logits: Tensor = head(features)
-        return logits
+            features = require_one_tensor(interface.output(model, inputs), model)
+        return head(features)
 
     def described(self) -> dict[str, Any]:
         """Return what `restore_` needs to know besides the state dict, as plain values."""

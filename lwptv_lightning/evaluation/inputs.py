@@ -14,11 +14,9 @@ _ROWS = 16
 
 
 def inputs_of(module: Any, batch: Any) -> Any:
-    """Return the inputs of a batch for a `MergeModule`; it may be inputs alone, a tensor or ``(inputs,)``."""
-    if isinstance(batch, Tensor):
-        return batch
-    alone = isinstance(batch, list | tuple) and len(batch) == 1
-    return batch[0] if alone else module.unpack(batch)[0]
+    """Return the inputs of a batch for a `MergeModule`; it may be inputs alone: a tensor, ``(inputs,)``, no targets."""
+    alone = module.interface.alone(batch)
+    return module.unpack(batch)[0] if alone is None else alone[0]
 
 
 def tensors_of(batch: Any) -> list[Tensor]:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
 
 from lwptv_lightning.evaluation.heads import Heads
+from lwptv_lightning.evaluation.interface import require_one_tensor
+from lwptv_lightning.evaluation.metric_choice import AnyMetric, is_of_classes, require_classes, singles_of
 from lwptv_lightning.functional import plain_module
 
 _CLASSIFIERS = ("head", "fc", "classifier")
 """Where timm's and torchvision's models have their classifiers."""
 
 
-def require_logits(model: nn.Module, heads: Heads, metric: Metric | MetricCollection | None = None) -> None:
+def require_logits(model: nn.Module, heads: Heads, *metrics: AnyMetric) -> None:
     """Raise a `ValueError` where a model without a classifier has no heads either, and a metric looks at classes.
 
     Args:
         model: Its features would be taken for logits, of which the largest is some class.
         heads: What turns features into logits.
-        metric: By default top-1 accuracy.
+        metrics: Those of its loaders; by default top-1 accuracy.
     """
     model = plain_module(model)
     removed = [name for name in _CLASSIFIERS if isinstance(getattr(model, name, None), nn.Identity)]
-    if heads or not (getattr(model, "num_classes", None) == 0 or removed) or not _is_of_classes(metric):
+    looked_at = any(map(is_of_classes, metrics or (None,)))
+    if heads or not (getattr(model, "num_classes", None) == 0 or removed) or not looked_at:
         return
     reason = f"{removed[0]!r} is an Identity" if removed else "num_classes=0"
     raise ValueError(
@@ -32,9 +34,7 @@ def require_logits(model: nn.Module, heads: Heads, metric: Metric | MetricCollec
     )
 
 
-def require_labels(
-    loader: str, logits: Tensor, targets: Tensor, metric: Metric | MetricCollection | None = None
-) -> None:
+def require_labels(loader: str, logits: Tensor, targets: Tensor, metric: AnyMetric | None = None) -> None:
     """Raise a `ValueError` with a loader's name where its labels are none, or beyond the number of classes.
 
     Args:
@@ -50,7 +50,7 @@ def require_labels(
         Traceback (most recent call last):
         ValueError: loader 'id/digits' has the label 10, but the model tells 10 classes apart, 0 to 9. Give it ...
     """
-    if not (_is_of_classes(metric) and isinstance(logits, Tensor) and isinstance(targets, Tensor)):
+    if not (is_of_classes(metric) and isinstance(logits, Tensor) and isinstance(targets, Tensor)):
         return
     if logits.is_floating_point() and (logits.ndim < 2 or logits.shape[:1] + logits.shape[2:] != targets.shape):
         one_hot = " One-hot labels become such by argmax(1)." if logits.shape == targets.shape else ""
@@ -62,8 +62,10 @@ def require_labels(
         raise ValueError(f"loader {loader!r} has targets of dtype {targets.dtype}, expected integer labels.")
     if not logits.is_floating_point():
         return  # labels already
-    ignored = {getattr(single, "ignore_index", None) for single in _single(metric)} if metric is not None else {None}
+    ignored = {getattr(single, "ignore_index", None) for single in singles_of(metric)} if metric is not None else {None}
     classes = logits.shape[1]
+    if metric is not None:
+        require_classes(loader, metric, classes)
     for label in targets.aminmax() if targets.numel() and ignored == {None} else torch.unique(targets):
         if not 0 <= int(label) < classes and int(label) not in ignored:
             raise ValueError(
@@ -72,12 +74,23 @@ def require_labels(
             )
 
 
-def _single(metric: Metric | MetricCollection) -> list[Metric]:
-    return list(metric.values(copy_state=False)) if isinstance(metric, MetricCollection) else [metric]
+def require_classified(logits: object, model: nn.Module, *, dense: bool) -> Tensor:
+    """Return logits ``(B, C)``, also ``(B, C, ...)`` where ``dense``, of several classes, whose softmax says something.
 
+    Raises:
+        TypeError: A model returned no tensor.
+        ValueError: There is one class, whose probability is always 1, or another shape.
 
-def _is_of_classes(metric: Metric | MetricCollection | None) -> bool:
-    """Tell whether a metric compares logits of classes with labels, as the default one does."""
-    found = [type(single) for single in _single(metric)] if metric is not None else []
-    own = [kind.__module__.startswith("torchmetrics.") and kind.__name__.startswith("Multiclass") for kind in found]
-    return all(own)
+    Example:
+        >>> import torch
+        >>> require_classified(torch.zeros(8, 1), nn.Linear(4, 1), dense=False)
+        Traceback (most recent call last):
+        ValueError: Linear gives logits of shape (8, 1), expected (B, C) of at least two classes, ...
+    """
+    found = require_one_tensor(logits, model)
+    if (found.ndim == 2 or (dense and found.ndim > 2)) and found.shape[1] > 1:
+        return found
+    raise ValueError(
+        f"{type(plain_module(model)).__name__} gives logits of shape {tuple(found.shape)}, expected "
+        f"{'(B, C, ...)' if dense else '(B, C)'} of at least two classes, whose probabilities are their softmax."
+    )

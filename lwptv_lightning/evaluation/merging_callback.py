@@ -18,7 +18,7 @@ def merge_for_(trainer: Trainer, module: MergeModule, stage: str, **request: Any
     with merging_together(trainer) as ranks, draws_kept():
         # Predictions need no names, but to choose a head by.
         if stage != "predict" or module.heads:
-            module.prepare(loaders_of(trainer, stage))
+            module.prepare(loaders_of(trainer, stage), partly=False, measured=stage != "predict")
         if stage != "predict":
             module.require_logits()
         # No average of Lightning's is of a merged model.

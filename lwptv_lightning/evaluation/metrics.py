@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
+from lwptv_lightning.checkpoints import some_of
 from lwptv_lightning.evaluation.figures import figures_of, load_states, states_of
 from lwptv_lightning.evaluation.inputs import count_samples, fingerprints
+from lwptv_lightning.evaluation.metric_choice import AnyMetric, MetricChoice, kind_of
 from lwptv_lightning.evaluation.shares import Replicas, is_located, share_of
 from lwptv_lightning.registry import (
     LoaderName,
@@ -25,24 +26,22 @@ from lwptv_lightning.registry import (
 
 
 class LoaderMetrics(nn.Module):
-    """A clone of one metric for each loader; by default top-1 accuracy, whatever the number of classes."""
+    """A metric for each loader, clones of one or of those given by name; top-1 accuracy by default."""
 
     def __init__(
         self,
         loaders: Sequence[str],
-        metric: Metric | MetricCollection | None = None,
+        metric: AnyMetric | Mapping[str, AnyMetric] | None = None,
         replicas: Replicas | None = None,
         together: bool = False,
     ) -> None:
         super().__init__()
-        metric = MulticlassAccuracy(average="micro") if metric is None else metric
-        if not isinstance(metric, Metric | MetricCollection):
-            raise TypeError(f"metric must be a torchmetrics Metric or MetricCollection, not {shown(metric)}.")
-        self.loaders = tuple(loaders)
+        metrics = MetricChoice(metric).of(dict.fromkeys(loaders, nn.Identity()))
+        self.loaders = tuple(metrics)
         self.replicas = replicas or Replicas()
         self._together_each_batch = together
         # A list, because names may hold characters that attributes may not.
-        self._metrics = nn.ModuleList(metric.clone() for _ in self.loaders)
+        self._metrics = nn.ModuleList(metric.clone() for metric in metrics.values())
         for part in self.modules():
             if isinstance(part, Metric):
                 part.distributed_available_fn = _never  # processes meet in `figures` alone
@@ -53,7 +52,7 @@ class LoaderMetrics(nn.Module):
         self._is_one_number: dict[str, bool] = {}
         self._logged: set[str] = set()
 
-    def __getitem__(self, loader: str) -> Metric | MetricCollection:
+    def __getitem__(self, loader: str) -> AnyMetric:
         metric = self._metrics[self.loaders.index(loader)]
         assert isinstance(metric, Metric | MetricCollection)
         return metric
@@ -63,7 +62,7 @@ class LoaderMetrics(nn.Module):
         share = share_of(loader)
         if share is not None and share.number(batch_idx) is None:
             return 0
-        self[name].update(logits, targets)
+        update(name, self[name], logits, targets)
         self._batches[name] += 1
         if self._batches[name] == 1:
             self._require_figures(name)
@@ -108,8 +107,9 @@ class LoaderMetrics(nn.Module):
         return {name: figure for loader in self.loaders for name, figure in self.figures(loader).items()}
 
     def averages(self, expert_accuracy: Mapping[str, float] | None = None) -> dict[str, float]:
-        """Return the `averages` of all figures."""
-        return averages(self.compute(), expert_accuracy, self.loaders)
+        """Return the `averages` of all figures, but for those of metrics of different kinds, which are told."""
+        kinds = {loader: kind_of(self[loader]) for loader in self.loaders}
+        return averages(self.compute(), expert_accuracy, self.loaders, kinds)
 
     def _together(self, name: str) -> dict[str, float]:
         metric = self[name]
@@ -169,6 +169,20 @@ def _never() -> bool:
     return False
 
 
+def update(name: str, metric: AnyMetric, logits: Any, targets: Any) -> None:
+    """Update a loader's metric; what torchmetrics refuses is told with the loader's name and with the shapes."""
+    try:
+        metric.update(logits, targets)
+    except (ValueError, RuntimeError, IndexError, TypeError) as error:
+        if not type(metric).__module__.startswith("torchmetrics.") or isinstance(error, torch.OutOfMemoryError):
+            raise
+        shapes = [f"{tuple(each.shape)}" if isinstance(each, Tensor) else shown(each) for each in (logits, targets)]
+        raise ValueError(
+            f"loader {name!r}: {kind_of(metric)} does not take what the model returns, {shapes[0]}, with targets, "
+            f"{shapes[1]}: {error}"
+        ) from error
+
+
 def require_batches(name: str, batches: Sequence[int], seen: Sequence[Tensor]) -> None:
     """Raise `ValueError` where a loader gave no batch, at all or on a process that expects its own."""
     if not sum(batches):
@@ -217,17 +231,20 @@ def averages(
     figures: Mapping[str, float],
     expert_accuracy: Mapping[str, float] | None = None,
     loaders: Iterable[str] | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Average figures over the ID and over the OOD loaders, as far as there are such loaders.
 
     Each part of a metric's result, ``<loader>/<part>``, has an average of its own, ``id/avg/<part>``, if all loaders of
     the domain have it. With expert accuracies, of ID sets by name, also ``id/normalized``: the mean over those sets of
-    merged divided by expert, which leaves out the numbered parts of a result, such as classes.
+    merged divided by expert, which leaves out the numbered parts of a result, such as classes. What has no name, a
+    metric's one number or a numbered part, is averaged where all loaders have metrics of one kind.
 
     Args:
         figures: Loader name, or that and a part, to figure.
         expert_accuracy: Set name to the accuracy of its expert.
         loaders: The loaders' names, which may hold slashes; by default a name ends before the second slash.
+        kinds: Loader name to the kind of its metric; all of one by default.
 
     Example:
         >>> averages({"id/a": 0.8, "id/b": 0.6, "ood/c": 0.5}, {"a": 1.0, "b": 0.6})
@@ -236,20 +253,21 @@ def averages(
     names = ["/".join(name.split("/")[:2]) for name in figures] if loaders is None else list(loaders)
     parsed = {name: LoaderName.of_figure(name) for name in names}
     experts = expert_accuracy or {}
+    kinds = kinds or {}
     found: dict[str, float] = {}
     for domain in dict.fromkeys(name.domain for name in parsed.values()):
         members = [name for name in parsed if parsed[name].domain == domain]
-        found |= _means(f"{domain}/avg", [_parts(figures, name, names) for name in members])
+        found |= _means(f"{domain}/avg", {name: _parts(figures, name, names) for name in members}, kinds)
     known = [name for name in parsed if parsed[name].domain == "id" and parsed[name].name in experts]
-    divided = [
-        {
+    divided = {
+        name: {
             part: figure / experts[parsed[name].name]
             for part, figure in _parts(figures, name, names).items()
-            if not any(piece.isdigit() for piece in part.split("/"))  # no accuracy of a set, but of a class
+            if not _is_numbered(part)  # no accuracy of a set, but of a class
         }
         for name in known
-    ]
-    return found | _means("id/normalized", divided)
+    }
+    return found | _means("id/normalized", divided, kinds)
 
 
 def _parts(figures: Mapping[str, float], loader: str, loaders: Sequence[str]) -> dict[str, float]:
@@ -261,10 +279,30 @@ def _parts(figures: Mapping[str, float], loader: str, loaders: Sequence[str]) ->
     }
 
 
-def _means(name: str, tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Average each part that all of some tables have."""
-    shared = [part for part in (tables[0] if tables else ()) if all(part in table for table in tables)]
-    return {f"{name}{part}": sum(table[part] for table in tables) / len(tables) for part in shared}
+def _means(name: str, tables: Mapping[str, Mapping[str, float]], kinds: Mapping[str, str]) -> dict[str, float]:
+    """Average each part that all of some loaders have; one without a name only over metrics of one kind."""
+    first, *others = tables or [""]
+    unlike = next((loader for loader in others if kinds.get(loader) != kinds.get(first)), None)
+    every = dict.fromkeys(part for table in tables.values() for part in table)
+    means = {
+        f"{name}{part}": sum(table[part] for table in tables.values()) / len(tables)
+        for part in every
+        if all(part in table for table in tables.values()) and (unlike is None or not _is_unnamed(part))
+    }
+    if unlike is not None and (absent := [f"{name}{part}" for part in every if f"{name}{part}" not in means]):
+        rank_zero_info(
+            f"There is no {some_of(absent, 3)} {first!r} is measured by {kinds[first]}, and {unlike!r} by "
+            f"{kinds[unlike]}. What collections have under one name, {{'<name>': metric}}, is averaged."
+        )
+    return means
+
+
+def _is_numbered(part: str) -> bool:
+    return any(piece.isdigit() for piece in part.split("/"))
+
+
+def _is_unnamed(part: str) -> bool:
+    return part.strip("/").partition("/")[0].isdigit() or not part
 
 
 def accuracies(given: Mapping[str, Any] | None) -> dict[str, float]:

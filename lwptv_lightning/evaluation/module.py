@@ -11,13 +11,14 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torchmetrics import Metric, MetricCollection
 
 from lwptv_lightning.checkpoints import Provenance, require_safetensors_path, write_safetensors
 from lwptv_lightning.evaluation.contents import Contents
 from lwptv_lightning.evaluation.heads import Heads, require_same_classifiers
+from lwptv_lightning.evaluation.interface import Interface, require_one_tensor
 from lwptv_lightning.evaluation.lightning import callbacks_of, share_evaluation_, trainer_of
 from lwptv_lightning.evaluation.merging import merge_model_, require_fit
+from lwptv_lightning.evaluation.metric_choice import MetricChoice, Metrics
 from lwptv_lightning.evaluation.metrics import LoaderMetrics, accuracies
 from lwptv_lightning.evaluation.steps import EvaluationSteps
 from lwptv_lightning.evaluation.stored import described, restore_, store
@@ -54,9 +55,14 @@ class MergeModule(EvaluationSteps):
             logits, which are the model's own output where there are no heads. Where task vectors leave out the
             tasks' classifiers because their shapes differ, these are the heads by default, on the model's features.
         metric: A torchmetrics metric or collection of logits and targets; top-1 accuracy by default. A result of many
-            parts is logged part by part, as ``id/<task>/<part>`` and ``id/avg/<part>``.
+            parts is logged part by part, as ``id/<task>/<part>`` and ``id/avg/<part>``. Or a metric for each loader, by
+            its name or its set's: ``{"id/svhn": ..., "mnist": ...}``; or a function that makes it of the loader's head,
+            or of the model where there are no heads. Figures of different kinds have no average.
         expert_accuracy: Set name to the accuracy of its expert, for the normalised accuracy.
         tasks: The tasks' names; by default those of the task vectors.
+        batch_keys: Where a batch has inputs and targets, such as ``("pixel_values", "labels")``, or
+            ``(("input_ids", "attention_mask"), "labels")``, which go to the model by name. See also ``unpack``.
+        output_key: The key or place of the logits, or of the features for heads, in what the model returns.
         options: Those of `lwptv_lightning.merge`, such as ``statistics``, what
             `lwptv_lightning.callbacks.CollectDataStatistics` collected for rules that need it.
 
@@ -91,9 +97,11 @@ class MergeModule(EvaluationSteps):
         recipe: MergeRecipe | str | Mapping[str, Any] | None = None,
         *,
         heads: Mapping[str, nn.Module] | None = None,
-        metric: Metric | MetricCollection | None = None,
+        metric: Metrics | None = None,
         expert_accuracy: Mapping[str, float] | None = None,
         tasks: Sequence[str] = (),
+        batch_keys: Sequence[Any] | None = None,
+        output_key: str | int | None = None,
         **options: Unpack[MergeOptions],
     ) -> None:
         super().__init__()
@@ -113,15 +121,17 @@ class MergeModule(EvaluationSteps):
         self.installed = self.plan = self.treatment = None
         heads = {} if heads is None else heads
         self.heads = Heads(heads) if vectors is None else Heads.of(model, vectors, heads)
-        self.metrics = LoaderMetrics((), metric)
+        self.interface = Interface(batch_keys, output_key)  # type: ignore[arg-type]
+        self.metric_choice = MetricChoice(metric)
+        self.metrics = LoaderMetrics(())
         self.expert_accuracy = accuracies(expert_accuracy)
-        self._metric = metric
         self._layers: dict[str, Layers] = {}
         self._vectors = None if vectors is None else vectors.knowing(model)
         self._heads_of = self._vectors
         self.provenance = Provenance
         self.contents = Contents()
-        self.save_hyperparameters({"recipe": self.recipe.to_dict(), "tasks": list(self.tasks)})
+        named = {"recipe": self.recipe.to_dict(), "tasks": list(self.tasks)}
+        self.save_hyperparameters(named | self.interface.to_dict())
 
     @property
     def held_vectors(self) -> TaskVectors | None:
@@ -226,13 +236,15 @@ class MergeModule(EvaluationSteps):
     def forward(self, inputs: Any, head: str | None = None) -> Tensor:
         """Return a head's logits ``(B, classes)`` for inputs such as images, or by default what the model returns.
 
-        Override it where the model takes its inputs otherwise, such as by name: ``self.model(**inputs)``.
+        Override it where ``batch_keys`` and ``output_key`` do not say how the model is called.
 
         Raises:
-            UnknownNameError: No such head.
+            UnknownNameError: No such head, or no such part of what the model returns.
+            TypeError: The model returns several parts, and no ``output_key`` tells the one.
             ValueError: No head is named where the model has no classifier of the checkpoints.
         """
-        return self.heads.logits(self.model, inputs, head)
+        output: Tensor = self.heads.logits(self.model, inputs, head, self.interface)
+        return output if self.takes_any_output else require_one_tensor(output, self.model)
 
     def head(self, name: str) -> nn.Module:  # noqa: D102 (as `Heads` does)
         return self.heads[name]

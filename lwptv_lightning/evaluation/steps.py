@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
 
 from lwptv_lightning.evaluation.heads import Heads
 from lwptv_lightning.evaluation.inputs import inputs_of
+from lwptv_lightning.evaluation.interface import Interface
 from lwptv_lightning.evaluation.labels import require_labels, require_logits
 from lwptv_lightning.evaluation.lightning import (
     forget_logged_,
@@ -20,6 +20,7 @@ from lwptv_lightning.evaluation.lightning import (
     trainer_of,
 )
 from lwptv_lightning.evaluation.loaders import require_loaders
+from lwptv_lightning.evaluation.metric_choice import AnyMetric, MetricChoice, takes_any_output
 from lwptv_lightning.evaluation.metrics import LoaderMetrics
 from lwptv_lightning.evaluation.shares import Replicas, must_meet
 
@@ -29,32 +30,50 @@ class EvaluationSteps(LightningModule):
 
     model: nn.Module
     heads: Heads
+    interface: Interface
+    metric_choice: MetricChoice
     metrics: LoaderMetrics
     expert_accuracy: Mapping[str, float]
-    _metric: Metric | MetricCollection | None
 
     def __init__(self) -> None:
         super().__init__()
         self._loaders: dict[str, Any] = {}
 
-    def prepare(self, loaders: object, replicas: Replicas | None = None) -> None:
-        """Check loaders and heads, and make a metric for each; ``replicas`` evaluate them, by default the trainer's."""
+    def prepare(
+        self, loaders: object, replicas: Replicas | None = None, *, partly: bool = True, measured: bool = True
+    ) -> None:
+        """Check loaders and heads, and make a metric for each; ``replicas`` evaluate them, by default the trainer's.
+
+        Unless ``partly``, all loaders that metrics are named for must be there; where nothing is ``measured``, none.
+        """
         self._loaders = require_loaders(loaders)
         replicas = replicas or replicas_of(trainer_of(self))
         self.heads.require_for(self._loaders)
+        metrics = self.metric_choice.of(self.heads_for(self._loaders), partly=partly) if measured else {}
         together = must_meet(self._loaders, replicas, self.model)
-        self.metrics = LoaderMetrics(tuple(self._loaders), self._metric, replicas, together).to(self.device)
+        self.metrics = LoaderMetrics(tuple(metrics), metrics or None, replicas, together).to(self.device)
         forget_logged_(self)
 
+    def heads_for(self, loaders: Iterable[str]) -> dict[str, nn.Module]:
+        """Return for each of some loaders what makes its logits: its head, or the model where there are no heads."""
+        named = {loader: self.head_of(loader) for loader in loaders}
+        return {loader: self.model if head is None else self.heads[head] for loader, head in named.items()}
+
+    def _measures(self) -> list[AnyMetric]:
+        return [self.metrics[loader] for loader in self.metrics.loaders] or self.metric_choice.given()
+
+    @property
+    def takes_any_output(self) -> bool:
+        """Whether a metric may take what is no tensor, such as detections."""
+        return any(map(takes_any_output, self._measures()))
+
     def require_logits(self) -> None:
-        """Raise a `ValueError` where neither the model nor a head makes the logits that the metric needs."""
-        require_logits(self.model, self.heads, self._metric)
+        """Raise a `ValueError` where neither the model nor a head makes the logits that the metrics need."""
+        require_logits(self.model, self.heads, *self._measures())
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """Return inputs and targets of a batch; override it for batches that do not begin with these."""
-        if isinstance(batch, list | tuple) and len(batch) >= 2:
-            return batch[0], batch[1]
-        raise TypeError(f"a batch must be (inputs, targets), not {type(batch).__name__}; override unpack for others.")
+        """Return inputs and targets of a batch, as ``batch_keys`` say; override it where these cannot say it."""
+        return self.interface.unpack(batch)
 
     def head_of(self, loader: str) -> str | None:
         """Return the name of the head for a loader; ``None`` where the model itself gives the logits."""
@@ -65,7 +84,7 @@ class EvaluationSteps(LightningModule):
         with self.metrics.counting(loader):
             inputs, targets = self.unpack(batch)
             logits = self(inputs, self.head_of(loader))
-            require_labels(loader, logits, targets, self._metric)
+            require_labels(loader, logits, targets, self.metrics[loader])
             return self.metrics.count(loader, self._loaders[loader], batch_idx, logits, targets, inputs)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:

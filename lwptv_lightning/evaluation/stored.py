@@ -37,6 +37,7 @@ def store(module: MergeModule, checkpoint: dict[str, Any]) -> None:
         "metadata": described(module).to_metadata(),
         "heads": module.heads.described(),
         "contents": module.contents.to_dict(),
+        "metric": module.metric_choice.described(),
     }
     if recipe is not None:
         checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY]["recipe"] = recipe
@@ -58,4 +59,5 @@ def restore_(module: MergeModule, checkpoint: dict[str, Any]) -> None:
         module.heads.restore_(stored["heads"], checkpoint["state_dict"], "heads.")
         module.installed = None if stored["recipe"] is None else MergeRecipe.from_dict(stored["recipe"])
         module.provenance = partial(Provenance.from_metadata, stored["metadata"])
+        module.metric_choice.stored = stored.get("metric")
         module.contents = Contents(**stored.get("contents", {}))

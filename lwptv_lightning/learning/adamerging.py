@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lwptv_lightning.engine import Execution, Stream
-from lwptv_lightning.evaluation import MergeModule, count_samples, inputs_of, require_every_loader
-from lwptv_lightning.functional import plain_name
+from lwptv_lightning.evaluation import MergeModule, count_samples, inputs_of, require_classified, require_every_loader
+from lwptv_lightning.functional import call_with, plain_name
 from lwptv_lightning.merging import installable, merge
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import (
@@ -116,8 +115,10 @@ class AdaMergingModule(LightningModule):
     on_fit_start = load
 
     def on_train_start(self) -> None:
-        """Refuse loaders that are combined in a way which leaves tasks out."""
+        """Refuse loaders that are combined in a way which leaves tasks out, or that are not of classes."""
         require_every_loader(self.trainer)
+        if isinstance(loaders := self.trainer.train_dataloader, Mapping):
+            self.merge_module.metric_choice.require_of_classes("AdaMerging", self.merge_module.heads_for(loaders))
 
     def merged(self) -> dict[str, Tensor]:
         """Return the merged tensors, through which gradients reach the coefficients."""
@@ -142,7 +143,8 @@ class AdaMergingModule(LightningModule):
         for loader, inputs in batches.items():
             head = self.merge_module.head_of(loader)
             with torch.compiler.set_stance("force_eager"):
-                logits = functional_call(self.merge_module, weights, (inputs, head))
+                logits = call_with(self.merge_module, weights, inputs, head)
+            logits = require_classified(logits, module.model, dense=True)
             log_probabilities = logits.to(total.dtype).log_softmax(1)
             total = total - (log_probabilities.exp() * log_probabilities).sum(1).mean()
         return total

@@ -10,7 +10,6 @@ from typing import Any, Unpack
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.func import functional_call
 
 from lwptv_lightning.evaluation import (
     MergeModule,
@@ -19,13 +18,14 @@ from lwptv_lightning.evaluation import (
     in_precision,
     loaders_of,
     replicas_of,
+    require_classified,
     require_labels,
     require_results_here,
     share_evaluation_,
     share_loaders,
     uncombined,
 )
-from lwptv_lightning.functional import plain_name, plain_state
+from lwptv_lightning.functional import call_with, plain_name, plain_state
 from lwptv_lightning.merging import MergeOptions, Undo, in_dtype, keep_modes, require_options
 from lwptv_lightning.registry import require_kind, require_whole
 from lwptv_lightning.search.compare import SweepResult
@@ -78,6 +78,7 @@ def sweep(
     dataloaders = uncombined(dataloaders)
     module.prepare(dataloaders, Replicas())
     module.require_logits()
+    module.metric_choice.require_of_classes("a sweep", module.heads_for(dataloaders))
     made = Weights(module, trainer.strategy.root_device, {**module.options, **options}).of(candidates)
     outcomes: dict[str, list[Tensor]] = {}
     seconds: dict[str, float] = {}
@@ -157,7 +158,8 @@ class _SweepModule(LightningModule):
             inputs, targets = self.module.unpack(batch)
             arguments = inputs, self.module.head_of(loader)
             with torch.compiler.set_stance("force_eager"):  # compiled code would be compiled anew for each candidate
-                logits = [functional_call(self.module, weights, arguments) for weights in self._weights]
+                logits = [call_with(self.module, weights, *arguments) for weights in self._weights]
+            require_classified(logits[0], self.module.model, dense=False)
             require_labels(loader, logits[0], targets)
             predicted = [each.argmax(1) for each in logits]
             if predicted[0].shape != targets.shape:

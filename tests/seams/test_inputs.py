@@ -42,6 +42,20 @@ class AsTensor(nn.Module):
         return Net.forward(self, inputs[:, :3], inputs[:, 3:])
 
 
+class Answering(Net):
+    """The same with an answer of several parts."""
+
+    def forward(self, left, right, scale=None):
+        return {"hidden": None, "logits": super().forward(left, right, scale)}
+
+
+def by_keys(net, vectors):
+    """Take what `OfDicts` takes, without a class of its own."""
+    answering = Answering()
+    answering.load_state_dict(net.state_dict())
+    return MergeModule(answering, vectors, batch_keys=(("left", "right", "scale"), "label"), output_key="logits")
+
+
 class Pair(NamedTuple):
     left: torch.Tensor
     right: torch.Tensor
@@ -86,7 +100,19 @@ def collate_named(samples):
     return {"pair": Pair(batch["left"], batch["right"]), "label": batch["label"], "names": ["x"] * len(batch["label"])}
 
 
-KINDS = {"dict": (OfDicts, collate_dicts), "tuple": (OfPairs, collate_pairs), "named tuple": (OfNamed, collate_named)}
+def collate_encodings(samples):
+    from transformers import BatchEncoding
+
+    return BatchEncoding(collate_dicts(samples))
+
+
+KINDS = {
+    "dict": (OfDicts, collate_dicts),
+    "tuple": (OfPairs, collate_pairs),
+    "named tuple": (OfNamed, collate_named),
+    "keys": (by_keys, collate_dicts),
+    "encodings": (by_keys, collate_encodings),
+}
 
 
 @pytest.fixture(params=KINDS)

@@ -1,0 +1,33 @@
+import pytest
+import torch
+from _helpers.modules import Repeating, Tied
+from torch import nn
+
+from lwptv_lightning.functional import call_with
+
+
+def tensors_of(module):
+    return {name: id(tensor) for name, tensor in module.state_dict(keep_vars=True).items()}
+
+
+@pytest.mark.parametrize("give_all", [True, False], ids=["under all names", "under one"])
+@pytest.mark.parametrize(("make", "inputs"), [(Repeating, torch.randn(2, 4)), (Tied, torch.arange(6))])
+def test_a_tensor_at_several_places_is_replaced_at_all_and_comes_back(make, inputs, give_all):
+    torch.manual_seed(0)
+    module, other = make(), make()
+    before = tensors_of(module)
+    names = module.state_dict() if give_all else dict(module.named_parameters())
+    given = {name: other.state_dict()[name].clone() for name in names}
+    for _ in range(2):
+        assert torch.equal(call_with(module, given, inputs), other(inputs))
+        assert tensors_of(module) == before
+        assert all(isinstance(tensor, nn.Parameter) for tensor in module.state_dict(keep_vars=True).values())
+
+
+def test_buffers_are_replaced_and_what_is_not_given_stays():
+    norm = nn.BatchNorm1d(2).eval()
+    found = call_with(norm, {"running_mean": torch.tensor([1.0, 2.0])}, torch.tensor([[1.0, 2.0]]))
+    assert found.tolist() == [[0.0, 0.0]]
+    assert norm.running_mean.tolist() == [0.0, 0.0]
+    with pytest.raises(KeyError, match="mean"):
+        call_with(norm, {"mean": torch.zeros(2)}, torch.zeros(1, 2))
