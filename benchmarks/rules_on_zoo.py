@@ -149,8 +149,8 @@ compare pruned with unpruned at the best scale of each: what pruning gains at a 
 as well. The scales here are few: [tuned.md](tuned.md) tunes task arithmetic, pruned and unpruned, on a fine grid, with
 intervals.
 
-These figures are the zoo's, where merging lowers the OOD average. Where it raises that average above the base's, as on the
-usual CLIP suites, pruning towards the base may lower it:
+These figures are the zoo's, where merging lowers the OOD average. Where it raises that average above the base's, as on
+the usual CLIP suites, pruning towards the base may lower it:
 [examples/clip_benchmark](../examples/clip_benchmark/README.md#what-to-expect-of-pruning-here). Measure it on your data.
 
 {table}
