@@ -1,5 +1,6 @@
 """One model's tensors, read on demand, whatever wrote them; and files written so that none is left half done."""
 
+from lwptv_lightning.checkpoints.adapter_forms import is_adapter
 from lwptv_lightning.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -15,7 +16,7 @@ from lwptv_lightning.checkpoints.conversion import convert
 from lwptv_lightning.checkpoints.difference import add_difference, is_task_vector
 from lwptv_lightning.checkpoints.hashing import UNKNOWN, fingerprint, fingerprints, tensor_fingerprints
 from lwptv_lightning.checkpoints.hub import fetch, hub_name
-from lwptv_lightning.checkpoints.lora import expand_adapter, is_adapter
+from lwptv_lightning.checkpoints.lora import expand_adapter
 from lwptv_lightning.checkpoints.names import align_prefix, is_quantized, match_names, without_wrappers
 from lwptv_lightning.checkpoints.open import CheckpointSource, open_checkpoint
 from lwptv_lightning.checkpoints.patterns import found_groups

@@ -77,6 +77,8 @@ def add_difference(
                 )
             named = named.renamed({name: name for name in named.names if name not in own.headers})
             if home is not base:
+                if replaced is not None:  # what takes the place of a part of a tensor is a difference of that part
+                    replaced, named = _parted(match_names(replaced, home.headers), named, home)
                 headers = {**home.headers, **named.headers}
                 filled = named.with_tensors(headers, FunctionReader(partial(_read_or_zeros, named, headers)))
                 named = match_names(filled, base.headers, model)
@@ -187,6 +189,22 @@ class _AddedReader:
                 f"{BASE_FILE} that it was made from beside it."
             )
         return own.read(stored).float() + self.foreign.read(name).float()
+
+
+def _parted(replaced: Checkpoint, difference: Checkpoint, home: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """Return what is replaced of no tensor of a base, and a difference with what is replaced of one."""
+    shapes = {name: header.shape for name, header in home.headers.items()}
+    mine = [name for name, header in replaced.headers.items() if shapes.get(name) == header.shape]
+    headers = difference.headers | {name: TensorHeader(shapes[name], torch.float32) for name in mine}
+    reader = FunctionReader(partial(_read_parted, difference, replaced.renamed({name: name for name in mine}), home))
+    rest = {name: name for name in replaced.names if name not in mine}
+    return replaced.renamed(rest), difference.with_tensors(headers, reader)
+
+
+def _read_parted(difference: Checkpoint, replaced: Checkpoint, home: Checkpoint, name: str) -> Tensor:
+    if name in replaced.headers:
+        return replaced.read(name).double() - home.read(name).double()
+    return difference.read(name)
 
 
 def _dtype_of_sum(base: torch.dtype, difference: torch.dtype) -> torch.dtype:

@@ -1,181 +1,103 @@
-"""PEFT's LoRA adapters as task vectors: the product of the two factors, expanded one tensor at a time.
+"""PEFT's LoRA adapters as task vectors: what they add to their base, expanded one tensor at a time.
 
 ``tau = scaling * B A`` with ``scaling = alpha / r``, or ``alpha / sqrt(r)`` for rsLoRA. Adapters are never merged
-factor by factor, which would be a merge of another quantity.
-
-References:
-    LoRA https://arxiv.org/abs/2106.09685, rsLoRA https://arxiv.org/abs/2312.03732.
+factor by factor, which would be a merge of another quantity. What is computed is what PEFT's ``merge_and_unload`` does.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, FunctionReader, TensorHeader, some_of
-from lwptv_lightning.checkpoints.patterns import first_endings
-from lwptv_lightning.files import InputFile, beside
-from lwptv_lightning.registry import parse_json, shown
-
-_ROOT = "base_model.model."
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])(\.weight)?")
-_MOST_ALPHA = 1e30
-"""Beyond it no product is finite."""
-_REFUSED = {
-    "use_dora": "DoRA normalises the columns of the sum, which is no product B A",
-    "use_qalora": "QA-LoRA pools the inputs",
-    "lora_bias": "its factors have biases",
-    "alora_invocation_tokens": "it acts on some tokens only",
-    "trainable_token_indices": "it replaces single embeddings",
-    "target_parameters": "it adapts bare parameters",
-}
-_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that change the base's weights, so that the adapter does not belong to the original base."""
+from lwptv_lightning.checkpoints.adapter_changes import Change
+from lwptv_lightning.checkpoints.adapter_config import AdapterConfig
+from lwptv_lightning.checkpoints.adapter_expansion import Expansion, is_copy
+from lwptv_lightning.checkpoints.adapter_forms import require_readable_form
+from lwptv_lightning.checkpoints.adapter_home import Ties, home_of
+from lwptv_lightning.checkpoints.adapter_names import AdapterNames
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, FunctionReader, TensorHeader
 
 
-def is_adapter(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint holds the factors of a LoRA adapter."""
-    return any(".lora_" in name for name in checkpoint.names)
-
-
-def expand_adapter(adapter: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
-    """Return what a PEFT adapter adds to its base, by the names of the model that it was trained on.
+def expand_adapter(
+    adapter: Checkpoint, bases: Sequence[Checkpoint], modules: Sequence[nn.Module], find_ties: Ties
+) -> tuple[Checkpoint, Checkpoint]:
+    """Return what a PEFT adapter adds to its base, by the names of the base.
 
     These are the differences, each computed from its factors when read, and the tensors that were trained whole
     (``modules_to_save`` and biases).
+
+    Args:
+        adapter: The adapter.
+        bases: The base under the names that are merged, and under those of its file.
+        modules: Modules that the base is, or is loaded into; they tell what names and shapes do not.
+        find_ties: Returns the groups of names of a base that are one tensor, of which it may lack some.
+
+    Raises:
+        CheckpointError: It is none that PEFT's ``save_pretrained`` writes, is damaged, or is of a kind that is no
+            linear change of the base's weights.
     """
-    file = _configuration_file(adapter)
-    config = _configuration(adapter, file)
-    factors: dict[str, dict[str, str]] = {}
-    whole: dict[str, str] = {}
-    for name in adapter.names:
-        if match := _FACTOR.fullmatch(name):
-            factors.setdefault(match["module"].removeprefix(_ROOT), {})[match["factor"]] = name
-        elif ".lora_" in name:
-            raise CheckpointError(f"{adapter.source}: {name!r} is no factor A or B of plain LoRA.")
-        else:
-            whole[name.removeprefix(_ROOT)] = name
-    products = {}
-    alphas = _alphas(file.path, config, list(factors))
-    for module, names in factors.items():
-        if len(names) != 2:
-            raise CheckpointError(f"{adapter.source}: {module!r} has one factor only, {some_of(names.values())}")
-        products[f"{module}.weight"] = _product(adapter, module, names, config, alphas[module])
-    headers = {name: TensorHeader(product.shape, torch.float32) for name, product in products.items()}
-    differences = adapter.with_tensors(headers, FunctionReader(partial(_multiply, adapter, products)))
-    differences.inputs = (*adapter.inputs, file)
-    return differences, adapter.renamed(whole)
+    require_readable_form(adapter)
+    config = AdapterConfig.beside(adapter)
+    names = AdapterNames.of(adapter)
+    home = home_of(names, bases, modules, find_ties)
+    expansion = Expansion(adapter, config, home, names)
+    changes = expansion.changes()
+    replaced = adapter.renamed(_whole(adapter, expansion))
+    _require_one_shape(adapter, changes, replaced)
+    added = {name: changes.pop(name) for name in list(changes) if name in replaced.headers}
+    differences = adapter.with_tensors(_headers(changes), FunctionReader(partial(_sum, adapter, home.base, changes)))
+    differences.inputs = (*adapter.inputs, config.file)
+    if added:
+        reader = FunctionReader(partial(_read, adapter, replaced, added))
+        replaced = replaced.with_tensors({**replaced.headers, **_headers(added)}, reader)
+    return differences, replaced
 
 
-@dataclass(frozen=True)
-class _Product:
-    """How to compute one module's difference."""
-
-    a: str
-    b: str
-    scaling: float
-    shape: tuple[int, ...]
-    transposed: bool
-
-
-def _multiply(adapter: Checkpoint, products: Mapping[str, _Product], name: str) -> Tensor:
-    product = products[name]
-    # In float64, which neither autocast nor a lowered precision of float32 products rounds further.
-    a, b = (adapter.read(factor).double().flatten(1) for factor in (product.a, product.b))
-    difference = (b @ a).mul_(product.scaling)
-    return difference.T if product.transposed else difference.reshape(product.shape)
+def _require_one_shape(adapter: Checkpoint, changes: Mapping[str, Sequence[Change]], replaced: Checkpoint) -> None:
+    for name, parts in changes.items():
+        whole = replaced.headers.get(name)
+        shapes = dict.fromkeys([part.shape for part in parts] + ([] if whole is None else [whole.shape]))
+        if len(shapes) > 1:
+            raise CheckpointError(
+                f"{adapter.source}: what is to become of {name!r} has several shapes, {', '.join(map(str, shapes))}."
+            )
 
 
-def _product(
-    adapter: Checkpoint, module: str, names: Mapping[str, str], config: Mapping[str, Any], alpha: float
-) -> _Product:
-    a, b = adapter.headers[names["A"]].shape, adapter.headers[names["B"]].shape
-    if len(a) < 2 or len(b) < 2 or a[0] != b[1] or not a[0] or math.prod(b[2:]) != 1:
-        raise CheckpointError(f"{adapter.source}: the factors of {module!r}, {b} and {a}, have no product B A.")
-    rank = a[0]
-    scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    # Embeddings and GPT-2's layers keep their weight transposed.
-    transposed = "lora_embedding_" in names["A"] or bool(config.get("fan_in_fan_out"))
-    shape = (a[1], b[0]) if transposed else (b[0], *a[1:])
-    return _Product(names["A"], names["B"], scaling, shape, transposed)
+def _headers(changes: Mapping[str, Sequence[Change]]) -> dict[str, TensorHeader]:
+    return {name: TensorHeader(parts[0].shape, torch.float32) for name, parts in changes.items()}
 
 
-def _configuration_file(adapter: Checkpoint) -> InputFile:
-    if adapter.folder is None:
-        factor = next(name for name in adapter.names if ".lora_" in name)
-        raise CheckpointError(
-            f"{adapter.source}: {factor!r} is a factor of LoRA, whose scaling stands in an adapter_config.json, and "
-            "weights in memory have none beside them; give the adapter's folder instead."
-        )
-    origin = adapter.inputs[0].path if adapter.inputs else None
-    try:
-        path = beside(adapter.folder, "adapter_config.json", CheckpointError, origin=origin)
-        return InputFile.at(path, CheckpointError)
-    except (OSError, ValueError) as error:
-        raise _unreadable(adapter, error) from error
+def _sum(adapter: Checkpoint, base: Checkpoint, changes: Mapping[str, Sequence[Change]], name: str) -> Tensor:
+    """Return all that is added to a tensor."""
+
+    def start() -> Tensor:
+        return base.read(name).double()
+
+    first, *others = (change.difference(adapter, start) for change in changes[name])
+    return sum(others, first)
 
 
-def _unreadable(adapter: Checkpoint, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{adapter.source}: holds LoRA factors, whose scaling stands in an adapter_config.json beside them that "
-        f"cannot be read ({error})."
-    )
+def _read(adapter: Checkpoint, whole: Checkpoint, changes: Mapping[str, Sequence[Change]], name: str) -> Tensor:
+    """Return a tensor that is saved whole, with what is added to it."""
+    if name not in changes:
+        return whole.read(name)
+    return (whole.read(name).double() + _sum(adapter, whole, changes, name)).float()
 
 
-def _configuration(adapter: Checkpoint, file: InputFile) -> dict[str, Any]:
-    path = file.path
-    try:
-        config: dict[str, Any] = parse_json(file.text(), "it")
-    except (OSError, ValueError) as error:
-        raise _unreadable(adapter, error) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: expected a mapping of options, not {shown(config)}.")
-    _check_numbers(path, config)
-    if config.get("peft_type") != "LORA":
-        raise CheckpointError(f"{path}: peft_type is {config.get('peft_type')!r}, expected 'LORA'.")
-    for option, reason in _REFUSED.items():
-        if config.get(option):
-            raise CheckpointError(f"{path}: {option} is not supported, because {reason}; merge it into its base first.")
-    start = str(config.get("init_lora_weights")).lower()
-    if start.startswith(_BASE_CHANGING):
-        raise CheckpointError(
-            f"{path}: init_lora_weights={start!r} changed the base's weights, so the adapter does not fit the original "
-            "base; convert it to plain LoRA or merge it into its base first."
-        )
-    return config
-
-
-def _check_numbers(path: Path, config: Mapping[str, Any]) -> None:
-    """Raise a `CheckpointError` where the scaling cannot be computed from a configuration."""
-    patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        raise CheckpointError(
-            f"{path}: alpha_pattern must map patterns of modules to numbers, not be {shown(patterns)}."
-        )
-    alphas = {"lora_alpha": config.get("lora_alpha", 8)} | {
-        f"alpha_pattern of {key!r}": patterns[key] for key in patterns
-    }
-    for what, alpha in alphas.items():
-        if type(alpha) not in (int, float) or not -_MOST_ALPHA < alpha < _MOST_ALPHA:
-            raise CheckpointError(f"{path}: {what} must be a number, not {shown(alpha)}.")
-
-
-def _alphas(path: Path, config: Mapping[str, Any], modules: Sequence[str]) -> dict[str, float]:
-    """Return each module's alpha: that of the first pattern that ends its path, as PEFT does, or the common one."""
-    patterns = config.get("alpha_pattern") or {}
-    try:
-        found = first_endings(list(patterns), modules)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: alpha_pattern has {error}.") from error
-    common = config.get("lora_alpha", 8)
-    return {
-        module: common if pattern is None else patterns[pattern] for module, pattern in zip(modules, found, strict=True)
-    }
+def _whole(adapter: Checkpoint, expansion: Expansion) -> dict[str, str]:
+    """Return the tensors that were trained whole, by the base's names, each with its name in the adapter."""
+    base = expansion.home.base
+    found: dict[str, str] = {}
+    for name, stored in expansion.names.whole.items():
+        name = expansion.home.rename(name)
+        tied = [group for group in expansion.ties if name in group]
+        is_base = "base_layer" in stored.split(".")
+        # PEFT saves embeddings as they are in the base, too; such a copy is no change.
+        if (is_base or tied) and any(is_copy(adapter, stored, base, each) for each in {name}.union(*tied)):
+            continue
+        every = {each for each in {name}.union(*tied) if is_base and each in base.headers}
+        found |= dict.fromkeys(sorted(every) or [name], stored)
+    return found

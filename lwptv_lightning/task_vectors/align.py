@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from glob import escape
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from lwptv_lightning.checkpoints import (
 from lwptv_lightning.functional import plain_module, plain_state
 from lwptv_lightning.registry import matcher, nearest, require_kind, require_matches, require_texts, shown
 from lwptv_lightning.task_vectors.integers import quantized
-from lwptv_lightning.task_vectors.ties import complete, tied_to
+from lwptv_lightning.task_vectors.ties import complete, tied_to, ties_of
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def align(
     require_kind("prefix", prefix, str | None, "a text")
     require_kind("ema", ema, bool | None, "true, false or None")
     raw_base = aligned_base = _open_unprefixed(base, prefix)
+    modules = [each for each in (base, model) if isinstance(each, nn.Module)]
     _require_whole(raw_base)
     if model is not None:
         model = plain_module(model)
@@ -117,7 +119,7 @@ def align(
     for task, source in named.items():
         try:
             opened[task] = _open_unprefixed(source, prefix, ema)
-            aligned = _align_expert(opened[task], raw_base, aligned_base, model, apart)
+            aligned = _align_expert(opened[task], raw_base, aligned_base, model, apart, modules)
             experts[task] = complete(aligned_base, aligned)
             owned = {name: None for name in owned if name in aligned.headers}
         except (ValueError, OSError, TypeError) as error:
@@ -192,11 +194,16 @@ def _open_unprefixed(source: CheckpointSource, prefix: str | None = None, ema: b
 
 
 def _align_expert(
-    expert: Checkpoint, raw_base: Checkpoint, base: Checkpoint, model: nn.Module | None, ignored: Sequence[str]
+    expert: Checkpoint,
+    raw_base: Checkpoint,
+    base: Checkpoint,
+    model: nn.Module | None,
+    ignored: Sequence[str],
+    modules: Sequence[nn.Module],
 ) -> Checkpoint:
     """Bring whole weights, an adapter or a task vector to the names of a base, which its file may name otherwise."""
     if is_adapter(expert):
-        difference, replaced = expand_adapter(expert)
+        difference, replaced = expand_adapter(expert, (base, raw_base), modules, partial(ties_of, modules=modules))
     elif is_task_vector(expert):
         difference, replaced = expert, None
     else:
@@ -215,7 +222,8 @@ def _align_expert(
 
 def _require_whole(base: Checkpoint) -> None:
     """Raise a `CheckpointError` where a difference is given in the place of the base."""
-    for is_difference, what in ((is_task_vector, "a task vector"), (is_adapter, "a LoRA adapter")):
+    adapter = "a LoRA adapter" if any(".lora_" in name for name in base.names) else "an adapter"
+    for is_difference, what in ((is_task_vector, "a task vector"), (is_adapter, adapter)):
         if is_difference(base):
             raise CheckpointError(
                 f"{base.source}: this is {what}, and the base must be whole weights; give those that it was made from."

@@ -91,6 +91,16 @@ def _groups(
     return groups
 
 
+def ties_of(base: Checkpoint, modules: Sequence[nn.Module]) -> list[list[str]]:
+    """Return the groups of names that are one tensor: in a module with the base's names, or else by their values."""
+    names = set(base.names)
+    for module in modules:
+        held = {plain_name(name) for name in module.state_dict()}
+        if 2 * len(held & names) > len(held):
+            return tied_in(module, held)
+    return _alike(base, [name for name in base.names if not any(part.isdigit() for part in name.split("."))])
+
+
 def untied(expert: Checkpoint, ties: Mapping[str, str]) -> set[str]:
     """Return the names among some ties under which an expert holds other values than under the first name."""
     return {name for name, first in ties.items() if not _split(expert, [first, name])}

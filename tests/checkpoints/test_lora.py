@@ -1,12 +1,13 @@
 """PEFT's own adapters of small models; the merged model of PEFT is the oracle."""
 
 import copy
-import json
 import os
 
 import pytest
 import timm
 import torch
+from _helpers.adapters import Small, change_config
+from _helpers.adapters import write_lora as write_adapter
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -15,34 +16,6 @@ from lwptv_lightning.checkpoints import patterns
 from lwptv_lightning.inspection import check
 
 peft = pytest.importorskip("peft")
-
-
-class Small(nn.Module):
-    """Has each kind of layer that LoRA adapts."""
-
-    def __init__(self):
-        super().__init__()
-        self.embedding = nn.Embedding(5, 4)
-        self.conv = nn.Conv2d(3, 8, 3)
-        self.pointwise = nn.Conv2d(8, 6, 1)
-        self.fc1 = nn.Linear(6, 7)
-        self.fc2 = nn.Linear(7, 5)
-        self.head = nn.Linear(5, 2)
-
-    def forward(self, x):
-        return self.head(self.fc2(self.fc1(self.pointwise(self.conv(x)).mean((2, 3))))) + self.embedding.weight.sum()
-
-
-def write_adapter(model, folder, seed=0, **options):
-    """Save an adapter with random factors; return the fine-tuned weights as PEFT merges them."""
-    options = {"r": 4, "lora_alpha": 6, "init_lora_weights": False} | options
-    torch.manual_seed(seed)
-    tuned = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(**options))
-    if options.get("modules_to_save"):
-        with torch.no_grad():
-            tuned.base_model.model.head.modules_to_save["default"].weight.add_(1)
-    tuned.save_pretrained(folder)
-    return tuned.merge_and_unload().state_dict()
 
 
 TARGETS = ["embedding", "conv", "pointwise", "fc1", "fc2"]
@@ -112,31 +85,16 @@ def test_head_of_another_size_is_the_tasks_own(make_vit, tmp_path):
     assert vectors.classifier_state("a")["head.weight"].shape == (5, 48)
 
 
-def change_config(folder, **changes):
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def test_dora_is_refused(tmp_path):
-    write_adapter(Small(), tmp_path, target_modules=["fc1"], use_dora=True)
-    with pytest.raises(CheckpointError, match=r"adapter_config\.json: use_dora is not supported, because DoRA"):
-        TaskVectors.open(Small(), {"a": tmp_path})
-    change_config(tmp_path, use_dora=False)
-    with pytest.raises(CheckpointError, match=r"lora_magnitude_vector.* is no factor A or B of plain LoRA"):
-        TaskVectors.open(Small(), {"a": tmp_path})
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA', expected 'LORA'"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4' changed the base's weights"),
-        ({"use_dora": True}, "use_dora is not supported, because DoRA normalises the columns"),
         ({"use_qalora": True}, "use_qalora is not supported, because QA-LoRA pools"),
-        ({"lora_bias": True}, "lora_bias is not supported, because its factors have biases"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is not supported, because it acts on some tokens"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices is not supported, because it replaces single"),
-        ({"target_parameters": ["w"]}, "target_parameters is not supported, because it adapts bare parameters"),
+        ({"arrow_config": {"top_k": 1}}, "arrow_config is not supported, because Arrow mixes adapters"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config is not supported, because KaSA cuts the base's"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication is not supported, because the layers of its model"),
     ],
 )
 def test_other_adapters_are_refused(changes, words, tmp_path):
