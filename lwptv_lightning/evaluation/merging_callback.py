@@ -6,7 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lwptv_lightning.evaluation.lightning import draws_kept, loaders_of, merging_together, stage_of
+from lwptv_lightning.evaluation.lightning import batch_limit, draws_kept, loaders_of, merging_together, stage_of
+from lwptv_lightning.evaluation.measured import Measured
 from lwptv_lightning.evaluation.module import MergeModule
 from lwptv_lightning.evaluation.weights import owner_of
 from lwptv_lightning.functional import plain_state
@@ -44,3 +45,13 @@ class MergingCallback(Callback):
             merge_for_(trainer, pl_module, stage_of(trainer))
 
     on_test_start = on_predict_start = on_validation_start
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the figures, if they are those of all batches."""
+        stage = stage_of(trainer)
+        limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
+        if isinstance(pl_module, MergeModule) and stage != "sanity_check":
+            is_whole = isinstance(limit, float) and limit == 1 and batch_limit(trainer) is None  # 1 is one batch
+            pl_module.measured = Measured.of(pl_module) if is_whole else None
+
+    on_test_end = on_validation_end

@@ -17,6 +17,7 @@ from lwptv_lightning.evaluation.contents import Contents
 from lwptv_lightning.evaluation.heads import Heads, require_same_classifiers
 from lwptv_lightning.evaluation.interface import Interface, require_one_tensor
 from lwptv_lightning.evaluation.lightning import callbacks_of, share_evaluation_, trainer_of
+from lwptv_lightning.evaluation.measured import Measured
 from lwptv_lightning.evaluation.merging import merge_model_, require_fit
 from lwptv_lightning.evaluation.metric_choice import MetricChoice, Metrics
 from lwptv_lightning.evaluation.metrics import LoaderMetrics, accuracies
@@ -89,6 +90,8 @@ class MergeModule(EvaluationSteps):
     """Tells what a file of the merge says of itself."""
     contents: Contents
     """What the merge put into the model."""
+    measured: Measured | None = None
+    """What its last whole evaluation found."""
 
     def __init__(
         self,
