@@ -153,7 +153,9 @@ def _from_any_index(index: InputFile) -> Checkpoint:
 def _from_folder(folder: Path, ema: bool | None) -> Checkpoint:
     for pattern in _MAIN_FILES:
         # A shard without its index is left of a model, and none by itself.
-        found = sorted(path for path in folder.glob(pattern) if not is_part(path.name))
+        every = sorted(path for path in folder.glob(pattern) if not is_part(path.name))
+        # Heads beside a merged model are none by themselves.
+        found = [path for path in every if not f".{path.name}".endswith(".heads.safetensors")] or every
         if found and pattern == HUGGING_FACE_SHARDS:
             return _from_hugging_face_shards(folder, found)
         if found and pattern == PROCESSES_METADATA:

@@ -1,9 +1,12 @@
 """Merged models validated over ID and OOD loaders by the Lightning trainer."""
 
 from lwptv_lightning.evaluation.builders import image_folders, timm_module
+from lwptv_lightning.evaluation.classifiers import classifier_of, heads_from
 from lwptv_lightning.evaluation.data_statistics import fisher_diagonal, input_grams
 from lwptv_lightning.evaluation.dtypes import in_precision
+from lwptv_lightning.evaluation.given_heads import HeadsGiven
 from lwptv_lightning.evaluation.heads import Heads
+from lwptv_lightning.evaluation.heads_file import heads_path, read_heads, write_heads
 from lwptv_lightning.evaluation.inputs import (
     count_samples,
     each_sample,
@@ -41,6 +44,16 @@ from lwptv_lightning.evaluation.metrics import LoaderMetrics, all_the_same, aver
 from lwptv_lightning.evaluation.module import MergeModule
 from lwptv_lightning.evaluation.shares import Replicas, is_located, share_loaders, share_of
 from lwptv_lightning.evaluation.weights import WeightsOwner, owner_of
+from lwptv_lightning.evaluation.zero_shot import ZeroShotHead, zero_shot_head
 from lwptv_lightning.registry import LoaderName
 
-__all__ = ["EvaluationSuite", "Heads", "LoaderName", "MergeModule"]
+__all__ = [
+    "EvaluationSuite",
+    "Heads",
+    "LoaderName",
+    "MergeModule",
+    "ZeroShotHead",
+    "heads_from",
+    "read_heads",
+    "zero_shot_head",
+]

@@ -10,45 +10,59 @@ import torch
 from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints import some_of
+from lwptv_lightning.evaluation.classifiers import classifier_of, parts_of, place_of
+from lwptv_lightning.evaluation.given_heads import HeadsGiven, resolve
+from lwptv_lightning.evaluation.heads_file import describe_head, remake
+from lwptv_lightning.evaluation.in_place import in_place
 from lwptv_lightning.evaluation.interface import Interface, require_one_tensor
 from lwptv_lightning.functional import plain_module
 from lwptv_lightning.merging import unset_by
-from lwptv_lightning.registry import (
-    LoaderName,
-    UnknownNameError,
-    require_kind,
-)
-from lwptv_lightning.task_vectors import TaskVectors
+from lwptv_lightning.registry import LoaderName, UnknownNameError, require_kind
+from lwptv_lightning.task_vectors import TaskVectors, output_paths
 
 
 class Heads(nn.Module):
     """Heads by the names of their sets, which may hold any characters.
 
     Args:
-        heads: Set name to a head.
-        on_features: Whether heads act on a timm model's features, before its own classifier, or else on what the
-            model returns.
+        heads: Set name to a head. One with an attribute ``in_place_of``, as those of `heads_from` have it, acts in the
+            place of the module or modules of these paths.
+        on_features: Whether other heads act in the place of the model's own classifier, or else on what the model
+            returns.
         instead_of: Tensors of the model's own classifier that are no checkpoint's, so that it is of no use.
+        in_place_of: The paths of that classifier; by default found by the architecture.
+        aliases: Set name to the name of another set, whose head it has.
 
     Raises:
         TypeError: A head is no module.
+        ValueError: Names of other sets go round in a circle.
 
     Example:
-        >>> heads = Heads({"svhn": nn.Linear(2, 3), "b.c": nn.Linear(2, 5)})
+        >>> heads = Heads({"svhn": nn.Linear(2, 3), "b.c": nn.Linear(2, 5)}, aliases={"mnist": "svhn"})
         >>> list(heads), "b.c" in heads, list(heads.state_dict())[-1]
-        (['svhn', 'b.c'], True, 'b%2Ec.bias')
+        (['svhn', 'b.c', 'mnist'], True, 'b%2Ec.bias')
     """
 
     def __init__(
-        self, heads: Mapping[str, nn.Module], *, on_features: bool = False, instead_of: Iterable[str] = ()
+        self,
+        heads: Mapping[str, nn.Module],
+        *,
+        on_features: bool = False,
+        instead_of: Iterable[str] = (),
+        in_place_of: Iterable[str] = (),
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.on_features = on_features
         self.instead_of = tuple(instead_of)
+        self.in_place_of = tuple(in_place_of)
+        self.aliases = dict(aliases or {})
         require_kind("heads", heads, Mapping, "a mapping of set names to modules")
         for name, head in heads.items():
             require_kind("a head's name", name, str, "a text")
             self._add(name, head)
+        for name in self.aliases:
+            self._owner(name)
 
     def _add(self, name: str, head: nn.Module) -> None:
         if not isinstance(head, nn.Module):
@@ -56,16 +70,39 @@ class Heads(nn.Module):
         # Not as an attribute: a set may be named as a module's own one is, such as "half".
         self._modules[_key(name)] = head
 
+    def _owner(self, name: str) -> str:
+        """Return the set whose head a set has."""
+        seen = [name]
+        while (name := self.aliases.get(name, name)) != seen[-1]:
+            if name in seen:
+                raise ValueError(f"heads name each other in a circle: {' -> '.join(map(repr, [*seen, name]))}.")
+            seen.append(name)
+        return name
+
     @classmethod
-    def of(cls, model: nn.Module, vectors: TaskVectors, given: Mapping[str, nn.Module]) -> Heads:
+    def of(cls, model: nn.Module, vectors: TaskVectors | None, given: HeadsGiven) -> Heads:
         """Return given heads, and those that task vectors bring along because their shapes differ: the classifiers."""
-        require_kind("heads", given, Mapping, "a mapping of set names to modules")
-        own = {task: _classifier(model, vectors, task) for task in vectors.tasks} if vectors.classifiers else {}
-        return cls({**own, **given}, on_features=bool(own), instead_of=unset_by(model, vectors))
+        if vectors is None:
+            modules, aliases = resolve(given, (), model, are_all=False)
+            return cls(modules, aliases=aliases)
+        paths = vectors.classifiers
+        own: dict[str, nn.Module] = {}
+        modules, aliases = resolve(given, vectors.tasks if paths else (), model)
+        for task in vectors.tasks if paths else ():
+            if task not in modules and task not in aliases:
+                label = f"the classifier of task {task!r}"
+                own[task] = classifier_of(model, paths, vectors.classifier_state(task), label)
+        return cls(
+            {**own, **modules},
+            on_features=bool(paths),
+            instead_of=unset_by(model, vectors),
+            in_place_of=paths,
+            aliases=aliases,
+        )
 
     def keys(self) -> tuple[str, ...]:
         """Return the names."""
-        return tuple(map(unquote, self._modules))
+        return (*map(unquote, self._modules), *self.aliases)
 
     def values(self) -> tuple[nn.Module, ...]:
         """Return the heads."""
@@ -79,13 +116,13 @@ class Heads(nn.Module):
         return iter(self.keys())
 
     def __len__(self) -> int:
-        return len(self._modules)
+        return len(self._modules) + len(self.aliases)
 
     def __contains__(self, name: str) -> bool:
-        return _key(name) in self._modules
+        return _key(self._owner(name)) in self._modules
 
     def __getitem__(self, name: str) -> nn.Module:
-        head = self._modules.get(_key(name)) if isinstance(name, str) else None
+        head = self._modules.get(_key(self._owner(name))) if isinstance(name, str) else None
         if head is None:
             raise UnknownNameError("head", name, self)
         return head
@@ -118,27 +155,66 @@ class Heads(nn.Module):
                 )
             return interface.output(model, inputs)
         head = self[name]
-        if self.on_features:
-            features = model.forward_head(model.forward_features(inputs), pre_logits=True)
-        else:
-            features = require_one_tensor(interface.output(model, inputs), model)
-        return head(features)
+        if place := self.place(name, model):
+            return _in_place(model, parts_of(head, place), inputs, interface)
+        return head(require_one_tensor(interface.output(model, inputs), model))
 
-    def described(self) -> dict[str, Any]:
+    def place(self, name: str, model: nn.Module) -> tuple[str, ...]:
+        """Return the paths of the modules in whose place a head acts; none where it acts on what the model returns.
+
+        Raises:
+            ValueError: It is to act there, and it cannot be known which part of the model is its classifier.
+        """
+        place = place_of(self[name])
+        if place or not self.on_features:
+            return place
+        if found := self.in_place_of or output_paths(plain_module(model)):
+            return found
+        raise ValueError(
+            f"it cannot be known which part of {type(plain_module(model)).__name__} is its classifier, in whose place "
+            f"the head of {name!r} acts: say it by the head's attribute in_place_of, the path of a module."
+        )
+
+    def described(self, model: nn.Module | None = None) -> dict[str, Any]:
         """Return what `restore_` needs to know besides the state dict, as plain values."""
-        return {"names": list(self), "on_features": self.on_features, "instead_of": list(self.instead_of)}
+        names = [name for name in self if name not in self.aliases]
+        places = {} if model is None else {name: self.place(name, model) for name in names}
+        return {
+            "names": names,
+            "kinds": {name: describe_head(self[name], place) for name, place in places.items()},
+            "aliases": dict(self.aliases),
+            "on_features": self.on_features,
+            "in_place_of": list(self.in_place_of),
+            "instead_of": list(self.instead_of),
+        }
 
-    def restore_(self, described: Mapping[str, Any], state: Mapping[str, Tensor], prefix: str) -> None:
-        """Make the tasks' own classifiers of a checkpoint; a `ValueError` names another head that was not given."""
+    def restore_(
+        self, described: Mapping[str, Any], state: Mapping[str, Tensor], prefix: str, model: nn.Module | None = None
+    ) -> None:
+        """Make the heads of a checkpoint that no one gave; a `ValueError` names one that only the caller can give."""
         self.on_features = described["on_features"]
         self.instead_of = tuple(described.get("instead_of", ()))
+        self.in_place_of = tuple(described.get("in_place_of", ()))
+        kinds = described.get("kinds", {})
         for name in described["names"]:
             if name not in self:
                 start = f"{prefix}{_key(name)}."
                 own = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
-                if not self.on_features or not {"weight"} <= own.keys() <= {"weight", "bias"}:
+                about = kinds.get(name, {"type": "Linear", "in_place_of": ()})  # all that earlier versions knew
+                if self.on_features and not about["in_place_of"]:
+                    about = {**about, "in_place_of": output_paths(model) or ("head",)}
+                if not about["in_place_of"] and "scale" not in about:
                     raise ValueError(f"the checkpoint has a head for {name!r}: give heads={{{name!r}: module, ...}}.")
-                self._add(name, _linear(own))
+                self._add(name, remake(about, own, model, f"the checkpoint's head for {name!r}"))
+        self.aliases = {**described.get("aliases", {}), **self.aliases}
+
+
+def _run_in_place(model: nn.Module, parts: Mapping[str, nn.Module], inputs: Any, interface: Interface) -> Any:
+    with in_place(model, parts) as running:
+        return interface.output(running, inputs)
+
+
+_in_place: Any = torch.compiler.disable(_run_in_place)  # type: ignore[no-untyped-call]  # what has one head is no other's
 
 
 def require_same_classifiers(own: TaskVectors, others: TaskVectors) -> None:
@@ -159,20 +235,3 @@ def require_same_classifiers(own: TaskVectors, others: TaskVectors) -> None:
 def _key(name: str) -> str:
     """Return a name that may stand in a state dict's, where dots part modules."""
     return name.replace("%", "%25").replace(".", "%2E")
-
-
-def _classifier(model: nn.Module, vectors: TaskVectors, task: str) -> nn.Linear:
-    path, *others = vectors.classifiers
-    if others:
-        raise ValueError(f"{type(model).__name__} has several classifiers; give heads={{task: module}}.")
-    state = {name.removeprefix(f"{path}."): tensor for name, tensor in vectors.classifier_state(task).items()}
-    if not isinstance(plain_module(model.get_submodule(path)), nn.Linear) or "weight" not in state:
-        raise ValueError(f"the classifier {path!r} of {task!r} is no linear layer; give heads={{task: module}}.")
-    return _linear(state)
-
-
-def _linear(state: Mapping[str, Tensor]) -> nn.Linear:
-    classes, features = state["weight"].shape
-    head = nn.Linear(features, classes, bias="bias" in state)
-    head.load_state_dict(state)
-    return head

@@ -14,7 +14,9 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lwptv_lightning.checkpoints import Provenance, require_safetensors_path, write_safetensors
 from lwptv_lightning.evaluation.contents import Contents
+from lwptv_lightning.evaluation.given_heads import HeadsGiven
 from lwptv_lightning.evaluation.heads import Heads, require_same_classifiers
+from lwptv_lightning.evaluation.heads_file import heads_path, write_heads
 from lwptv_lightning.evaluation.interface import Interface, require_one_tensor
 from lwptv_lightning.evaluation.lightning import callbacks_of, share_evaluation_, trainer_of
 from lwptv_lightning.evaluation.measured import Measured
@@ -52,9 +54,12 @@ class MergeModule(EvaluationSteps):
             the meta device; for layers and shapes it is called once on the meta device, without a mesh.
         vectors: The task vectors. A module that was loaded from a checkpoint needs them only to merge anew.
         recipe: Rule, scale and pruning; also a rule's name or a recipe's fields.
-        heads: Set name (what follows ``id/`` or ``ood/``) to a head that maps what ``model`` returns to that set's
-            logits, which are the model's own output where there are no heads. Where task vectors leave out the
-            tasks' classifiers because their shapes differ, these are the heads by default, on the model's features.
+        heads: Set name (what follows ``id/`` or ``ood/``) to a head that makes that set's logits, which are the model's
+            own output where there are no heads: a module, which maps what ``model`` returns; a checkpoint of the
+            architecture, whose classifier it is (see `heads_from`); or the name of another set, whose head it is: a
+            file that is named as a set is ``"./<file>"``. Or the file of heads that `save_merged` wrote. Where task
+            vectors leave out the tasks' classifiers because their shapes differ, these are the heads by default, and
+            modules act where they do: in the place of the model's own classifier.
         metric: A torchmetrics metric or collection of logits and targets; top-1 accuracy by default. A result of many
             parts is logged part by part, as ``id/<task>/<part>`` and ``id/avg/<part>``. Or a metric for each loader, by
             its name or its set's: ``{"id/svhn": ..., "mnist": ...}``; or a function that makes it of the loader's head,
@@ -99,7 +104,7 @@ class MergeModule(EvaluationSteps):
         vectors: TaskVectors | None = None,
         recipe: MergeRecipe | str | Mapping[str, Any] | None = None,
         *,
-        heads: Mapping[str, nn.Module] | None = None,
+        heads: HeadsGiven | None = None,
         metric: Metrics | None = None,
         expert_accuracy: Mapping[str, float] | None = None,
         tasks: Sequence[str] = (),
@@ -122,8 +127,7 @@ class MergeModule(EvaluationSteps):
         self.options = {name: value for name, value in options.items() if name not in ("dtype", "task")}
         self.tasks = require_texts("tasks", tasks, "the tasks' names") if vectors is None else vectors.tasks
         self.installed = self.plan = self.treatment = None
-        heads = {} if heads is None else heads
-        self.heads = Heads(heads) if vectors is None else Heads.of(model, vectors, heads)
+        self.heads = Heads.of(model, vectors, {} if heads is None else heads)
         self.interface = Interface(batch_keys, output_key)  # type: ignore[arg-type]
         self.metric_choice = MetricChoice(metric)
         self.metrics = LoaderMetrics(())
@@ -224,17 +228,33 @@ class MergeModule(EvaluationSteps):
             undo.keep()
         return self
 
-    def save_merged(self, path: str | Path) -> Path:
-        """Write the model as it is, merged and without heads, to a ``.safetensors`` file, in the dtypes of the base.
+    def save_merged(self, path: str | Path, *, heads: bool = False) -> Path:
+        """Write the model as it is, merged, to a ``.safetensors`` file, in the dtypes of the base.
 
         What was validated is what is written; a model that holds no merge yet is merged first. Where a tensor is not as
         the merge left it, the file's metadata say so. All processes call it, where it is sharded.
+
+        Args:
+            path: Where to write.
+            heads: Whether to write the heads too, beside it, as ``<stem>.heads.safetensors``. Their tensors are named
+                ``<set>/<name in the model>``: a plain model of a set's classes takes those of the merged file and of
+                one set. ``heads=<this file>`` of a `MergeModule` reads them again.
+
+        Raises:
+            ValueError: There are no heads to write, or the path does not end in ``.safetensors``.
         """
         require_safetensors_path(path)
         if self.installed is None:
             self.merge_()
         state = self.contents.stored(self.model, self.heads.instead_of)
+        if heads:
+            self.write_heads(heads_path(path))
         return write_safetensors(state, path, described(self).to_metadata())
+
+    def write_heads(self, path: str | Path) -> Path:
+        """Write the heads to a ``.safetensors`` file as `save_merged` does, and return its path."""
+        places = {name: self.heads.place(name, self.model) for name in self.heads}
+        return write_heads(dict(self.heads.items()), path, places)
 
     def forward(self, inputs: Any, head: str | None = None) -> Tensor:
         """Return a head's logits ``(B, classes)`` for inputs such as images, or by default what the model returns.

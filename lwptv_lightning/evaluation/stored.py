@@ -35,7 +35,7 @@ def store(module: MergeModule, checkpoint: dict[str, Any]) -> None:
     checkpoint[_KEY] = {
         "recipe": recipe,
         "metadata": described(module).to_metadata(),
-        "heads": module.heads.described(),
+        "heads": module.heads.described(module.model),
         "contents": module.contents.to_dict(),
         "metric": module.metric_choice.described(),
     }
@@ -56,7 +56,7 @@ def restore_(module: MergeModule, checkpoint: dict[str, Any]) -> None:
             "task vectors; leave it out, or evaluate what MergeModule.load_from_checkpoint(...) returns."
         )
     if stored := checkpoint.get(_KEY):
-        module.heads.restore_(stored["heads"], checkpoint["state_dict"], "heads.")
+        module.heads.restore_(stored["heads"], checkpoint["state_dict"], "heads.", module.model)
         module.installed = None if stored["recipe"] is None else MergeRecipe.from_dict(stored["recipe"])
         module.provenance = partial(Provenance.from_metadata, stored["metadata"])
         module.metric_choice.stored = stored.get("metric")

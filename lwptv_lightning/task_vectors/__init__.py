@@ -1,6 +1,7 @@
 """Task vectors: a base and its fine-tuned models, brought to one set of names and stacked tensor by tensor."""
 
-from lwptv_lightning.task_vectors.align import Aligned, align, classifier_paths
+from lwptv_lightning.task_vectors.align import Aligned, align
+from lwptv_lightning.task_vectors.classifiers import classifier_paths, output_paths, own_classifiers
 from lwptv_lightning.task_vectors.integers import KEPT, differing, quantized_apart
 from lwptv_lightning.task_vectors.judgement import (
     UNLIKE,

@@ -29,6 +29,7 @@ from lwptv_lightning.checkpoints import (
 )
 from lwptv_lightning.functional import plain_module, plain_state
 from lwptv_lightning.registry import matcher, nearest, require_kind, require_matches, require_texts, shown
+from lwptv_lightning.task_vectors.classifiers import classifier_paths, output_paths, own_classifiers
 from lwptv_lightning.task_vectors.integers import quantized
 from lwptv_lightning.task_vectors.ties import complete, tied_to, ties_of
 
@@ -109,7 +110,7 @@ def align(
         aligned_base = match_names(raw_base, wanted, model)
         _require_model(aligned_base, wanted, model, exclude)
     # A task vector may be of another classifier than the base's.
-    apart = (*exclude, *(f"{path}.*" for path in classifier_paths(model)))
+    apart = (*exclude, *(f"{path}.*" for path in output_paths(model)))
     opened: dict[str, Checkpoint] = {}
     experts: dict[str, Checkpoint] = {}
     failures: dict[str, Exception] = {}
@@ -137,7 +138,8 @@ def align(
         name for each in (aligned_base, *opened.values(), *experts.values()) for name in each.names
     )
     require_matches("exclude pattern", exclude, every_name)
-    classifiers = _differing_classifiers(model, aligned_base, experts, exclude)
+    others = [(expert.headers, expert.foreign) for expert in experts.values()]
+    classifiers = own_classifiers(model, aligned_base.headers, others, exclude)
     ignored = (*exclude, *(f"{path}.*" for path in classifiers))
     # A tied weight is excluded by any of its names; not by one that a task has without it, as an encoder alone does.
     is_ignored = matcher(ignored)
@@ -161,25 +163,6 @@ def require_fit(task: str, expert: Checkpoint, base: Mapping[str, TensorHeader],
         if ours.shape != theirs.shape:
             raise CheckpointError(f"{tensor} has shape {theirs.shape}, expected {ours.shape} as in the base.{hint}")
         raise CheckpointError(f"{tensor} is {theirs.dtype}, expected {ours.dtype} as in the base.")
-
-
-def classifier_paths(model: nn.Module | None) -> tuple[str, ...]:
-    """Return the module paths of a timm model's classifier, from its ``pretrained_cfg``."""
-    paths = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return (paths,) if isinstance(paths, str) else tuple(paths)
-
-
-def _differing_classifiers(
-    model: nn.Module | None, base: Checkpoint, experts: Mapping[str, Checkpoint], exclude: Sequence[str]
-) -> tuple[str, ...]:
-    """Return the paths of classifiers of another shape or, in a task vector, of another base; not of excluded ones."""
-    paths = classifier_paths(model)
-    differing: list[str] = []
-    for expert in experts.values() if paths else ():
-        found = compare_headers(base.headers, expert.headers, exclude)
-        differing += found.missing + found.extra + found.reshaped
-        differing += [name for name in expert.foreign if not matcher(exclude)(name)]
-    return tuple(path for path in paths if any(name.startswith(f"{path}.") for name in differing))
 
 
 def _open_unprefixed(source: CheckpointSource, prefix: str | None = None, ema: bool | None = None) -> Checkpoint:
@@ -237,6 +220,7 @@ def _require_model(
     label = f"{base.source} does not fit the model, {type(model).__name__}"
     if wanted and base.headers and not wanted.keys() & base.headers.keys():
         raise CheckpointError(f"{label}: none of its tensors is the model's, which has {some_of(wanted)}")
-    apart = (*exclude, *(f"{path}.*" for path in classifier_paths(model)))
+    own = classifier_paths(model) or own_classifiers(model, wanted, [(base.headers, ())], exclude)
+    apart = (*exclude, *(f"{path}.*" for path in own))
     for name in compare_headers(wanted, base.headers, apart).reshaped:
         raise CheckpointError(f"{label}: {name!r} has shape {base.headers[name].shape}, expected {wanted[name].shape}.")

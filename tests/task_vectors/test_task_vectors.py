@@ -7,7 +7,6 @@ from torch import nn
 
 from lwptv_lightning import CheckpointError, TaskVectors
 from lwptv_lightning.registry import UnknownNameError
-from lwptv_lightning.task_vectors import classifier_paths
 
 
 def test_stack_is_fine_tuned_minus_base(vectors, base_state, task_states):
@@ -215,10 +214,6 @@ def test_timm_classifier_of_one_shape_is_merged(make_vit, fine_tuned):
     assert "head.weight" in vectors.names
     assert vectors.classifiers == ()
     assert vectors.classifier_state("a") == {}
-
-
-def test_classifier_paths_of_a_model_that_is_not_timms():
-    assert classifier_paths(nn.Linear(1, 1)) == classifier_paths(None) == ()
 
 
 def test_one_task_more(vectors, task_states):
