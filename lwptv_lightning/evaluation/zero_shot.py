@@ -23,7 +23,7 @@ class ZeroShotHead(nn.Module):
         scale: CLIP's inverse temperature.
 
     Example:
-        >>> ZeroShotHead(torch.eye(2))(torch.tensor([[3.0, 4.0]]))
+        >>> ZeroShotHead(torch.eye(2))(torch.tensor([[3.0, 4.0]])).round()
         tensor([[60., 80.]])
     """
 
