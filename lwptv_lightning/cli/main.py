@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from lwptv_lightning import __version__
-from lwptv_lightning.cli import check, demo, diff, merge, push, rules, scores, validate, verify, zoo
+from lwptv_lightning.cli import card, check, demo, diff, merge, push, rules, scores, validate, verify, zoo
 from lwptv_lightning.cli.ending import ending
 from lwptv_lightning.registry import any_character, printable
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (demo, merge, check, diff, verify, push, validate, rules, scores, zoo)
+    for module in (demo, merge, check, diff, verify, card, push, validate, rules, scores, zoo)
 }
 """Each has ``run``, whose docstring is the command's help, and ``add_arguments`` where it takes some."""
 
