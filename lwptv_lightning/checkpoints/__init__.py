@@ -22,6 +22,14 @@ from lwptv_lightning.checkpoints.open import CheckpointSource, open_checkpoint
 from lwptv_lightning.checkpoints.patterns import found_groups
 from lwptv_lightning.checkpoints.payload import CHECKSUM_KEYS, PAYLOAD_KEY, payload_problem
 from lwptv_lightning.checkpoints.plain import plain_tensors
+from lwptv_lightning.checkpoints.positions import (
+    grids_in,
+    grids_told,
+    only_grid,
+    reference_of,
+    resized,
+    sizes_told,
+)
 from lwptv_lightning.checkpoints.provenance import Provenance
 from lwptv_lightning.checkpoints.safetensors import SAFETENSORS_DTYPES
 from lwptv_lightning.checkpoints.safetensors_writer import SafetensorsWriter, write_safetensors

@@ -137,8 +137,13 @@ class Checkpoint:
 
     def require_unchanged(self) -> None:
         """Raise a `CheckpointError` where a file was changed since it was opened, whose tensors were read by then."""
-        for file in (*self.inputs, *getattr(self._reader, "inputs", ())):
+        for file in self.every_input:
             file.require_unchanged()
+
+    @property
+    def every_input(self) -> tuple[InputFile, ...]:
+        """The files that it reads from, also those that its reader came upon later."""
+        return (*self.inputs, *getattr(self._reader, "inputs", ()))
 
     def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
         """Return a tensor, and whether it is a difference from the base already; neither is to be written to."""

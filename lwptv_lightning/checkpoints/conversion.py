@@ -50,6 +50,10 @@ class _Call:
     kwargs: Any
 
 
+_EMPTY = ("new_empty", "empty_like", "new_empty_strided")
+"""What gives numbers that happen to be in memory, as timm's functions do of tensors without data."""
+
+
 class _Recorded(Tensor):
     """A tensor without data that knows how it is computed."""
 
@@ -60,6 +64,8 @@ class _Recorded(Tensor):
         name = getattr(func, "__name__", "")
         if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
             raise CheckpointError(f"a conversion may not write into a tensor, as {name!r} does.")
+        if name in _EMPTY:
+            raise CheckpointError(f"a conversion may not make what no tensor says, as {name!r} does.")
         result = super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
         if name == "__get__":  # an attribute such as .T, whose getter cannot be pickled
             func, args = getattr, (*args, func.__self__.__name__)

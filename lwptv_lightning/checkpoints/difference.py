@@ -23,6 +23,7 @@ from lwptv_lightning.checkpoints.checkpoint import (
 from lwptv_lightning.checkpoints.hashing import fingerprint, tensor_fingerprints
 from lwptv_lightning.checkpoints.names import match_names
 from lwptv_lightning.checkpoints.open import open_checkpoint
+from lwptv_lightning.checkpoints.positions import sizes_told
 from lwptv_lightning.checkpoints.provenance import Provenance
 from lwptv_lightning.files import InputFile
 from lwptv_lightning.functional import sum_dtype
@@ -63,9 +64,10 @@ def add_difference(
         compared = compare_headers(home.headers, named.headers, ignored)
         if not compared.extra:
             for name in compared.reshaped:
+                told = sizes_told(compared.reshaped, named.headers, home.headers)
                 raise CheckpointError(
                     f"{difference.source}: the difference of {name!r} has shape {named.headers[name].shape}, expected "
-                    f"{home.headers[name].shape} as in the base."
+                    f"{home.headers[name].shape} as in the base.{told}"
                 )
             own = named.renamed({name: name for name in _foreign(named, home, origin)})
             is_ignored = matcher(ignored)

@@ -46,6 +46,7 @@ class Provenance:
         changed: Tensors of a merged model that hold other values than the merge gave them, such as statistics that were
             measured anew.
         evaluated_in: The dtypes in which a merged model was held that are narrower than the base's.
+        resized: Tensors that were brought to another image size, in the base or in a task, before they were merged.
 
     Example:
         >>> made = Provenance(kind="merged", tasks={"a,b": None}, recipe={"rule": "ties"}, scale=1.0)
@@ -70,6 +71,7 @@ class Provenance:
     metrics: Mapping[str, float] | None = None
     changed: Sequence[str] = field(default_factory=list)
     evaluated_in: Sequence[str] = field(default_factory=list)
+    resized: Sequence[str] = field(default_factory=list)
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata of a safetensors file, with the keys that earlier versions read among them."""
@@ -155,6 +157,7 @@ _AS_JSON: dict[str, tuple[str, str, Callable[[Any], bool]]] = {
     "metrics": ("lwptv_metrics", "metrics to numbers", _mapping_of(int, float)),
     "changed": ("lwptv_changed", "tensor names", _is_list_of_names),
     "evaluated_in": ("lwptv_evaluated_in", "dtypes", _is_list_of_names),
+    "resized": ("lwptv_resized", "tensor names", _is_list_of_names),
 }
 """Of each attribute its key, what its JSON holds, and whether a value is that."""
 

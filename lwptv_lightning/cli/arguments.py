@@ -43,6 +43,11 @@ def add_checkpoints(parser: argparse.ArgumentParser, *, required: bool = True) -
     )
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="tensors that are not merged")
     parser.add_argument("--ema", action="store_true", default=None, help="take the tasks' averaged weights")
+    parser.add_argument(
+        "--resize-position-embedding",
+        action="store_true",
+        help="resample position embeddings of another image size, by timm's functions",
+    )
     add_naming(parser)
 
 
@@ -89,6 +94,7 @@ def usable_device(option: str, name: str | None) -> str | None:
 def checkpoint_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return what `add_checkpoints` asked for besides the base, as the functions that open checkpoints take it."""
     given = {"tasks": pairs("a task", options.tasks), "exclude": options.exclude, "ema": options.ema}
+    given["resize_position_embedding"] = options.resize_position_embedding
     return given | naming_options(options)
 
 

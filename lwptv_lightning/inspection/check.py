@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from rich.table import Column, Table
 from torch import nn
 
-from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, some_of
+from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, sizes_told, some_of
 from lwptv_lightning.engine import spans
 from lwptv_lightning.inspection.permuted import is_permuted
 from lwptv_lightning.inspection.tables import cell
@@ -84,6 +85,7 @@ def check(
     model: nn.Module | None = None,
     prefix: str | None = None,
     ema: bool | None = None,
+    resize_position_embedding: bool = False,
     read: bool = True,
 ) -> list[TaskCheck]:
     """Compare fine-tuned checkpoints with their base and with each other.
@@ -95,6 +97,7 @@ def check(
         model: The module that the weights belong to.
         prefix: What the wanted names start with.
         ema: Whether to take averaged weights.
+        resize_position_embedding: Whether to resample what is of another image size.
         read: Whether to read the tensors, in one pass, for the figures; the rest comes from the headers.
 
     Returns:
@@ -110,7 +113,8 @@ def check(
         >>> [(task.task, task.norm, task.verdict) for task in found]
         [('a', 1.0, 'same base'), ('b', None, 'misses w. has beyond the base v.')]
     """
-    aligned = align(base, tasks, exclude=exclude, model=model, prefix=prefix, ema=ema, strict=False)
+    options: dict[str, Any] = {"exclude": exclude, "model": model, "prefix": prefix, "ema": ema}
+    aligned = align(base, tasks, **options, resize_position_embedding=resize_position_embedding, strict=False)
     aligned.shared()  # as a merge, refuses where nothing is left
     findings = {task: _from_headers(task, aligned, read) for task in map(str, tasks)}
     if read and aligned.experts:
@@ -135,7 +139,8 @@ def _from_headers(task: str, aligned: Aligned, read: bool) -> TaskCheck:
     floating = dict.fromkeys(head.dtype for head in theirs.values() if head.dtype.is_floating_point)
     dtypes = tuple(str(dtype).removeprefix("torch.") for dtype in floating)
     matched = len(compared.matched + compared.other_kind)
-    verdict = wrong or " ".join(words + some_of(names, 3) for words, names in problems.items() if names) or SAME_BASE
+    told = " ".join(words + some_of(names, 3) for words, names in problems.items() if names)
+    verdict = wrong or told + sizes_told(compared.reshaped, theirs, ours) or SAME_BASE
     return TaskCheck(task, format, matched, compared.missing, compared.extra, reshaped, dtypes, verdict=verdict)
 
 

@@ -80,6 +80,7 @@ def verify(
     model: nn.Module | None = None,
     prefix: str | None = None,
     ema: bool | None = None,
+    resize_position_embedding: bool = False,
     execution: Execution | None = None,
 ) -> Verification:
     """Check a file of the library by its checksums and, with what it was made from, by making it again.
@@ -97,6 +98,7 @@ def verify(
         model: The module that the weights belong to, where the merge was given one.
         prefix: What the wanted names start with.
         ema: Whether to take averaged weights.
+        resize_position_embedding: Whether to resample what is of another image size, as is done where the file says so.
         execution: Where and how to compute.
 
     Returns:
@@ -131,6 +133,7 @@ def verify(
     if made.kind is None:
         raise CheckpointError(f"{source}: its metadata do not say how it was made; expected {_OURS}.")
     options: dict[str, Any] = {"model": model, "prefix": prefix, "ema": ema, "exclude": exclude}
+    options["resize_position_embedding"] = resize_position_embedding or bool(made.resized)
     check = _Check(found, written.checkpoint, sample, seed)
     if made.kind == "base":
         return check.as_base(base, prefix)

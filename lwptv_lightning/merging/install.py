@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor, Replicate
 
-from lwptv_lightning.checkpoints import plain_tensors, some_of
+from lwptv_lightning.checkpoints import TensorHeader, plain_tensors, sizes_told, some_of
 from lwptv_lightning.engine import ALONE, Ranks
 from lwptv_lightning.functional import plain_module, plain_name, plain_state
 from lwptv_lightning.merging.plan import MergePlan
@@ -106,7 +106,10 @@ def require_fit(model: nn.Module, vectors: TaskVectors, *, with_heads: bool = Tr
         )
     for name in vectors.shared_names:
         if own[name] != vectors.headers[name].shape:
-            raise ValueError(f"{label}: {shown(name)} has shape {own[name]}, the base {vectors.headers[name].shape}.")
+            told = sizes_told([name], vectors.headers, TensorHeader.of_all(plain_state(model)))
+            raise ValueError(
+                f"{label}: {shown(name)} has shape {own[name]}, the base {vectors.headers[name].shape}.{told}"
+            )
     classifiers = tuple(f"{path}." for path in vectors.classifiers) if with_heads else ()
     unset = [name for name in unset_by(model, vectors) if not name.startswith(classifiers)]
     if beyond := [name for name in unset if name not in vectors.headers]:

@@ -255,8 +255,17 @@ def provenance_of(
         excluded=list(vectors.excluded),
         roles={"averaged": list(vectors.averaged), "copied": floating, "tied": dict(vectors.tied)},
         data=None if data is None else fingerprint_of_data(data),
-        versions=Provenance.current_versions(),
+        versions=Provenance.current_versions(**_resampling_version(vectors)),
+        resized=list(vectors.resized),
     )
+
+
+def _resampling_version(vectors: TaskVectors) -> dict[str, str]:
+    if not vectors.resized:
+        return {}
+    import timm
+
+    return {"timm": timm.__version__}
 
 
 def unscaled(recipe: MergeRecipe) -> MergeRecipe:

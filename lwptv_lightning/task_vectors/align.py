@@ -24,13 +24,16 @@ from lwptv_lightning.checkpoints import (
     is_task_vector,
     match_names,
     open_checkpoint,
+    reference_of,
+    sizes_told,
     some_of,
     without_wrappers,
 )
-from lwptv_lightning.functional import plain_module, plain_state
+from lwptv_lightning.functional import plain_module
 from lwptv_lightning.registry import matcher, nearest, require_kind, require_matches, require_texts, shown
 from lwptv_lightning.task_vectors.classifiers import classifier_paths, output_paths, own_classifiers
 from lwptv_lightning.task_vectors.integers import quantized
+from lwptv_lightning.task_vectors.sizes import ImageSizes
 from lwptv_lightning.task_vectors.ties import complete, tied_to, ties_of
 
 
@@ -45,6 +48,7 @@ class Aligned:
         failures: Task name to error, of the tasks that are not among ``experts``.
         classifiers: Module paths of the model's classifiers that differ in shape.
         ignored: Globs of the tensors that may differ: the excluded ones, by all their names, and these classifiers.
+        resized: Tensors that some checkpoint has at another image size, and that were brought to the wanted one.
     """
 
     base: Checkpoint
@@ -53,6 +57,7 @@ class Aligned:
     failures: Mapping[str, Exception]
     classifiers: tuple[str, ...]
     ignored: tuple[str, ...]
+    resized: tuple[str, ...] = ()
 
     def compare(self, task: str) -> HeaderComparison:
         """Compare the headers of one of ``experts`` with the base's."""
@@ -87,6 +92,7 @@ def align(
     model: nn.Module | None = None,
     prefix: str | None = None,
     ema: bool | None = None,
+    resize_position_embedding: bool = False,
     strict: bool = True,
 ) -> Aligned:
     """Open a base and its tasks and bring all to one set of names: the model's, or the base's without one.
@@ -101,14 +107,19 @@ def align(
     require_kind("model", model, nn.Module | None, "a module")
     require_kind("prefix", prefix, str | None, "a text")
     require_kind("ema", ema, bool | None, "true, false or None")
+    require_kind("resize_position_embedding", resize_position_embedding, bool, "true or false")
     raw_base = aligned_base = _open_unprefixed(base, prefix)
     modules = [each for each in (base, model) if isinstance(each, nn.Module)]
     _require_whole(raw_base)
+    home = model if model is not None else base
+    own_model = plain_module(home) if isinstance(home, nn.Module) else None
+    sizes = ImageSizes(resize_position_embedding, own_model, exclude)
     if model is not None:
         model = plain_module(model)
-        wanted = TensorHeader.of_all(plain_state(model))
-        aligned_base = match_names(raw_base, wanted, model)
-        _require_model(aligned_base, wanted, model, exclude)
+        reference = reference_of(model)
+        aligned_base = match_names(sizes.converted(raw_base, reference.headers), reference.headers, model)
+        aligned_base = sizes.fitted(aligned_base, reference)
+        _require_model(aligned_base, reference.headers, model, exclude)
     # A task vector may be of another classifier than the base's.
     apart = (*exclude, *(f"{path}.*" for path in output_paths(model)))
     opened: dict[str, Checkpoint] = {}
@@ -120,7 +131,7 @@ def align(
     for task, source in named.items():
         try:
             opened[task] = _open_unprefixed(source, prefix, ema)
-            aligned = _align_expert(opened[task], raw_base, aligned_base, model, apart, modules)
+            aligned = _align_expert(opened[task], raw_base, aligned_base, model, apart, modules, sizes)
             experts[task] = complete(aligned_base, aligned)
             owned = {name: None for name in owned if name in aligned.headers}
         except (ValueError, OSError, TypeError) as error:
@@ -145,7 +156,7 @@ def align(
     is_ignored = matcher(ignored)
     out, rest = ([name for name in owned if is_ignored(name) == is_out] for is_out in (True, False))
     ignored += tuple(map(escape, sorted(tied_to(out, aligned_base, experts, rest, model))))
-    return Aligned(aligned_base, experts, opened, failures, classifiers, ignored)
+    return Aligned(aligned_base, experts, opened, failures, classifiers, ignored, tuple(sorted(sizes.changed)))
 
 
 def require_fit(task: str, expert: Checkpoint, base: Mapping[str, TensorHeader], ignored: Sequence[str] = ()) -> None:
@@ -161,7 +172,10 @@ def require_fit(task: str, expert: Checkpoint, base: Mapping[str, TensorHeader],
     for name in sorted(found.reshaped + found.other_kind):
         ours, theirs, tensor = base[name], expert.headers[name], f"{label}: {name!r}"
         if ours.shape != theirs.shape:
-            raise CheckpointError(f"{tensor} has shape {theirs.shape}, expected {ours.shape} as in the base.{hint}")
+            told = sizes_told(found.reshaped, expert.headers, base)
+            raise CheckpointError(
+                f"{tensor} has shape {theirs.shape}, expected {ours.shape} as in the base.{told or hint}"
+            )
         raise CheckpointError(f"{tensor} is {theirs.dtype}, expected {ours.dtype} as in the base.")
 
 
@@ -183,6 +197,7 @@ def _align_expert(
     model: nn.Module | None,
     ignored: Sequence[str],
     modules: Sequence[nn.Module],
+    sizes: ImageSizes,
 ) -> Checkpoint:
     """Bring whole weights, an adapter or a task vector to the names of a base, which its file may name otherwise."""
     if is_adapter(expert):
@@ -190,15 +205,20 @@ def _align_expert(
     elif is_task_vector(expert):
         difference, replaced = expert, None
     else:
-        return match_names(expert, base.headers, model)
+        named = match_names(expert if model is None else sizes.converted(expert, base.headers), base.headers, model)
+        return sizes.fitted(named, base)
+    # A task vector is of all weights, and from those at their own size.
+    home = raw_base if difference is expert and sizes.has_changed(base) else base
     try:
-        made = add_difference(difference, raw_base, base, model, replaced, ignored)
+        made = add_difference(difference, raw_base, home, model, replaced, ignored)
     except CheckpointError as error:
         if packed := quantized(raw_base.headers, declared=is_quantized(raw_base)):
             raise CheckpointError(
                 f"{error} The base has quantized weights; dequantize it first: {some_of(list(packed), 3)}"
             ) from error
         raise
+    if home is not base:
+        made = sizes.fitted(match_names(made, base.headers, model), base)
     made.is_sum = difference is expert
     return made
 
@@ -222,5 +242,9 @@ def _require_model(
         raise CheckpointError(f"{label}: none of its tensors is the model's, which has {some_of(wanted)}")
     own = classifier_paths(model) or own_classifiers(model, wanted, [(base.headers, ())], exclude)
     apart = (*exclude, *(f"{path}.*" for path in own))
-    for name in compare_headers(wanted, base.headers, apart).reshaped:
-        raise CheckpointError(f"{label}: {name!r} has shape {base.headers[name].shape}, expected {wanted[name].shape}.")
+    reshaped = compare_headers(wanted, base.headers, apart).reshaped
+    for name in reshaped:
+        told = sizes_told(reshaped, base.headers, wanted)
+        raise CheckpointError(
+            f"{label}: {name!r} has shape {base.headers[name].shape}, expected {wanted[name].shape}.{told}"
+        )

@@ -46,6 +46,7 @@ class TaskVectors:
             its scale and the saliency: running statistics of batch normalisation.
         tied: Further names of tied weights, each mapped to the one among ``names`` under which it is merged.
         excluded: Globs of the tensors that may differ and are not merged.
+        resized: The tensors that were brought to another image size, in the base or in a task.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class TaskVectors:
         averaged: Sequence[str] = (),
         tied: Mapping[str, str] | None = None,
         excluded: Sequence[str] = (),
+        resized: Sequence[str] = (),
     ) -> None:
         self._base = base
         self._experts = dict(experts)
@@ -67,6 +69,7 @@ class TaskVectors:
         self.averaged = tuple(averaged)
         self.tied = dict(tied or {})
         self.excluded = tuple(excluded)
+        self.resized = tuple(resized)
 
     @classmethod
     def open(
@@ -78,6 +81,7 @@ class TaskVectors:
         model: nn.Module | None = None,
         prefix: str | None = None,
         ema: bool | None = None,
+        resize_position_embedding: bool = False,
     ) -> TaskVectors:
         """Open the checkpoints, check that they belong together, and read no more than headers.
 
@@ -96,6 +100,9 @@ class TaskVectors:
             prefix: What the wanted names start with in Lightning checkpoints, such as ``"model."``; found by
                 comparing names when not given.
             ema: Whether to take the averaged weights of the tasks' training checkpoints; see `open_checkpoint`.
+            resize_position_embedding: Whether to resample position embeddings (absolute ones, and tables of relative
+                biases) of another image size, by timm's functions, to the size of the model or, without one, of the
+                base.
 
         Raises:
             ValueError: ``tasks`` is empty or an ``exclude`` pattern matches no tensor.
@@ -111,12 +118,14 @@ class TaskVectors:
             >>> vectors.tasks, vectors.names, vectors.stack("w")
             (('a',), ('w',), tensor([[1., 1.]]))
         """
-        found = align(base, tasks, exclude=exclude, model=model, prefix=prefix, ema=ema)
+        options: dict[str, Any] = {"exclude": exclude, "model": model, "prefix": prefix, "ema": ema}
+        found = align(base, tasks, **options, resize_position_embedding=resize_position_embedding)
         for task, expert in found.experts.items():
             require_dequantized(task, expert, found.base, found.ignored)
             require_fit(task, expert, found.base.headers, found.ignored)
         names, copied = found.shared()
-        vectors = cls(found.base, found.experts, names, copied, found.classifiers, excluded=found.ignored)
+        more: dict[str, Any] = {"excluded": found.ignored, "resized": found.resized}
+        vectors = cls(found.base, found.experts, names, copied, found.classifiers, **more)
         # A base that is a module may have been tuned to experts whose weights are not tied any more.
         own = base if isinstance(base, nn.Module) else None
         vectors = vectors.knowing(own, strict=False) if model is None else vectors.knowing(model)
@@ -285,7 +294,7 @@ class TaskVectors:
 
     def _with(self, **changes: Any) -> TaskVectors:
         own: dict[str, Any] = {"base": self._base, "experts": self._experts, "names": self.names, "copied": self.copied}
-        own |= {name: getattr(self, name) for name in ("classifiers", "averaged", "tied", "excluded")}
+        own |= {name: getattr(self, name) for name in ("classifiers", "averaged", "tied", "excluded", "resized")}
         return TaskVectors(**{**own, **changes})
 
     @property
