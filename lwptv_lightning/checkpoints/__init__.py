@@ -17,7 +17,13 @@ from lwptv_lightning.checkpoints.difference import add_difference, is_task_vecto
 from lwptv_lightning.checkpoints.hashing import UNKNOWN, fingerprint, fingerprints, tensor_fingerprints
 from lwptv_lightning.checkpoints.hub import fetch, hub_name
 from lwptv_lightning.checkpoints.lora import expand_adapter
-from lwptv_lightning.checkpoints.names import align_prefix, is_quantized, match_names, without_wrappers
+from lwptv_lightning.checkpoints.names import (
+    align_prefix,
+    is_quantized,
+    match_names,
+    quantization_config,
+    without_wrappers,
+)
 from lwptv_lightning.checkpoints.open import CheckpointSource, open_checkpoint
 from lwptv_lightning.checkpoints.patterns import found_groups
 from lwptv_lightning.checkpoints.payload import CHECKSUM_KEYS, PAYLOAD_KEY, payload_problem

@@ -114,6 +114,8 @@ class Checkpoint:
         """Tensors that are differences from other weights than those of the base that they were added to."""
         self.is_sum = False
         """Whether it is a base and what a file calls a task vector, added."""
+        self.dequantized: tuple[str, ...] = ()
+        """Tensors, by their names when it was opened, that the file holds quantized and that are read as float32."""
         self._reader = reader
         self._stored_names = dict(stored_names or {})
 

@@ -240,9 +240,15 @@ def _activation(checkpoint: Checkpoint) -> str | None:
     return None if named is None else str(named)
 
 
+def quantization_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what the configuration beside a checkpoint says of how its weights are quantized; empty where nothing."""
+    found = {} if checkpoint.folder is None else _json(checkpoint.folder / "config.json").get("quantization_config")
+    return found if isinstance(found, dict) else {"quant_method": found} if found else {}
+
+
 def is_quantized(checkpoint: Checkpoint) -> bool:
     """Whether the configuration beside a checkpoint says that weights in it are quantized."""
-    return checkpoint.folder is not None and bool(_json(checkpoint.folder / "config.json").get("quantization_config"))
+    return bool(quantization_config(checkpoint))
 
 
 def _json(path: Path) -> dict[str, Any]:

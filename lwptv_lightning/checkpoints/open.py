@@ -22,6 +22,7 @@ from lwptv_lightning.checkpoints.distributed import (
     require_no_distributed_remains,
     require_no_piece,
 )
+from lwptv_lightning.checkpoints.float8 import dequantized
 from lwptv_lightning.checkpoints.foreign import require_no_foreign_file, require_no_foreign_folder
 from lwptv_lightning.checkpoints.hub import SCHEMES, fetch
 from lwptv_lightning.checkpoints.names import without_wrappers
@@ -100,6 +101,7 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
         checkpoint = _from_path(Path(source).expanduser(), ema)
     else:
         raise TypeError(f"a checkpoint is a path, a state dict or a module, not {type(source).__name__}.")
+    checkpoint = dequantized(checkpoint)
     if prefix is not None:
         return _part(checkpoint, prefix) if prefix else checkpoint
     checkpoint = without_wrappers(checkpoint)

@@ -20,7 +20,6 @@ from lwptv_lightning.checkpoints import (
     compare_headers,
     expand_adapter,
     is_adapter,
-    is_quantized,
     is_task_vector,
     match_names,
     open_checkpoint,
@@ -32,7 +31,7 @@ from lwptv_lightning.checkpoints import (
 from lwptv_lightning.functional import plain_module
 from lwptv_lightning.registry import matcher, nearest, require_kind, require_matches, require_texts, shown
 from lwptv_lightning.task_vectors.classifiers import classifier_paths, output_paths, own_classifiers
-from lwptv_lightning.task_vectors.integers import quantized
+from lwptv_lightning.task_vectors.integers import quantized_alone, telling_quantized
 from lwptv_lightning.task_vectors.sizes import ImageSizes
 from lwptv_lightning.task_vectors.ties import complete, tied_to, ties_of
 
@@ -117,9 +116,10 @@ def align(
     if model is not None:
         model = plain_module(model)
         reference = reference_of(model)
-        aligned_base = match_names(sizes.converted(raw_base, reference.headers), reference.headers, model)
-        aligned_base = sizes.fitted(aligned_base, reference)
-        _require_model(aligned_base, reference.headers, model, exclude)
+        with telling_quantized(raw_base):
+            aligned_base = match_names(sizes.converted(raw_base, reference.headers), reference.headers, model)
+            aligned_base = sizes.fitted(aligned_base, reference)
+            _require_model(aligned_base, reference.headers, model, exclude)
     # A task vector may be of another classifier than the base's.
     apart = (*exclude, *(f"{path}.*" for path in output_paths(model)))
     opened: dict[str, Checkpoint] = {}
@@ -131,6 +131,8 @@ def align(
     for task, source in named.items():
         try:
             opened[task] = _open_unprefixed(source, prefix, ema)
+            if (wrong := quantized_alone(raw_base, opened[task], exclude)) and not _is_difference(opened[task]):
+                raise CheckpointError(f"{opened[task].source}: {wrong}" if strict else wrong)
             aligned = _align_expert(opened[task], raw_base, aligned_base, model, apart, modules, sizes)
             experts[task] = complete(aligned_base, aligned)
             owned = {name: None for name in owned if name in aligned.headers}
@@ -209,18 +211,16 @@ def _align_expert(
         return sizes.fitted(named, base)
     # A task vector is of all weights, and from those at their own size.
     home = raw_base if difference is expert and sizes.has_changed(base) else base
-    try:
+    with telling_quantized(raw_base):
         made = add_difference(difference, raw_base, home, model, replaced, ignored)
-    except CheckpointError as error:
-        if packed := quantized(raw_base.headers, declared=is_quantized(raw_base)):
-            raise CheckpointError(
-                f"{error} The base has quantized weights; dequantize it first: {some_of(list(packed), 3)}"
-            ) from error
-        raise
     if home is not base:
         made = sizes.fitted(match_names(made, base.headers, model), base)
     made.is_sum = difference is expert
     return made
+
+
+def _is_difference(checkpoint: Checkpoint) -> bool:
+    return is_adapter(checkpoint) or is_task_vector(checkpoint)
 
 
 def _require_whole(base: Checkpoint) -> None:

@@ -10,16 +10,32 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, TensorHeader, is_quantized, some_of
 from lwptv_lightning.registry import matcher
+from lwptv_lightning.task_vectors.schemes import scheme_of
 
 _SCALES = {"scale", "scales", "scb", "absmax", "zero", "zeros", "qzeros", "amax", "map"}
 """Words in the names of what integers are multiplied by, or shifted, to be weights."""
 _BESIDE_SCALE = {"inv", "point", "points", "quant"}
-_WEIGHTS = {"weight", "weights", "qweight", "kernel", "w", "q", "wq", "int", "packed", "codes", "blocks", "data"}
+_WEIGHTS = {
+    "weight",
+    "weights",
+    "qweight",
+    "kernel",
+    "w",
+    "q",
+    "wq",
+    "int",
+    "packed",
+    "codes",
+    "blocks",
+    "data",
+    "qdata",
+}
 """Words in the names of weights."""
 _KIND = re.compile(r"(u?int|fp|float|nf)\d+")
 _NO_WEIGHTS = {"index", "indices", "idx", "id", "ids", "mask", "masks", "shape", "format", "tracked"}
@@ -29,7 +45,7 @@ _COUNTERS |= {"iteration", "iterations", "epoch", "epochs", "update", "updates",
 _PACKED = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.int64)
 KEPT = "no floating number and not as in the base, whose values are kept"
 """What is said of a tensor that a task changed and no merge does."""
-_ADVICE = "Dequantize the base and the tasks first, or leave the weights and their scales out with exclude=(...)."
+_ADVICE = "Dequantize the base and the tasks first{}, or leave the weights and their scales out with exclude=(...)."
 
 
 def quantized(headers: Mapping[str, TensorHeader], *, declared: bool = False) -> dict[str, tuple[str, ...]]:
@@ -37,7 +53,7 @@ def quantized(headers: Mapping[str, TensorHeader], *, declared: bool = False) ->
 
     Args:
         headers: Name to shape and dtype.
-        declared: Whether it is known that there are some, so that any matrix of small integers is one.
+        declared: Whether it is known that there are some, so that any matrix of small integers or of float8 is one.
 
     Example:
         >>> weight, scale = TensorHeader((4, 8), torch.int8), TensorHeader((4, 1), torch.float32)
@@ -53,11 +69,30 @@ def quantized(headers: Mapping[str, TensorHeader], *, declared: bool = False) ->
     found = {}
     for name in packed:
         near, dtype = beside[_place(name)], headers[name].dtype
+        if dtype.is_floating_point and (pickled := f"{name.rpartition('.')[0]}._extra_state") in headers:
+            near = [*near, pickled]  # where TransformerEngine keeps scales
         # Of a model that was cast to float8, a scale was too.
         scales = [each for each in near if not (dtype.is_floating_point and headers[each].dtype == dtype)]
         if scales or _is_matrix_of_integers(name, headers[name], declared):
             found[name] = tuple(scales)
+    # VPTQ keeps no numbers but which of its centroids they are.
+    for name in (name for name in headers if name.endswith("centroids.weight")):
+        if (indices := name.replace("centroids.weight", "indices")) in headers:
+            found[indices] = (name,)
     return found
+
+
+def quantized_alone(base: Checkpoint, expert: Checkpoint, ignored: Sequence[str]) -> str:
+    """Return what is wrong where either base or expert has quantized weights, by any names, and the other none."""
+    is_ignored = matcher(ignored)
+    held = {}
+    for checkpoint in (expert, base):
+        found = quantized(checkpoint.headers, declared=is_quantized(checkpoint))
+        # Globs are of names that this file may have under a prefix.
+        held[checkpoint] = {name: scales for name, scales in found.items() if not any(map(is_ignored, _ends(name)))}
+    if all(held.values()) or not any(held.values()):
+        return ""
+    return next(_told(found, checkpoint) for checkpoint, found in held.items() if found)
 
 
 def quantized_apart(
@@ -86,13 +121,45 @@ def quantized_apart(
             wrong.append(weight)
     if not wrong:
         return ""
-    first, others = wrong[0], f" So are {some_of(wrong[1:], 3)}" if wrong[1:] else ""
-    dtype = str(holders[first].headers[first].dtype).removeprefix("torch.")
-    with_scale = f" with {found[first][0]!r} beside it" if found[first] else ""
+    return _told({name: found[name] for name in wrong}, holders[wrong[0]])
+
+
+@contextmanager
+def telling_quantized(base: Checkpoint) -> Iterator[None]:
+    """Add to a `CheckpointError` within that a base has quantized weights, where it has some."""
+    try:
+        yield
+    except CheckpointError as error:
+        packed = quantized(base.headers, declared=is_quantized(base))
+        if not packed:
+            raise
+        scheme, _ = scheme_of(next(iter(packed)), base)
+        by = f" ({scheme})" if scheme else ""
+        raise CheckpointError(
+            f"{error} The base has quantized weights{by}; dequantize it first: {some_of(list(packed), 3)}"
+        ) from error
+
+
+def _told(found: Mapping[str, tuple[str, ...]], holder: Checkpoint) -> str:
+    """Say that there are quantized weights, who made the first one and what to do."""
+    (first, scales), *more = found.items()
+    others = f" So are {some_of([name for name, _ in more], 3)}" if more else ""
+    dtype = str(holder.headers[first].dtype).removeprefix("torch.")
+    with_scale = f" with {scales[0]!r} beside it" if scales else ""
+    scheme, way = scheme_of(first, holder)
+    by, how = f" ({scheme})" if scheme else "", f", by {way}" if way else ""
     return (
-        f"quantized weights: {first!r} is {dtype}{with_scale}; merged as they are, these would be neither model's."
-        f"{others} {_ADVICE}"
+        f"quantized weights: {first!r} is {dtype}{with_scale}{by}; merged as they are, these would be neither model's."
+        f"{others} {_ADVICE.format(how)}"
     )
+
+
+def _ends(name: str) -> Iterator[str]:
+    """Yield a name, and it without the first of its parts, the first two, and so on."""
+    yield name
+    while "." in name:
+        name = name.partition(".")[2]
+        yield name
 
 
 def require_dequantized(task: str, expert: Checkpoint, base: Checkpoint, ignored: Sequence[str]) -> None:
@@ -127,7 +194,7 @@ def _is_matrix_of_integers(name: str, header: TensorHeader, declared: bool) -> b
     words = _words(name)
     # Wide integers are mostly indices, whatever they are called.
     named = words & {"weight", "weights"} or (header.dtype != torch.int64 and (declared or words & _WEIGHTS))
-    return bool(named) and not header.dtype.is_floating_point and len(header.shape) > 1
+    return bool(named) and len(header.shape) > 1 and (declared or not header.dtype.is_floating_point)
 
 
 def _place(name: str) -> tuple[str, ...]:

@@ -76,10 +76,12 @@ FORMS = {
         "fc.weight_scale": float8(s, 8, 1),
         "fc.weight_scale_2": floats(s, 1),
     },
-    "float8": lambda s: {"fc.weight": float8(s, 8, 8), "fc.weight_scale_inv": floats(s, 1, 1)},
-    "float8, scale first": lambda s: {
-        "fc.weight": floats(s, 8, 8).to(torch.float8_e5m2),
-        "fc.scale_weight": floats(s, 1),
+    "MXFP8": lambda s: {"fc.weight": float8(s, 8, 64), "fc.weight_scale": integers(s, 8, 2, dtype=torch.uint8)},
+    "float8, divided": lambda s: {"fc.weight": float8(s, 8, 8), "fc.scale": floats(s, 1)},
+    "VPTQ": lambda s: {
+        "fc.indices": integers(s, 1, 8, 8, dtype=torch.int32),
+        "fc.centroids.weight": floats(s, 1, 64),
+        "fc.weight_scale": floats(s, 8),
     },
     "no scale": lambda s: {"fc.weight": integers(s, 8, 8)},
     "int64": lambda s: {"fc.weight": integers(s, 8, 8, dtype=torch.int64), "fc.weight_scale": floats(s, 8, 1)},
@@ -131,7 +133,7 @@ def test_scales_alone_make_another_model_too(form):
 
 def test_one_side_alone_is_quantized():
     base, task = PLAIN | {"fc.weight": floats(0, 8, 8)}, PLAIN | FORMS["uint8"](1)
-    for first, second in ((base, task), (task, base)):
+    for first, second in ((base, task), (task, base), ({f"net.{name}": each for name, each in base.items()}, task)):
         with pytest.raises(CheckpointError, match=r"quantized weights: 'fc\.weight' is uint8 with 'fc\.weight_scale'"):
             TaskVectors.open(first, {"a": second})
 
@@ -172,8 +174,20 @@ def test_what_the_configuration_beside_a_file_says(tmp_path):
     with pytest.warns(UserWarning, match=r"no floating number and not as in the base, whose values are kept: table\."):
         merge(TaskVectors.open(base, {"a": tmp_path / "task"}), "ties")
     (tmp_path / "task" / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "own"}}))
-    with pytest.raises(CheckpointError, match="quantized weights: 'table' is int8"):
+    with pytest.raises(CheckpointError, match=r"'table' is int8 \(own, as the configuration beside it says\); merged"):
         TaskVectors.open(base, {"a": tmp_path / "task"})
+
+
+def test_float8_without_the_scale_that_the_configuration_says_it_has(tmp_path):
+    task = PLAIN | {"fc.weight": float8(1, 8, 8)}
+    save_file(task, tmp_path / "model.safetensors")
+    base = PLAIN | {"fc.weight": floats(0, 8, 8)}
+    assert TaskVectors.open(base, {"a": tmp_path}).stack("fc.weight").shape == (1, 8, 8)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(
+        CheckpointError, match=r"'fc\.weight' is float8_e4m3fn \(fp8, as the configuration beside it says"
+    ):
+        TaskVectors.open(base, {"a": tmp_path})
 
 
 SILENT = {
