@@ -21,7 +21,9 @@ _NAMES_IN = {
     ),
     "rules": "MergeContext MergeRule get_rule merge_rule",
     "recipe": "LiNeS MergeRecipe make_recipe",
-    "merging": "Merge MergeOptions MergePlan install_ merge merge_transform model_card plan_pruning save_merged",
+    "merging": (
+        "Merge MergeOptions MergePlan install_ merge merge_transform model_card plan_pruning save_adapter save_merged"
+    ),
     "evaluation": "EvaluationSuite Heads MergeModule ZeroShotHead heads_from read_heads zero_shot_head",
     "learning": "AdaMergingModule",
     "callbacks": (

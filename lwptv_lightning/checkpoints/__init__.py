@@ -1,6 +1,16 @@
 """One model's tensors, read on demand, whatever wrote them; and files written so that none is left half done."""
 
 from lwptv_lightning.checkpoints.adapter_forms import is_adapter
+from lwptv_lightning.checkpoints.adapter_layout import (
+    FACTORS,
+    MODULE,
+    ROOT,
+    WHOLE,
+    AdapterLayout,
+    Home,
+    factor_matrix,
+    factor_tensors,
+)
 from lwptv_lightning.checkpoints.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -40,6 +50,8 @@ from lwptv_lightning.checkpoints.provenance import Provenance
 from lwptv_lightning.checkpoints.safetensors import SAFETENSORS_DTYPES
 from lwptv_lightning.checkpoints.safetensors_writer import SafetensorsWriter, write_safetensors
 from lwptv_lightning.checkpoints.shards import index_of
+from lwptv_lightning.checkpoints.skeleton import model_names, skeleton_of
+from lwptv_lightning.checkpoints.spool import Spool
 from lwptv_lightning.checkpoints.storable import require_place, require_safetensors_path, require_storable
 
 __all__ = [

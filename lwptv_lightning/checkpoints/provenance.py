@@ -13,7 +13,7 @@ from lwptv_lightning import __version__
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError
 from lwptv_lightning.registry import nearest, parse_json, require_kind, shown
 
-KINDS = ("merged", "task_vector", "base")
+KINDS = ("merged", "task_vector", "base", "adapter")
 """What the library writes."""
 _SHORT = 200
 """Characters of a broken value that a message shows."""
@@ -24,7 +24,7 @@ class Provenance:
     """What a file of the library says of itself, as plain values that JSON keeps.
 
     Attributes:
-        kind: ``"merged"``, ``"task_vector"`` or ``"base"``; None where the file does not say.
+        kind: ``"merged"``, ``"task_vector"``, ``"base"`` or ``"adapter"``; None where the file does not say.
         base: Fingerprint of the base.
         base_tensors: Tensor name to fingerprint of each floating tensor of a task vector's base, so that it is known
             where another model has some of them; None in files of earlier versions.

@@ -9,19 +9,19 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from lwptv_lightning import __version__
-from lwptv_lightning.cli import card, check, demo, diff, merge, push, rules, scores, validate, verify, zoo
+from lwptv_lightning.cli import card, check, demo, diff, extract, merge, push, rules, scores, validate, verify, zoo
 from lwptv_lightning.cli.ending import ending
 from lwptv_lightning.registry import any_character, printable
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (demo, merge, check, diff, verify, card, push, validate, rules, scores, zoo)
+    for module in (demo, merge, extract, check, diff, verify, card, push, validate, rules, scores, zoo)
 }
 """Each has ``run``, whose docstring is the command's help, and ``add_arguments`` where it takes some."""
 
 _DEBUG: dict[str, Any] = {"action": "store_true", "help": "show the traceback of an error"}
 _ARGUMENT = re.compile(
-    r"\b(exclude|prefix|ema|model|keep|prune|task|overwrite)=(\(\.\.\.\)|\.\.\.|True|\([^()]*\)|'[^']*')"
+    r"\b(exclude|prefix|ema|model|keep|prune|task|overwrite|drop_rest)=(\(\.\.\.\)|\.\.\.|True|\([^()]*\)|'[^']*')"
 )
 _VALUE = {"(...)": "", "...": "", "True": ""}
 """What follows an argument's name in messages, and in an option's place."""
@@ -60,7 +60,7 @@ def _in_shell_words(text: str) -> str:
     """Return text of any characters for a terminal, with options as the shell names them where it names arguments."""
     text = text.replace("statistics=... or data=...", "--data-statistics")
     text = re.sub(r"(?<![\w-])(max_memory|max_shard_size)\b", lambda found: f"--{found[0].replace('_', '-')}", text)
-    text = _ARGUMENT.sub(lambda found: f"--{found[1]}{_VALUE.get(found[2], ' ' + found[2])}", text)
+    text = _ARGUMENT.sub(lambda found: f"--{found[1].replace('_', '-')}{_VALUE.get(found[2], ' ' + found[2])}", text)
     return "\n    ".join(map(printable, text.split("\n")))  # so that no name can look like a line of ours
 
 

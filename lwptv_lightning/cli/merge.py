@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lwptv_lightning.cli import arguments
+from lwptv_lightning.cli import arguments, extract
 from lwptv_lightning.recipe import LiNeS, MergeRecipe
 from lwptv_lightning.registry import parse_bytes, printable, printable_name
 
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-statistics", type=Path, metavar="FILE", help="what CollectDataStatistics wrote, for rules that need it"
     )
+    extract.add_as_lora(parser.add_argument_group("LoRA"))
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--recipe", type=Path, metavar="JSON", help="a recipe's file; the options below change it")
     recipe.add_argument("--set", **arguments.SETTINGS, help="a hyper-parameter of the rule, such as density=0.1")
@@ -35,9 +36,15 @@ def run(options: argparse.Namespace) -> None:
     from lwptv_lightning.merging import save_merged, treatment_of
     from lwptv_lightning.task_vectors import TaskVectors
 
-    _require_place(options.out, options.overwrite)
-    recipe, costs = _recipe(options), _costs(options)
-    vectors = TaskVectors.open(options.base, **arguments.checkpoint_options(options))
+    if options.as_lora is None:
+        _require_place(options.out, options.overwrite)
+    else:
+        extract.require_place(options.out, options.as_lora, options.overwrite)
+    recipe, costs, opened = _recipe(options), _costs(options), arguments.checkpoint_options(options)
+    vectors = TaskVectors.open(options.base, **opened)
+    if options.as_lora is not None:
+        extract.write(vectors, recipe, options, options.as_lora, opened["model"], costs)
+        return
     written = save_merged(vectors, recipe, options.out, overwrite=options.overwrite, **costs)
     tasks = ", ".join(map(printable_name, vectors.tasks))
     print(printable(f"Merged {tasks} by {recipe.describe()} into {written}"))

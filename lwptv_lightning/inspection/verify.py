@@ -137,6 +137,8 @@ def verify(
     check = _Check(found, written.checkpoint, sample, seed)
     if made.kind == "base":
         return check.as_base(base, prefix)
+    if made.kind == "adapter":
+        raise ValueError(f"{source} is an adapter, which is checked by itself; verify makes whole models again.")
     if not tasks:
         raise ValueError(f"{source} is made of a base and {len(made.tasks)} tasks: name these too.")
     if made.kind == "task_vector":
@@ -287,9 +289,8 @@ def _description(made: Provenance) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in made.versions.items())
     by = f" with {versions}" if versions else ""
     if made.kind != "merged":
-        return (
-            f"It is the base of a task vector{by}." if made.kind == "base" else f"It is the task vector of {tasks}{by}."
-        )
+        kinds = {"base": "the base of a task vector", "adapter": f"an adapter, a merge of {tasks}"}
+        return f"It is {kinds.get(str(made.kind), f'the task vector of {tasks}')}{by}."
     try:
         recipe = MergeRecipe.from_dict(made.recipe or {}).describe()
     except (TypeError, ValueError):  # of a rule that is not registered here

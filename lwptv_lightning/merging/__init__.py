@@ -1,9 +1,11 @@
 """A merge is asked for, planned, and poured into a dict, a file, a module or a graph."""
 
+from lwptv_lightning.merging.adapter import SavedAdapter, parse_rank, require_adapter_place, save_adapter
 from lwptv_lightning.merging.backbone import find_backbone, named_submodule
 from lwptv_lightning.merging.base_card import BaseCard
 from lwptv_lightning.merging.card import TAGS, card_of, model_card
 from lwptv_lightning.merging.data import fingerprint_of_data, read_data_statistics, write_data_statistics
+from lwptv_lightning.merging.factors import AdaptedLayer
 from lwptv_lightning.merging.install import (
     exchange_,
     exchange_plan_,
@@ -31,10 +33,12 @@ __all__ = [
     "Merge",
     "MergeOptions",
     "MergePlan",
+    "SavedAdapter",
     "install_",
     "merge",
     "merge_transform",
     "model_card",
     "plan_pruning",
+    "save_adapter",
     "save_merged",
 ]

@@ -112,7 +112,7 @@ class MergePlan:
                 needed = needed_memory(self.recipe.rule, self.stream, thins) if self.stream.names else 0
                 if needed + elements * self.stream.dtype.itemsize > limit:
                     return self
-            return replace(self, held=hold(self._made(names), self.vectors.headers))
+            return replace(self, held=hold(self.made(names), self.vectors.headers))
 
     def pieces(self) -> Iterator[tuple[str, slice, Tensor]]:
         """Make this process's tensors piece by piece.
@@ -127,9 +127,7 @@ class MergePlan:
         Warns:
             UserWarning: A task's weights hardly belong to the base; see `TaskVectors.doubts`.
         """
-        if self.execution.ranks.rank == 0:
-            for doubt in self.vectors.sample.doubts({name: job.kept.tolist() for name, job in self.jobs.items()}):
-                warnings.warn(f"{doubt} `lwptv check` says more.", stacklevel=2)
+        self.warn_of_doubts()
         own = [name for name, rank in self.owner.items() if rank == self.execution.ranks.rank]
         yield from self._added(self._own_names)
         for name, first in self.vectors.tied.items():
@@ -140,6 +138,12 @@ class MergePlan:
                 values = self.vectors.base(name).reshape(-1)
                 yield name, slice(0, len(values)), values
         self.require_unchanged()
+
+    def warn_of_doubts(self) -> None:
+        """Warn where a task's weights hardly belong to the base; see `TaskVectors.doubts`."""
+        if self.execution.ranks.rank == 0:
+            for doubt in self.vectors.sample.doubts({name: job.kept.tolist() for name, job in self.jobs.items()}):
+                warnings.warn(f"{doubt} `lwptv check` says more.", stacklevel=3)
 
     def require_unchanged(self) -> None:
         """Raise a `CheckpointError` where a file that is merged was changed since it was opened."""
@@ -175,7 +179,7 @@ class MergePlan:
         """The tensors that this process merges."""
         return [name for name, rank in self.owner.items() if rank == self.execution.ranks.rank and name in self.jobs]
 
-    def _made(self, names: Sequence[str]) -> Iterator[Piece]:
+    def made(self, names: Sequence[str]) -> Iterator[Piece]:
         """Merge some of this process's task vectors, or take them out of memory."""
         held = self._held_pieces(names)
         yield from merged_pieces({name: self.jobs[name] for name in names}) if held is None else held
@@ -201,7 +205,7 @@ class MergePlan:
         rank = self.execution.ranks.rank
         # Of the whole model, also where `only` left tensors out.
         weights = [name for name in self.stream.names if self.jobs[name].owner == rank]
-        return published_alpha(self._made(weights), self.stream)
+        return published_alpha(self.made(weights), self.stream)
 
     def _scales(self, recipe: MergeRecipe, layers: Layers | None) -> dict[str, float]:
         """Return the coefficient of each weight."""

@@ -1,6 +1,7 @@
 """Tables, pictures and files from figures that are there already."""
 
 from lwptv_lightning.registry import literal, markdown_table
+from lwptv_lightning.report.adapter import adapter_summary, adapter_table
 from lwptv_lightning.report.folder import RECIPE, REPORT, RESULTS, ReportFolder
 from lwptv_lightning.report.pictures import PRUNED_SUFFIX, plot_id_ood, plot_saliency
 from lwptv_lightning.report.table import ResultRow, ResultTable

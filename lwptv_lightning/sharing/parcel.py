@@ -115,7 +115,8 @@ class Parcel:
 
 def _require_merged(path: Path, found: Verification) -> None:
     if found.made.kind != "merged":
-        kind = {"task_vector": "a task vector", "base": "the base of a task vector"}.get(str(found.made.kind))
+        kinds = {"task_vector": "a task vector", "base": "the base of a task vector", "adapter": "an adapter"}
+        kind = kinds.get(str(found.made.kind))
         was = "what lwptv did not write, or wrote as something else" if kind is None else kind
         raise CheckpointError(f"{path}: expected a merged model, not {was}.")
     if not found.passed:

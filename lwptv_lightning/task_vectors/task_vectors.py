@@ -139,6 +139,11 @@ class TaskVectors:
         return tuple(self._experts)
 
     @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The base and the tasks' fine-tuned models, as they were opened."""
+        return (self._base, *self._experts.values())
+
+    @property
     def shared_names(self) -> tuple[str, ...]:
         """The tensors that base and tasks have in common: all but the excluded ones."""
         return self.names + tuple(self.tied) + self.averaged + self.copied
@@ -264,11 +269,8 @@ class TaskVectors:
         require_dequantized(task, expert, self._base, others)
         require_fit(task, expert.renamed({name: name for name in expert.names if name in shared}), shared)
         apart = untied(expert, self.tied)
-        return self._with(
-            experts={**self._experts, task: expert},
-            names=self.names + tuple(apart),
-            tied={name: first for name, first in self.tied.items() if name not in apart},
-        )
+        tied = {name: first for name, first in self.tied.items() if name not in apart}
+        return self._with(experts={**self._experts, task: expert}, names=self.names + tuple(apart), tied=tied)
 
     def require_new(self, task: str) -> None:
         """Raise a `ValueError` where there is a task of that name."""
@@ -283,7 +285,7 @@ class TaskVectors:
 
     def require_unchanged(self) -> None:
         """Raise a `CheckpointError` where a file that is read from was changed since it was opened."""
-        for checkpoint in (self._base, *self._experts.values()):
+        for checkpoint in self.checkpoints:
             checkpoint.require_unchanged()
 
     def classifier_state(self, task: str) -> dict[str, Tensor]:

@@ -1,0 +1,314 @@
+"""Where an adapter of PEFT holds the change of each tensor of a model, and the configuration that says so.
+
+PEFT loads an adapter in three ways, of which a tensor gets the first that fits:
+
+- two factors, for the weights of linear layers, of transformers' Conv1D, embeddings, convolutions and torch's fused
+  attention;
+- as part of a whole module (``modules_to_save``), such as a normalisation;
+- whole, under its own name, as PEFT stores biases: loading puts it into the base itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from lwptv_lightning.checkpoints.checkpoint import TensorHeader
+from lwptv_lightning.checkpoints.skeleton import model_names, tied_names
+
+ROOT = "base_model.model."
+"""What PEFT puts before every name."""
+FACTORS, MODULE, WHOLE = "factors", "module", "whole"
+LINEAR, TRANSPOSED, EMBEDDING, CONVOLUTION, ATTENTION = "linear", "transposed", "embedding", "convolution", "attention"
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_COLLECTIONS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
+"""What PEFT puts into no ``modules_to_save``."""
+_PLAIN_PATH = re.compile(r"[\w-]+(\.[\w-]+)*")
+"""A path that means itself where PEFT takes it for a pattern."""
+_TAKEN = r"(?<!isinstance\()self\.{}\.(?:in_proj_)?weight\b(?!\.(?:dtype|device|shape|size|ndim))"
+"""How code takes a module's weight, and not what it asks of it."""
+_LINEAR_NAME = re.compile(r"(.*_)?(proj|projection|qkv|query|key|value|dense|fc\d*|lin\d*|linear\d*|head|classifier)")
+"""What linear layers without biases are called, whose weights could be embeddings."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """How an adapter holds the change of one tensor.
+
+    Attributes:
+        way: ``"factors"``, ``"module"`` or ``"whole"``.
+        path: The path of its module in the model.
+        own: Its name there.
+        kind: For factors, what the module is.
+    """
+
+    way: str
+    path: str
+    own: str
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class _Module:
+    """What is known of a module.
+
+    Attributes:
+        tensors: Own name to the name in the checkpoint; None where the checkpoint has no such tensor.
+        kind: What its weight's factors are for; None for a weight that has none.
+        is_plain: Whether it can be copied as a whole: it has all its state by itself, and the checkpoint has all of it.
+    """
+
+    tensors: Mapping[str, str | None] = field(default_factory=dict)
+    kind: str | None = None
+    is_plain: bool = True
+
+
+@dataclass(frozen=True)
+class AdapterLayout:
+    """Where an adapter holds the change of each tensor.
+
+    Args:
+        modules: Path to what is known of the module, of all modules.
+        tied: Names in the checkpoint of tensors that are further ones of the model, too.
+    """
+
+    modules: Mapping[str, _Module]
+    tied: Collection[str] = ()
+
+    @classmethod
+    def of_model(cls, headers: Mapping[str, TensorHeader], model: nn.Module) -> AdapterLayout:
+        """Return the layout of a checkpoint's tensors, by the modules of the model that it is of.
+
+        Example:
+            >>> import torch
+            >>> model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+            >>> layout = AdapterLayout.of_model(TensorHeader.of_all(model.state_dict()), model)
+            >>> {name: home.way for name, home in layout.homes.items()}
+            {'0.weight': 'factors', '0.bias': 'whole', '1.weight': 'module', '1.bias': 'module'}
+        """
+        named = {new: name for name, new in model_names(model, list(headers)).items()}
+        state = _by_path(model.state_dict())
+        inner = {path[:place] for path in state for place in _dots(path)}
+        modules, bypassed = {}, _bypassed(model)
+        for path, module in model.named_modules(remove_duplicate=False):
+            tensors = {own: named.get(full) for own, full in state.get(path, {}).items()}
+            is_plain = path not in inner and None not in tensors.values() and not isinstance(module, _COLLECTIONS)
+            # PEFT replaces modules, but for the model itself; what is not called as a module is not replaced.
+            kind = _kind_of(module) if path and path not in bypassed else None
+            modules[path] = _Module(tensors, kind, is_plain and "parametrizations" not in path.split("."))
+        tied = tied_names(model)
+        return cls(modules, frozenset(name for new, name in named.items() if new in tied))
+
+    @classmethod
+    def of_names(cls, headers: Mapping[str, TensorHeader], tied: Collection[str] = ()) -> AdapterLayout:
+        """Return the layout of a checkpoint's tensors, as far as names and shapes tell what their modules are.
+
+        What may be something else than a linear layer, as all convolutions may, which can have groups, is held whole.
+        """
+        state = _by_path(headers)
+        inner = {path[:place] for path in state for place in _dots(path)}
+        shapes = {path: {own: headers[name].shape for own, name in tensors.items()} for path, tensors in state.items()}
+        fused = {path for path, own in shapes.items() if "in_proj_weight" in own}  # which takes its output's weight
+        kinds = {
+            path: _kind_by_shape(path, own)
+            for path, own in shapes.items()
+            if path and path not in inner and path.rpartition(".")[0] not in fused
+        }
+        if TRANSPOSED in kinds.values():  # a square matrix beside may be either
+            kinds = {path: None if _is_square(shapes[path]) else kind for path, kind in kinds.items()}
+        modules = {path: _Module(is_plain=False) for path in inner}
+        for path, tensors in state.items():
+            is_list = any(own.isdigit() for own in tensors)
+            is_plain = path not in inner and not is_list and "parametrizations" not in path.split(".")
+            modules[path] = _Module(tensors, kinds.get(path), is_plain)
+        return cls(modules, frozenset(tied))
+
+    @cached_property
+    def homes(self) -> Mapping[str, Home]:
+        """Name in the checkpoint to where its change is held; what the model does not have has no home."""
+        return {
+            name: self._home(path, own, name)
+            for path, module in self.modules.items()
+            for own, name in module.tensors.items()
+            if name is not None
+        }
+
+    def mates(self, path: str) -> dict[str, str]:
+        """Return what must be held where a module is held as a whole: own path and name to name in the checkpoint.
+
+        PEFT takes every module whose path ends alike.
+        """
+        return {
+            f"{other}.{own}": name
+            for other, module in self.modules.items()
+            if other.endswith(path)
+            for own, name in module.tensors.items()
+            if name is not None
+        }
+
+    def key(self, home: Home, targets: Collection[str]) -> str:
+        """Return the key of a tensor that is held whole, beside factors of some modules."""
+        parent, _, last = home.path.rpartition(".")
+        path = home.path
+        if path in targets:
+            path = f"{path}.base_layer"
+        elif parent in targets and self.modules[parent].kind == ATTENTION:
+            path = f"{parent}.base_layer.{last}.base_layer"  # PEFT adapts the output's projection together with it
+        return f"{ROOT}{path}.{home.own}" if path else f"{ROOT}{home.own}"
+
+    def configuration(self, ranks: Mapping[str, int], saved: Collection[str], whole: Iterable[Home]) -> dict[str, Any]:
+        """Return what ``adapter_config.json`` says.
+
+        Args:
+            ranks: Path of a module to the rank of its factors.
+            saved: Paths of the modules that are held whole.
+            whole: Where the tensors are that are held under their own names.
+        """
+        usual = Counter(ranks.values()).most_common(1)[0][0]
+        unusual = {f"^{re.escape(path)}": rank for path, rank in ranks.items() if rank != usual}
+        linear = {kind for path in ranks if (kind := self.modules[path].kind) in (LINEAR, TRANSPOSED)}
+        return {
+            "peft_type": "LORA",
+            "r": usual,
+            "lora_alpha": usual,
+            "rank_pattern": unusual,
+            "alpha_pattern": unusual,
+            "target_modules": self._targets(ranks),
+            "modules_to_save": sorted(saved) or None,
+            "bias": "all" if any("bias" in home.own for home in whole) else "none",
+            "fan_in_fan_out": linear == {TRANSPOSED},
+            "lora_dropout": 0.0,
+            "use_rslora": False,
+            "inference_mode": True,
+        }
+
+    def _targets(self, wanted: Collection[str]) -> list[str] | str:
+        """Return the full paths of some modules, or a pattern where one of these ends another module's path."""
+        ends = tuple(f".{path}" for path in wanted)
+        if any(path.endswith(ends) for path in self.modules if path not in wanted):
+            return "|".join(map(re.escape, sorted(wanted)))
+        return sorted(wanted)
+
+    def _home(self, path: str, own: str, name: str) -> Home:
+        module = self.modules[path]
+        weight = "in_proj_weight" if module.kind == ATTENTION else "weight"
+        if module.kind is not None and own == weight and name not in self.tied:
+            return Home(FACTORS, path, own, module.kind)
+        return Home(MODULE if path in self._saved_whole else WHOLE, path, own)
+
+    @cached_property
+    def _saved_whole(self) -> frozenset[str]:
+        copied = {path for path, module in self.modules.items() if self._is_copied(path, module)}
+        adapted = [path for path, module in self.modules.items() if module.kind is not None]
+
+        def fits(path: str) -> bool:
+            if not self.modules[path].tensors or _PLAIN_PATH.fullmatch(path) is None:
+                return False
+            if any(other.endswith(path) and other not in copied for other in self.modules):
+                return False
+            excluded = re.compile(rf"(^|.*\.){path}($|\..*)")  # as PEFT keeps factors out of it
+            return not any(map(excluded.match, adapted))
+
+        return frozenset(path for path in copied if fits(path))
+
+    def _is_copied(self, path: str, module: _Module) -> bool:
+        parent = self.modules.get(path.rpartition(".")[0])
+        in_attention = parent is not None and parent.kind == ATTENTION
+        is_tied = any(name in self.tied for name in module.tensors.values())
+        return bool(path) and module.kind is None and module.is_plain and not is_tied and not in_attention
+
+
+def factor_matrix(home: Home, change: Tensor) -> Tensor:
+    """Return the matrix ``B A`` that a layer's change is for PEFT."""
+    return change.T if home.kind in (TRANSPOSED, EMBEDDING) else change.flatten(1)
+
+
+def factor_tensors(home: Home, b: Tensor, a: Tensor, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Return the tensors of an adapter, by their keys, that make a change of a shape; see `factor_matrix`."""
+    root = f"{ROOT}{home.path}"
+    if home.kind == EMBEDDING:
+        return {f"{root}.lora_embedding_A": a, f"{root}.lora_embedding_B": b}
+    if home.kind == CONVOLUTION:
+        a, b = a.reshape(len(a), *shape[1:]), b.reshape(*b.shape, *(1 for _ in shape[2:]))
+    found = {f"{root}.lora_A.weight": a, f"{root}.lora_B.weight": b}
+    if home.kind == ATTENTION:  # PEFT adapts the output's projection together with it
+        output, size = f"{root}.base_layer.out_proj", a.shape[1]
+        found[f"{output}.lora_A.weight"] = a.new_zeros(len(a), size)
+        found[f"{output}.lora_B.weight"] = a.new_zeros(size, len(a))
+    return found
+
+
+def _kind_of(module: nn.Module) -> str | None:
+    """Return what PEFT adapts a module as; None for classes of which it does not know how they use their weights."""
+    if type(module) is nn.Linear:
+        return LINEAR
+    if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
+        return TRANSPOSED
+    if type(module) is nn.Embedding and module.max_norm is None:
+        return EMBEDDING
+    if type(module) in _CONVOLUTIONS and isinstance(module, _CONVOLUTIONS):
+        # PEFT gives its factors neither groups, nor dilation, nor another padding than zeros.
+        is_usual = module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros"
+        return CONVOLUTION if is_usual else None
+    if type(module) is nn.MultiheadAttention and module.in_proj_weight is not None:
+        return ATTENTION
+    return None
+
+
+def _bypassed(model: nn.Module) -> set[str]:
+    """Return the paths of modules whose weights the code around them takes, without calling them, as timm's BEiT does.
+
+    Their factors would have no effect until they are merged.
+    """
+    found = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        children = [name for name, _ in module.named_children()]
+        source = _source(type(module).forward) if children else ""
+        found |= {
+            f"{path}.{name}".lstrip(".") for name in children if re.search(_TAKEN.format(re.escape(name)), source)
+        }
+    return found
+
+
+@cache
+def _source(function: Callable[..., Any]) -> str:
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):  # made by other means than a file
+        return ""
+
+
+def _kind_by_shape(path: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    weight, bias = shapes.get("weight", ()), shapes.get("bias")
+    if len(weight) != 2 or not shapes.keys() <= {"weight", "bias"}:
+        return None
+    if bias is None:
+        return LINEAR if _LINEAR_NAME.fullmatch(path.rpartition(".")[2]) else None
+    if bias == weight[:1]:
+        return LINEAR
+    return TRANSPOSED if bias == weight[1:] else None
+
+
+def _is_square(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return len(set(shapes.get("weight", ()))) == 1
+
+
+def _by_path(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return path to own name to full name."""
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        path, _, own = name.rpartition(".")
+        found.setdefault(path, {})[own] = name
+    return found
+
+
+def _dots(path: str) -> list[int]:
+    """Return where the paths end of the modules around one; the model itself is around all but itself."""
+    return [0, *(place for place, letter in enumerate(path) if letter == ".")] if path else []

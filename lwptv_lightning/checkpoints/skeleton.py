@@ -1,0 +1,143 @@
+"""The module that a library builds of the configuration beside a checkpoint, without weights.
+
+Only timm, transformers and open_clip build here, each by its own code: a file cannot name code of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint
+from lwptv_lightning.checkpoints.names import _json
+
+
+def skeleton_of(checkpoint: Checkpoint) -> nn.Module | None:
+    """Return the model that the configuration beside a checkpoint describes, on the meta device where it can be.
+
+    None where there is no configuration, the library that reads it is not installed, or it builds no such model; so do
+    models whose code lies in the checkpoint's folder, which is not run.
+
+    Example:
+        >>> skeleton_of(Checkpoint("memory", {}, reader=None)) is None
+        True
+    """
+    if checkpoint.folder is None:
+        return None
+    plain = _json(checkpoint.folder / "config.json")
+    of_clip = _json(checkpoint.folder / "open_clip_config.json")
+    known: list[tuple[bool, Callable[[str], nn.Module]]] = [
+        ("architectures" in plain, lambda _: _of_transformers(checkpoint.folder, plain)),
+        ("architecture" in plain, lambda _: _of_timm(checkpoint.folder)),
+        ("model_cfg" in of_clip, lambda device: _of_open_clip(checkpoint.folder, device)),
+    ]
+    built = [model for is_there, build in known if is_there and (model := _tried(build)) is not None]
+    names = set(checkpoint.names)
+    return max(built, key=lambda model: len(names & model_names(model, checkpoint.names).keys()), default=None)
+
+
+def model_names(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """Return, of a checkpoint's tensors, the names that they have in a library's model, as far as each is one of its.
+
+    A transformers folder may have other names than the model: without the model's own prefix, or those of an earlier
+    version. transformers' own renaming tells. Tensors that it combines with others, such as a mixture's experts, have
+    no name there.
+
+    Example:
+        >>> model_names(nn.Linear(1, 1), ["weight", "scale"])
+        {'weight': 'weight'}
+    """
+    own = model.state_dict()
+    found = {name: name for name in names if name in own}
+    if len(found) < len(names) and (prefix := getattr(model, "base_model_prefix", None)) is not None:
+        renamed = _renamer(model, prefix, own)
+        others = {name: renamed(name) for name in names if name not in found}
+        taken = set(found.values())
+        found |= {name: new for name, new in others.items() if new in own and new not in taken}
+    return found
+
+
+def tied_names(model: nn.Module) -> set[str]:
+    """Return the names of the tensors of a model that have another name, too."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ):
+        names.setdefault(id(tensor), []).append(name)
+    return {name for each in names.values() if len(each) > 1 for name in each}
+
+
+def _renamer(model: Any, prefix: str, own: dict[str, Any]) -> Callable[[str], str | None]:
+    try:
+        from transformers import conversion_mapping, core_model_loading
+
+        entries = conversion_mapping.get_model_conversion_mapping(model)
+        renamings = [each for each in entries if isinstance(each, core_model_loading.WeightRenaming)]
+        converters = [each for each in entries if isinstance(each, core_model_loading.WeightConverter)]
+
+        def renamed(name: str) -> str | None:
+            new, combined = core_model_loading.rename_source_key(name, renamings, converters, prefix, own)
+            return new if combined is None else None
+    except (ImportError, AttributeError):  # of an earlier version, which renames prefixes alone
+
+        def renamed(name: str) -> str | None:
+            longer, shorter = f"{prefix}.{name}", name.removeprefix(f"{prefix}.")
+            return longer if longer in own else shorter
+
+    return renamed
+
+
+def _tried(build: Callable[[str], nn.Module]) -> nn.Module | None:
+    for place in ("meta", "cpu"):  # some constructors compute with numbers, which the meta device has not
+        try:
+            with _quietly(), torch.device(place), torch.random.fork_rng([]):
+                return build(place)
+        except ImportError:
+            return None
+        except Exception:
+            continue
+    return None
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep quiet what libraries say of models that are never run."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _of_transformers(folder: Path | None, plain: dict[str, Any]) -> nn.Module:
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    model: nn.Module = getattr(transformers, plain["architectures"][0])(config)
+    return model
+
+
+def _of_timm(folder: Path | None) -> nn.Module:
+    import timm
+
+    model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    return model
+
+
+def _of_open_clip(folder: Path | None, device: str) -> nn.Module:
+    import open_clip
+
+    options: dict[str, Any] = {"load_weights": False, "pretrained_text": False, "device": device}
+    model: nn.Module = open_clip.create_model(f"local-dir:{folder}", **options)
+    return model

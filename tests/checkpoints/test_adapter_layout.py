@@ -1,0 +1,189 @@
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from lwptv_lightning.checkpoints import AdapterLayout, TensorHeader, factor_matrix, factor_tensors
+
+
+def layout_of(model):
+    return AdapterLayout.of_model(TensorHeader.of_all(model.state_dict()), model)
+
+
+def ways(layout):
+    return {name: home.way for name, home in layout.homes.items()}
+
+
+def by_names(**shapes):
+    headers = {name.replace("__", "."): TensorHeader(shape, torch.float32) for name, shape in shapes.items()}
+    return AdapterLayout.of_names(headers)
+
+
+class Weighed(nn.Linear):
+    def forward(self, x):
+        return super().forward(2 * x)
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [
+        (nn.Linear(3, 2), "linear"),
+        (nn.Embedding(3, 2), "embedding"),
+        (nn.Conv2d(3, 2, 3), "convolution"),
+        (nn.Conv1d(3, 2, 3, stride=2, padding="valid"), "convolution"),
+        (nn.Conv3d(3, 2, 1), "convolution"),
+        (Weighed(3, 2), None),
+        (nn.Embedding(3, 2, max_norm=1.0), None),
+        (nn.Conv2d(4, 2, 3, groups=2), None),
+        (nn.Conv2d(4, 2, 3, dilation=2), None),
+        (nn.Conv2d(4, 2, 3, padding=1, padding_mode="reflect"), None),
+        (nn.ConvTranspose2d(4, 2, 3), None),
+        (nn.Bilinear(2, 2, 2), None),
+        (nn.LayerNorm(2), None),
+        (nn.LSTM(2, 2), None),
+    ],
+)
+def test_a_weight_has_factors_where_peft_adapts_its_module_rightly(module, kind):
+    layout = layout_of(nn.ModuleDict({"x": module, "y": nn.Linear(1, 1)}))
+    homes = {name: home for name, home in layout.homes.items() if name.startswith("x.")}
+    assert {home.kind for home in homes.values() if home.way == "factors"} == ({kind} if kind else set())
+    assert all(home.way == "module" for home in homes.values()) == (kind is None)
+
+
+def test_a_model_that_is_a_layer_itself_has_no_factors():
+    assert ways(layout_of(nn.Linear(2, 2))) == {"weight": "whole", "bias": "whole"}
+
+
+def test_fused_attention_is_adapted_as_one_module():
+    layout = layout_of(nn.ModuleDict({"attn": nn.MultiheadAttention(4, 2)}))
+    assert ways(layout) == {
+        "attn.in_proj_weight": "factors",
+        "attn.in_proj_bias": "whole",
+        "attn.out_proj.weight": "whole",
+        "attn.out_proj.bias": "whole",
+    }
+    keys = {
+        name: layout.key(home, {"attn"}).removeprefix("base_model.model.attn.") for name, home in layout.homes.items()
+    }
+    assert keys["attn.in_proj_bias"] == "base_layer.in_proj_bias"
+    assert keys["attn.out_proj.weight"] == "base_layer.out_proj.base_layer.weight"
+    assert layout.key(layout.homes["attn.out_proj.bias"], set()) == "base_model.model.attn.out_proj.bias"
+    apart = layout_of(nn.ModuleDict({"attn": nn.MultiheadAttention(4, 2, kdim=3)}))
+    assert "factors" not in ways(apart).values()
+
+
+def test_weights_that_the_code_around_takes_are_held_whole():
+    class Taking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.taken, self.called, self.asked = (nn.Linear(2, 2) for _ in range(3))
+
+        def forward(self, x):
+            if isinstance(self.asked.weight, torch.Tensor):
+                x = x.to(self.asked.weight.dtype)
+            return nn.functional.linear(self.asked(self.called(x)), self.taken.weight)
+
+    homes = layout_of(nn.ModuleDict({"a": Taking()})).homes
+    assert {name for name, home in homes.items() if home.way == "factors"} == {"a.called.weight", "a.asked.weight"}
+
+
+def test_parametrized_and_listed_tensors_are_held_by_themselves():
+    model = nn.ModuleDict({"fc": nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "y": nn.Linear(2, 2)})
+    model["list"] = nn.ParameterList([torch.ones(2)])
+    found = ways(layout_of(model))
+    assert {name for name, way in found.items() if way == "whole"} == {
+        "fc.bias",
+        "fc.parametrizations.weight.original0",
+        "fc.parametrizations.weight.original1",
+        "list.0",
+        "y.bias",
+    }
+
+
+def test_a_module_is_held_whole_only_where_peft_takes_no_other_with_it():
+    model = nn.ModuleDict(
+        {"norm": nn.LayerNorm(2), "a": nn.ModuleDict({"norm": nn.LayerNorm(3)}), "fc": nn.Linear(1, 1)}
+    )
+    layout = layout_of(model)
+    assert {home.way for name, home in layout.homes.items() if "norm" in name} == {"module"}
+    assert set(layout.mates("norm")) == {"norm.weight", "norm.bias", "a.norm.weight", "a.norm.bias"}
+    assert set(layout.mates("a.norm")) == {"a.norm.weight", "a.norm.bias"}
+    model["xnorm"] = nn.Linear(2, 2)  # which ends alike, and would lose its factors
+    found = ways(layout_of(model))
+    assert (found["norm.weight"], found["a.norm.weight"], found["xnorm.weight"]) == ("whole", "module", "factors")
+
+
+def test_a_module_whose_state_is_not_all_in_the_checkpoint_is_not_held_whole():
+    model = nn.ModuleDict({"bn": nn.BatchNorm1d(2), "fc": nn.Linear(2, 2)})
+    headers = TensorHeader.of_all(model.state_dict())
+    assert AdapterLayout.of_model(headers, model).homes["bn.running_mean"].way == "module"
+    del headers["bn.num_batches_tracked"]
+    assert AdapterLayout.of_model(headers, model).homes["bn.running_mean"].way == "whole"
+
+
+def test_targets_match_no_other_module():
+    model = nn.ModuleDict({"fc": nn.Linear(2, 2), "a": nn.ModuleDict({"fc": nn.Linear(2, 2)})})
+    layout = layout_of(model)
+    assert layout.configuration({"a.fc": 2, "fc": 2}, (), ())["target_modules"] == ["a.fc", "fc"]
+    assert layout.configuration({"a.fc": 2}, (), ())["target_modules"] == ["a.fc"]
+    pattern = layout.configuration({"fc": 2}, (), ())["target_modules"]
+    assert [path for path in ("fc", "a.fc") if re.fullmatch(pattern, path)] == ["fc"]
+
+
+def test_ranks_other_than_the_usual_one_stand_in_patterns_that_match_one_module():
+    model = nn.ModuleDict({"fc": nn.Linear(2, 2), "a": nn.ModuleDict({"fc": nn.Linear(2, 2), "b": nn.Linear(2, 2)})})
+    config = layout_of(model).configuration({"fc": 1, "a.fc": 2, "a.b": 2}, (), ())
+    assert (config["r"], config["lora_alpha"]) == (2, 2)
+    assert config["rank_pattern"] == config["alpha_pattern"] == {"^fc": 1}
+    assert [bool(re.match(r"(.*\.)?(^fc)$", path)) for path in ("fc", "a.fc")] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), [("fc", "factors"), ("q_proj", "factors"), ("words", "module"), ("0", "module")]
+)
+def test_by_names_a_matrix_without_bias_is_linear_where_it_is_called_so(name, way):
+    assert by_names(**{f"x__{name}__weight": (3, 2)}).homes[f"x.{name}.weight"].way == way
+
+
+def test_by_names_a_bias_tells_which_way_a_weight_lies():
+    homes = by_names(
+        a__weight=(3, 2), a__bias=(3,), b__weight=(2, 2), b__bias=(2,), c__weight=(2, 2), c__bias=(1,)
+    ).homes
+    assert {name: home.kind for name, home in homes.items() if "weight" in name} == {
+        "a.weight": "linear",
+        "b.weight": "linear",
+        "c.weight": None,
+    }
+    beside = by_names(a__weight=(2, 3), a__bias=(3,), b__weight=(2, 2), b__bias=(2,)).homes
+    assert (beside["a.weight"].kind, beside["b.weight"].way) == ("transposed", "module")
+
+
+def test_by_names_convolutions_and_fused_attention_are_held_whole():
+    shapes = {"conv__weight": (4, 2, 3, 3), "conv__bias": (4,)}
+    shapes |= {"attn__in_proj_weight": (6, 2), "attn__out_proj__weight": (2, 2), "attn__out_proj__bias": (2,)}
+    assert "factors" not in ways(by_names(**shapes)).values()
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Linear(3, 4, bias=False), (2, 3)),
+        (nn.Embedding(5, 4), (2, 5)),
+        (nn.Conv2d(3, 4, (2, 3), bias=False), (2, 3, 2, 3)),
+    ],
+)
+def test_the_factors_of_a_change_make_it_again(module, shape):
+    layout = layout_of(nn.ModuleDict({"x": module}))
+    home = layout.homes["x.weight"]
+    b = torch.randn(4, 2)
+    matrix = b @ torch.randn(2, 3 * 6 if len(shape) > 2 else shape[1])
+    change = matrix.T if home.kind == "embedding" else matrix.reshape(module.weight.shape)
+    assert torch.equal(factor_matrix(home, change), matrix)
+    found = factor_tensors(home, b, torch.ones(2, matrix.shape[1]), tuple(change.shape))
+    assert (
+        next(
+            tuple(tensor.shape) for name, tensor in found.items() if name.split(".lora_")[1].endswith(("A", "A.weight"))
+        )
+        == shape
+    )
