@@ -29,12 +29,12 @@ def run(options: argparse.Namespace) -> None:
     push = Push.prepare(options.path, options.repo, private=options.private, revision=options.revision)
     print(push.text, flush=True)
     if push.overwrites and not options.overwrite:
-        _require_consent(push.repo, push.replaced)
+        _require_consent(push.repo, push.model_there)
     print(printable(f"Uploaded to {push.run(options.message)}"))
 
 
-def _require_consent(repo: str, replaced: tuple[str, ...]) -> None:
-    has = f"{repo} has a model already ({', '.join(replaced[:3])}{', ...' if len(replaced) > 3 else ''})"
+def _require_consent(repo: str, files: tuple[str, ...]) -> None:
+    has = f"{repo} has a model already ({', '.join(files[:3])}{', ...' if len(files) > 3 else ''})"
     if not sys.stdin.isatty():
         raise ValueError(f"{has}; --overwrite replaces it.")
     try:

@@ -23,12 +23,14 @@ _WEIGHTS = re.compile(
     r"|(open_clip_|adapter_)?config\.json"
 )
 """What of a repository is its model, and would be another's beside the new one."""
+_BRANCH = re.compile(r"(?!.*(\.\.|//|/\.|\.lock$))[A-Za-z0-9_][\w./-]*(?<![/.])", re.ASCII)
+"""What git takes for a branch's name, without characters that an address has to escape."""
 _MEANINGS = {
     401: "the hub does not accept the token; log in again by `hf auth login`.",
-    403: "the token has no right to write to {repo}.",
-    404: "there is no {repo}, or the token has no right to see it.",
-    409: "{repo} was changed by somebody else meanwhile; try again.",
-    412: "{repo} was changed by somebody else meanwhile; try again.",
+    403: "the token has no right to write there.",
+    404: "there is no such repository or branch, or the token has no right to see it.",
+    409: "it was changed by somebody else meanwhile; try again.",
+    412: "it was changed by somebody else meanwhile; try again.",
     413: "the hub finds a file too large.",
     429: "the hub takes no more requests for now; try again later.",
 }
@@ -51,7 +53,7 @@ class Push:
         private: Whether a new repository is made private.
         exists: Whether the repository is there.
         branch_exists: Whether the branch is.
-        replaced: The files of the model that is there.
+        there: The files that are there.
         parent: The commit that they were seen at.
         endpoint: The hub's address.
     """
@@ -62,7 +64,7 @@ class Push:
     private: bool
     exists: bool
     branch_exists: bool
-    replaced: tuple[str, ...]
+    there: tuple[str, ...]
     parent: str | None
     endpoint: str
     _token: str = field(repr=False)
@@ -87,11 +89,14 @@ class Push:
             endpoint: The hub's address, by default that of huggingface_hub.
 
         Raises:
-            ValueError: The repository's name is none, there is no token, or a public repository should be private.
+            ValueError: A name is none, there is no token, or a public repository should be private.
             CheckpointError: There is no merged model, or it is damaged.
             HubError: The hub did not answer, or refused.
         """
-        repo, token = _required_name(repo), _required_token()
+        repo = _required_name(repo)
+        if revision is not None and _BRANCH.fullmatch(revision) is None:
+            raise ValueError(f"revision: {shown(revision)} is no name of a branch.")
+        token = _required_token()
         parcel = Parcel.of(path)
         api = _api(endpoint, token)
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -108,15 +113,19 @@ class Push:
                 about, exists, branch_exists = None, False, revision is None
         if about is not None and private and about.private is False:
             raise ValueError(f"{repo} exists and is public: private=True is for a new repository.")
-        files = [each.rfilename for each in (about.siblings or ())] if about is not None else []
-        found = tuple(name for name in files if _WEIGHTS.fullmatch(name))
+        there = () if about is None else tuple(each.rfilename for each in about.siblings or ())
         parent = None if about is None else about.sha
-        return cls(parcel, repo, revision, private, exists, branch_exists, found, parent, str(api.endpoint), token)
+        return cls(parcel, repo, revision, private, exists, branch_exists, there, parent, str(api.endpoint), token)
+
+    @property
+    def model_there(self) -> tuple[str, ...]:
+        """The files of the model that is there."""
+        return tuple(name for name in self.there if _WEIGHTS.fullmatch(name))
 
     @property
     def overwrites(self) -> bool:
         """Whether a model is there that this one would take the place of."""
-        return self.branch_exists and bool(self.replaced)
+        return self.branch_exists and bool(self.model_there)
 
     @property
     def url(self) -> str:
@@ -129,6 +138,8 @@ class Push:
         where = "which exists" if self.exists else f"which is new and {'private' if self.private else 'not private'}"
         branch = f", branch {self.revision}{'' if self.branch_exists else ', which is new'}" if self.revision else ""
         lines = [f"To {self.repo}, {where}{branch}:", *listed(self.parcel).split("\n")]
+        if replaced := [name for name in self.there if name in self.parcel.names]:
+            lines.append(f"Replaced there: {', '.join(replaced)}")
         if self.removed:
             lines.append(f"Removed there, as it is another model's: {', '.join(self.removed)}")
         if self.parcel.left_out:
@@ -138,7 +149,7 @@ class Push:
     @property
     def removed(self) -> tuple[str, ...]:
         """The files of the model that is there which would lie beside the new one."""
-        return tuple(name for name in self.replaced if name not in self.parcel.names)
+        return tuple(name for name in self.model_there if name not in self.parcel.names)
 
     def run(self, message: str | None = None) -> str:
         """Upload, and return where the model is seen.
@@ -202,7 +213,7 @@ def _in_words(repo: str, token: str) -> Iterator[None]:
             warnings.simplefilter("ignore", DeprecationWarning)
             yield
     except Exception as error:
-        text = _told(error, repo).replace(token, "***")
+        text = _told(error).replace(token, "***")
         # What led to it is shown by --debug, unless the token is in it.
         raise HubError(f"{repo}: {text}") from (None if _tells(error, token) else error)
 
@@ -224,13 +235,13 @@ def _status(error: BaseException | None) -> int | None:
     return None
 
 
-def _told(error: Exception, repo: str) -> str:
+def _told(error: Exception) -> str:
     status = _status(error)
     said = _of(error, lambda each: getattr(each, "server_message", None))
     if status is not None and status >= 500:
         return f"the hub has a fault of its own (status {status}); try again later."
     if status is not None:
-        meaning = _MEANINGS.get(status, "the hub refused it (status {status}).").format(repo=repo, status=status)
+        meaning = _MEANINGS.get(status, f"the hub refused it (status {status}).")
         return f"{meaning} It says: {printable(said, _MOST_TOLD)}" if said else meaning
     if type(error).__name__ == "OfflineModeIsEnabled":
         return "HF_HUB_OFFLINE is set, so that the hub is not asked."

@@ -144,7 +144,7 @@ def test_a_model_that_is_there_is_replaced_only_by_consent(hub, merged, capsys, 
     pushed(merged, "owner/model")
     output = capsys.readouterr().out
     removed = "Removed there, as it is another model's: model-00001-of-00002.safetensors, model.safetensors.index.json"
-    assert removed in output
+    assert f"Replaced there: README.md, model.safetensors\n{removed}\n" in output
     files = repository.branches["main"]
     assert set(files) == {"README.md", "picture.jpg", "sub/model.safetensors", "model.safetensors"}
     assert files["model.safetensors"] == (merged / "model.safetensors").read_bytes()
@@ -207,6 +207,12 @@ def test_a_name_that_is_none_is_refused_before_anything_is_asked(repo, why, hub,
     assert not hub.requests
 
 
+@pytest.mark.parametrize("branch", ["", "../x", "a..b", "a b", "/a", "a/", "-a", "a.lock", "a/.b", "é", "a\n"])
+def test_a_branch_that_can_be_none_is_refused_before_anything_is_asked(branch, hub, merged, capsys):
+    assert "is no name of a branch" in refused(capsys, merged, "owner/model", f"--revision={branch}")
+    assert not hub.requests
+
+
 def test_without_a_token_nothing_is_asked(hub, merged, capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
@@ -242,13 +248,13 @@ def test_a_damaged_model_is_refused_before_anything_is_asked(hub, merged, capsys
     ("part", "status", "words"),
     [
         ("GET /api/models", 401, "the hub does not accept the token"),
-        ("GET /api/models", 403, "the token has no right to write to owner/model"),
-        ("POST /api/repos/create", 403, "the token has no right to write to owner/model"),
+        ("GET /api/models", 403, "the token has no right to write there"),
+        ("POST /api/repos/create", 403, "the token has no right to write there"),
         ("POST /api/repos/create", 409, "was changed by somebody else meanwhile"),
         ("/commit/", 400, "the hub refused it (status 400)"),
         ("/commit/", 413, "the hub finds a file too large"),
         ("GET /api/models", 500, "the hub has a fault of its own (status 500)"),
-        ("PUT /lfs", 403, "the token has no right to write to owner/model"),
+        ("PUT /lfs", 403, "the token has no right to write there"),
     ],
 )
 def test_what_the_hub_refuses_is_told_in_a_line(part, status, words, hub, merged, capsys, monkeypatch):
