@@ -13,7 +13,7 @@ from rich.console import Console
 from lwptv_lightning.callbacks.log_picture import log_picture
 from lwptv_lightning.callbacks.online_merge import OnlineMerge
 from lwptv_lightning.callbacks.prune_and_merge import PruneAndMerge
-from lwptv_lightning.evaluation import MergeModule, callbacks_of, on_rank_zero
+from lwptv_lightning.evaluation import MergeModule, callbacks_of, no_fractions, on_rank_zero
 from lwptv_lightning.merging import PruningPlan
 from lwptv_lightning.registry import DOMAINS, LoaderName, printable, require_kind
 from lwptv_lightning.report import (
@@ -83,7 +83,10 @@ class MergeReport(Callback):
         name = type(pl_module).__name__ if recipe is None else recipe.describe()
         if trainer.state.fn == TrainerFn.FITTING:
             name += f", epoch {trainer.current_epoch}"
-        self.table.rows.append(ResultRow(name, figures))
+        plain = {
+            name for module in _merged(trainer, pl_module) for name in no_fractions(module.metrics.named(), figures)
+        }
+        self.table.rows.append(ResultRow(name, figures, plain=plain))
         console = self._console or Console()
         treatment = _treatment(trainer, pl_module)
         with self._files.writing() as folder:
@@ -108,7 +111,11 @@ class MergeReport(Callback):
     def _draw(self, plan: PruningPlan | None, folder: Path) -> list[Path]:
         saliency, id_ood = _PICTURES
         pictures = [] if plan is None else [plot_saliency(plan, folder / saliency)]
-        averages = [row.figures.get(name, nan) for row in self.table.rows for name in ("id/avg", "ood/avg")]
+        averages = [
+            nan if name in row.plain else row.figures.get(name, nan)
+            for row in self.table.rows
+            for name in ("id/avg", "ood/avg")
+        ]
         if all(map(isfinite, averages)):
             pictures.append(plot_id_ood(self.table.rows, folder / id_ood))
         return pictures
@@ -122,8 +129,12 @@ def _is_figure(name: str) -> bool:
 
 def _treatment(trainer: Trainer, pl_module: LightningModule) -> str | None:
     """Return how many tensors the rule of what was evaluated did its own with, whoever merged it."""
-    merged = [callback.module for callback in callbacks_of(trainer) if isinstance(callback, OnlineMerge)]
-    merged += [pl_module] if isinstance(pl_module, MergeModule) else []
-    found = [module.treatment for module in merged]
+    found = [module.treatment for module in _merged(trainer, pl_module)]
     found += [callback.treatment for callback in callbacks_of(trainer) if isinstance(callback, PruneAndMerge)]
     return next(filter(None, found), None)
+
+
+def _merged(trainer: Trainer, pl_module: LightningModule) -> list[MergeModule]:
+    """Return the modules whose figures are logged."""
+    merged = [callback.module for callback in callbacks_of(trainer) if isinstance(callback, OnlineMerge)]
+    return [*merged, pl_module] if isinstance(pl_module, MergeModule) else merged

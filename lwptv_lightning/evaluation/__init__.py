@@ -40,6 +40,7 @@ from lwptv_lightning.evaluation.lightning import (
 from lwptv_lightning.evaluation.loaders import EvaluationSuite, require_loaders, with_own_workers
 from lwptv_lightning.evaluation.merging import merge_model_
 from lwptv_lightning.evaluation.merging_callback import MergingCallback, merge_for_
+from lwptv_lightning.evaluation.metric_choice import no_fractions
 from lwptv_lightning.evaluation.metrics import LoaderMetrics, all_the_same, averages, require_batches
 from lwptv_lightning.evaluation.module import MergeModule
 from lwptv_lightning.evaluation.shares import Replicas, is_located, share_loaders, share_of

@@ -165,6 +165,38 @@ def takes_any_output(metric: AnyMetric) -> bool:
     return any(not _is_torchs(single) or ".detection" in type(single).__module__ for single in _inner(metric))
 
 
+def no_fractions(metrics: Mapping[str, AnyMetric], figures: Iterable[str]) -> set[str]:
+    """Return those of some figures that no percentage can show: of metrics that are not known to reach 1 at best.
+
+    Args:
+        metrics: Loader name to metric.
+        figures: Names as logged: of loaders, of averages, or with a part behind them.
+
+    Example:
+        >>> from torchmetrics import MeanSquaredError
+        >>> sorted(no_fractions({"id/a": MeanSquaredError()}, ["id/a", "id/avg", "ood/b"]))
+        ['id/a', 'id/avg']
+    """
+    found = set()
+    for figure in figures:
+        domain, _, rest = figure.partition("/")
+        part = rest.partition("/")[2]
+        for loader, metric in metrics.items():
+            if LoaderName.of_figure(figure).is_average:
+                is_of = LoaderName.parse(loader).domain == domain
+            elif is_of := figure == loader or figure.startswith(f"{loader}/"):
+                part = figure[len(loader) + 1 :]
+            if is_of and not _is_fraction(metric, part.partition("/")[0]):
+                found.add(figure)
+    return found
+
+
+def _is_fraction(metric: AnyMetric, part: str) -> bool:
+    named = metric[part] if isinstance(metric, MetricCollection) and part in metric else metric
+    known = [single for single in _inner(named) if _is_torchs(single)]
+    return all(getattr(single, "plot_upper_bound", None) == 1 for single in known)
+
+
 def require_classes(loader: str, metric: AnyMetric, classes: object) -> None:
     """Raise a `ValueError` where a metric is for another number of classes than a head tells apart, where known."""
     for single in singles_of(metric) if isinstance(classes, int) else ():

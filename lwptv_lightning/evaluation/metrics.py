@@ -49,6 +49,7 @@ class LoaderMetrics(nn.Module):
         self._seen: dict[str, list[Tensor]] = {loader: [] for loader in self.loaders}
         self._workers: dict[str, int] = {}
         self._figures: dict[str, dict[str, float]] = {}
+        self._averages: dict[tuple[tuple[str, float], ...], dict[str, float]] = {}
         self._is_one_number: dict[str, bool] = {}
         self._logged: set[str] = set()
 
@@ -56,6 +57,10 @@ class LoaderMetrics(nn.Module):
         metric = self._metrics[self.loaders.index(loader)]
         assert isinstance(metric, Metric | MetricCollection)
         return metric
+
+    def named(self) -> dict[str, AnyMetric]:
+        """Return each loader's metric."""
+        return {loader: self[loader] for loader in self.loaders}
 
     def count(self, name: str, loader: Any, batch_idx: int, logits: Any, targets: Any, inputs: Any = None) -> int:
         """Update a loader's metric with a batch, if it counts, and return how many samples these are."""
@@ -108,8 +113,11 @@ class LoaderMetrics(nn.Module):
 
     def averages(self, expert_accuracy: Mapping[str, float] | None = None) -> dict[str, float]:
         """Return the `averages` of all figures, but for those of metrics of different kinds, which are told."""
-        kinds = {loader: kind_of(self[loader]) for loader in self.loaders}
-        return averages(self.compute(), expert_accuracy, self.loaders, kinds)
+        key = tuple((expert_accuracy or {}).items())
+        if key not in self._averages:
+            kinds = {loader: kind_of(metric) for loader, metric in self.named().items()}
+            self._averages[key] = averages(self.compute(), expert_accuracy, self.loaders, kinds)
+        return self._averages[key]
 
     def _together(self, name: str) -> dict[str, float]:
         metric = self[name]

@@ -60,7 +60,7 @@ class EvaluationSteps(LightningModule):
         return {loader: self.model if head is None else self.heads[head] for loader, head in named.items()}
 
     def _measures(self) -> list[AnyMetric]:
-        return [self.metrics[loader] for loader in self.metrics.loaders] or self.metric_choice.given()
+        return [*self.metrics.named().values()] or self.metric_choice.given()
 
     @property
     def takes_any_output(self) -> bool:

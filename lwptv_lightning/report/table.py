@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,15 +25,17 @@ class ResultRow:
 
     Attributes:
         name: What the model is.
-        figures: Loader name, ``id/avg`` and ``ood/avg`` to a fraction in [0, 1].
+        figures: Loader name, ``id/avg`` and ``ood/avg`` to a fraction in [0, 1], or to another number.
         seconds: How long the merge took; ``None`` where nothing was merged.
         note: What stands beside the averages, such as a range.
+        plain: Names of figures that are no fractions, such as errors, and are shown as they are.
     """
 
     name: str
     figures: Mapping[str, float]
     seconds: float | None = None
     note: str = ""
+    plain: Collection[str] = ()
 
 
 @dataclass
@@ -60,8 +62,8 @@ class ResultTable:
         return tuple(sorted(names, key=lambda name: LoaderName.of_figure(name).is_average))
 
     def cells(self, row: ResultRow) -> list[str]:
-        """Return a row as text: name, percentages with one decimal, seconds and note."""
-        figures = [f"{100 * row.figures[name]:.1f}" if name in row.figures else "" for name in self.columns]
+        """Return a row as text: name, percentages with one decimal and other numbers, seconds and note."""
+        figures = [_number(row, name) if name in row.figures else "" for name in self.columns]
         return [row.name, *figures, "" if row.seconds is None else f"{row.seconds:.2f}", row.note]
 
     @property
@@ -93,6 +95,10 @@ class ResultTable:
         lines: list[list[Any]] = [["model", *self.columns, "seconds", "note"]]
         lines += [[row.name, *map(row.figures.get, self.columns), row.seconds, row.note] for row in self.rows]
         return "".join(map(_csv_line, lines))
+
+
+def _number(row: ResultRow, name: str) -> str:
+    return f"{row.figures[name]:.4g}" if name in row.plain else f"{100 * row.figures[name]:.1f}"
 
 
 def _shown(cells: list[str]) -> list[str]:

@@ -60,11 +60,12 @@ def sweep(
 
     Returns:
         What each candidate got right, for all samples, on every process; in the order of the data set, where a loader
-        has a sampler and collates one sample of each.
+        has a sampler and collates one sample of each. Its figures are accuracies, whatever the module's metric.
 
     Raises:
         ValueError: The loaders are not named as they should be, no candidate is given, a loader gives other samples in
-            a second pass, or the trainer's strategy is ``"ddp_spawn"`` or alike, which leaves no outcomes.
+            a second pass or is measured by something else than classes, or the trainer's strategy is ``"ddp_spawn"`` or
+            alike, which leaves no outcomes.
         TypeError: Merging has no such option.
     """
     require_options(sweep, options)

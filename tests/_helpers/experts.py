@@ -1,6 +1,8 @@
 """Experts with classifiers of 2, 5 and 10 classes, tuned from one base by plain Lightning, and sets to try them on."""
 
+import functools
 import math
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ NETWORKS = {
 }
 """Kind to timm's name and the arguments that make a network small: with batch normalisation, and without."""
 SIZE, STEPS, BATCH, SAMPLES = 32, 60, 32, 60
-RATES = {"resnet": (1e-2, 2.5e-3), "convnext": (1e-3, 1e-3)}
+RATES = {"resnet": (1e-2, 2.5e-3), "convnext": (2e-3, 1e-3)}
 """For the base and for its experts."""
 
 
@@ -81,16 +83,23 @@ def make_network(kind, classes):
 
 def train_experts(folder, kind):
     """Train a base and from it an expert of each task, the same each time, with their checkpoints in a folder."""
-    with torch.random.fork_rng():
+    for name, content in _trained(kind).items():
+        (folder / name).write_bytes(content)
+    return Experts(kind, folder / "base.ckpt", {task: folder / f"{task}.ckpt" for task in CLASSES}, make_sets())
+
+
+@functools.cache
+def _trained(kind):
+    """Return the checkpoints, which all tests of a run share."""
+    with tempfile.TemporaryDirectory() as name, torch.random.fork_rng():
+        folder = Path(name)
         base = _tune(make_network(kind, 3), RATES[kind][0], patterns(3, 3, SAMPLES), folder / "base.ckpt")
         backbone = {name: value for name, value in base.state_dict().items() if not _is_classifiers(base, name)}
-        files = {}
         for style, (task, classes) in enumerate(CLASSES.items()):
             network = make_network(kind, classes)
             network.load_state_dict(backbone, strict=False)
-            files[task] = folder / f"{task}.ckpt"
-            _tune(network, RATES[kind][1], patterns(classes, style, 6 * SAMPLES), files[task])
-    return Experts(kind, folder / "base.ckpt", files, make_sets())
+            _tune(network, RATES[kind][1], patterns(classes, style, 6 * SAMPLES), folder / f"{task}.ckpt")
+        return {path.name: path.read_bytes() for path in folder.glob("*.ckpt")}
 
 
 def make_sets():

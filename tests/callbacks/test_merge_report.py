@@ -10,8 +10,11 @@ from PIL import Image
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanSquaredError, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 
 from lwptv_lightning import MergeModule, MergeRecipe, MergeReport, TaskVectors
+from lwptv_lightning.evaluation import no_fractions
 
 FILES = {"id_ood.png", "recipe.json", "report.md", "results.csv", "saliency.png"}
 
@@ -143,3 +146,26 @@ def test_the_files_are_there_before_anything_is_printed(validate, tmp_path, monk
     assert {path.name for path in (tmp_path / "report").iterdir()} == FILES
     monkeypatch.undo()
     validate()
+
+
+def test_figures_of_a_regression_are_no_percentages(make_trainer, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Linear(6, 1)
+    vectors = TaskVectors.open(model, {"a": {name: value + 1 for name, value in model.state_dict().items()}})
+    loaders = {
+        "id/a": DataLoader(TensorDataset(torch.zeros(4, 6), torch.zeros(4, 1))),
+        "ood/b": DataLoader(TensorDataset(torch.zeros(4, 6), torch.zeros(4).long())),
+    }
+    collection = MetricCollection({"error": MeanSquaredError(), "top1": MulticlassAccuracy(average="micro")})
+    metric = {"a": MeanSquaredError(), "b": collection["top1"]}
+    module = MergeModule(model, vectors, {"rule": "task_arithmetic"}, metric=metric)
+    report = MergeReport(tmp_path / "report", Console(file=io.StringIO()))
+    make_trainer(callbacks=[report]).validate(module, loaders, verbose=False)
+    (row,) = report.table.rows
+    assert row.plain == {"id/a", "id/avg"}
+    error = row.figures["id/a"]
+    assert report.table.cells(row)[1:5] == [f"{error:.4g}", "100.0", f"{error:.4g}", "100.0"]
+    assert not (tmp_path / "report" / "id_ood.png").exists()  # of two percentages
+    parts = ["id/a/error", "id/a/top1", "id/avg/error", "id/avg/top1", "ood/avg/error"]
+    named = no_fractions({"id/a": collection}, parts)
+    assert named == {"id/a/error", "id/avg/error"}

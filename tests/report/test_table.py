@@ -56,3 +56,9 @@ def test_a_wide_terminal_stays_as_it_is():
     console = Console(file=io.StringIO(), width=200)
     print_table(Table("a"), console)
     assert console.width == 200
+
+
+def test_figures_that_are_no_fractions_are_shown_as_they_are():
+    row = ResultRow("a", {"id/a": 0.5, "id/b": 12.34567, "id/avg": 0.25}, plain={"id/b"})
+    assert ResultTable([row]).cells(row) == ["a", "50.0", "12.35", "25.0", "", ""]
+    assert "0.5,12.34567,0.25" in ResultTable([row]).csv()

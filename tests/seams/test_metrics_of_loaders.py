@@ -26,6 +26,7 @@ from lwptv_lightning.search import sweep
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 RECIPE = {"rule": "task_arithmetic", "scale": 0.5}
+KEYS = ("pixel_values", "labels")
 
 
 class First(nn.Module):
@@ -37,7 +38,15 @@ class First(nn.Module):
 
 def draw(targets, shape=(6,), seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(TensorDataset(torch.randn(len(targets), *shape, generator=generator), targets), 3)
+    return DataLoader(
+        TensorDataset(torch.randn(len(targets), *shape, generator=generator), targets), 3, collate_fn=named
+    )
+
+
+def named(samples):
+    """Put samples together to a batch with more in it than inputs and targets."""
+    inputs, targets = (torch.stack(parts) for parts in zip(*samples, strict=True))
+    return {"index": torch.arange(len(inputs)), "pixel_values": inputs, "labels": targets}
 
 
 def build(metric=None):
@@ -64,7 +73,8 @@ def build(metric=None):
         "labels": MultilabelAveragePrecision(4),
         "ood/value": MeanSquaredError(),
     }
-    return MergeModule(model, vectors, RECIPE, heads=heads, metric=metrics if metric is None else metric), loaders
+    metric = metrics if metric is None else metric
+    return MergeModule(model, vectors, RECIPE, heads=heads, metric=metric, batch_keys=KEYS), loaders
 
 
 def build_dense():
@@ -83,6 +93,7 @@ def build_dense():
         RECIPE,
         heads=heads,
         metric=lambda head: MulticlassJaccardIndex(head.out_channels, ignore_index=255),
+        batch_keys=KEYS,
     )
     return made, loaders
 
@@ -163,7 +174,7 @@ def test_a_function_of_the_head_and_the_models_own_classifier():
     )
     model = nn.Linear(6, 3)
     vectors = TaskVectors.open(model, {"a": noise(model.state_dict(), 0, 0.5)})
-    alone = MergeModule(model, vectors, metric=lambda model: MulticlassF1Score(model.out_features))
+    alone = MergeModule(model, vectors, metric=lambda model: MulticlassF1Score(model.out_features), batch_keys=KEYS)
     assert set(figures((alone, {"id/a": loaders["id/classes"]}))) == {"id/a", "id/avg"}
 
 
@@ -225,7 +236,7 @@ def test_what_is_of_classes_refuses_other_metrics_before_anything_runs(make_trai
         sweep(make_trainer(), module, {"own": RECIPE}, unread(loaders))
     some = {f"id/{task}": loaders["ood/value"] for task in "ab"}
     heads = {task: module.head("value") for task in "ab"}
-    valued = MergeModule(module.model, module.vectors, RECIPE, heads=heads, metric=MeanSquaredError())
+    valued = MergeModule(module.model, module.vectors, RECIPE, heads=heads, metric=MeanSquaredError(), batch_keys=KEYS)
     with pytest.raises(ValueError, match="Fisher information is of .* loader 'id/a' is measured by MeanSquaredError"):
         make_trainer(callbacks=[CollectDataStatistics("fisher")]).validate(valued, unread(some), verbose=False)
     with pytest.raises(ValueError, match="AdaMerging is of .* loader 'id/a' is measured by MeanSquaredError"):
@@ -235,7 +246,7 @@ def test_what_is_of_classes_refuses_other_metrics_before_anything_runs(make_trai
 def test_one_output_is_no_choice_between_classes(make_trainer):
     module, _ = build()
     heads = {task: nn.Linear(8, 1) for task in "ab"}
-    single = MergeModule(module.model, module.vectors, RECIPE, heads=heads)
+    single = MergeModule(module.model, module.vectors, RECIPE, heads=heads, batch_keys=KEYS)
     some = {f"id/{task}": draw(torch.zeros(4).long()) for task in "ab"}
     message = r"gives logits of shape \(\d, 1\), expected \(B, C.*\) of at least two classes"
     with pytest.raises(ValueError, match=message):
@@ -249,9 +260,10 @@ def test_dense_predictions_have_no_sweep_and_no_fisher_information(make_trainer)
     message = r"gives logits of shape \(\d, 3, 6, 6\), expected \(B, C\)"
     with pytest.raises(ValueError, match=message):
         sweep(make_trainer(), module, {"own": RECIPE}, loaders)
-    module.metric_choice.of(module.heads_for(loaders))
     tasks = {f"id/{task}": loaders["id/few"] for task in "ab"}
-    dense = MergeModule(module.model, module.vectors, RECIPE, heads={task: module.head("few") for task in "ab"})
+    dense = MergeModule(
+        module.model, module.vectors, RECIPE, heads={task: module.head("few") for task in "ab"}, batch_keys=KEYS
+    )
     dense.metric_choice = module.metric_choice
     with pytest.raises(ValueError, match=message):
         make_trainer(callbacks=[CollectDataStatistics("fisher")]).validate(dense, tasks, verbose=False)
