@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lwptv_lightning.checkpoints import CheckpointError, Provenance, open_checkpoint
 from lwptv_lightning.layers import layers_from_names
 from lwptv_lightning.merging.base_card import BaseCard
+from lwptv_lightning.merging.card_metadata import card_metadata, heading
 from lwptv_lightning.merging.loading import Loading
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import (
@@ -29,10 +29,6 @@ from lwptv_lightning.registry import (
     shown,
 )
 
-if TYPE_CHECKING:
-    from huggingface_hub import EvalResult
-
-TAGS = ("merge", "lwptv-lightning")
 THIS = "this model"
 """The row of the merged model itself."""
 CONTROLS = {
@@ -86,7 +82,7 @@ def model_card(
         <BLANKLINE>
         Not measured beside it: the base; each fine-tuned model on its own set.
     """
-    if made.kind != "merged" or made.recipe is None:
+    if made.kind not in ("merged", "adapter") or made.recipe is None:
         raise CheckpointError(f"a model card is of a merged model, not of {made.kind or 'a file of another origin'}.")
     base = BaseCard() if base is None else base
     loading = Loading() if loading is None else loading
@@ -102,8 +98,8 @@ def model_card(
         _section("Licence", _licence(base)),
         _section("Versions", ", ".join(literal(f"{library} {of}") for library, of in made.versions.items())),
     ]
-    results = _results(rows.get(THIS, {}), metric, base.pipeline_tag)
-    metadata = _metadata(name, loading.library, base, merged_from, results)
+    relation = "adapter" if made.kind == "adapter" else "merge"
+    metadata = card_metadata(name, loading.library, relation, base, merged_from, rows.get(THIS, {}), metric)
     body = "\n\n".join([f"# {literal(printable_name(name))}", *filter(None, sections)])
     return encodable(f"---\n{metadata}\n---\n\n{body}\n")
 
@@ -126,48 +122,6 @@ def card_of(path: str | Path, figures: Mapping[str, float] | None = None, **opti
     return model_card(Provenance.of(stored), figures, **given)
 
 
-def _metadata(
-    name: str, library: str | None, base: BaseCard, merged_from: Sequence[str], results: list[EvalResult]
-) -> str:
-    from huggingface_hub import ModelCardData
-
-    models = [each for each in dict.fromkeys((base.name, *merged_from)) if each is not None]
-    data = ModelCardData(
-        library_name=library,
-        tags=list(TAGS),
-        license=base.license,
-        license_name=base.license_name,
-        license_link=base.license_link,
-        pipeline_tag=base.pipeline_tag,
-        base_model=models or None,
-        base_model_relation="merge",
-        model_name=encodable(printable_name(name)) if results else None,
-        eval_results=results or None,
-    )
-    return str(data.to_yaml())
-
-
-def _results(figures: Mapping[str, float], metric: str, pipeline_tag: str | None) -> list[EvalResult]:
-    from huggingface_hub import EvalResult
-
-    measured = {loader: value for loader, value in figures.items() if math.isfinite(value)}
-    kinds: dict[str, str] = {}
-    for loader in measured:
-        kind = re.sub(r"[^a-z0-9]+", "-", loader.lower()).strip("-") or "set"
-        # Results of one kind are taken for those of one set.
-        kinds[loader] = f"{kind}-{len(kinds)}" if kind in kinds.values() else kind
-    return [
-        EvalResult(
-            task_type=pipeline_tag or "other",
-            dataset_type=kinds[loader],
-            dataset_name=encodable(_heading(loader)),
-            metric_type=encodable(printable_name(metric)),
-            metric_value=round(value, 6),
-        )
-        for loader, value in measured.items()
-    ]
-
-
 def _opening(made: Provenance, base: BaseCard) -> str:
     recipe = dict(made.recipe or {})
     try:
@@ -176,8 +130,12 @@ def _opening(made: Provenance, base: BaseCard) -> str:
         rule = recipe.get("rule")
         described = str(rule.get("name") if isinstance(rule, Mapping) else rule)
     of = "its base" if base.name is None else f"[{literal(base.name)}](https://huggingface.co/{base.name})"
+    number = len(made.tasks)
+    models = f"{number} fine-tuned model{'' if number == 1 else 's'} and {of} in one"
+    if made.kind == "adapter":
+        models = f"What {number} fine-tuned model{'' if number == 1 else 's'} changed of {of}, as a LoRA adapter for it"
     text = (
-        f"{len(made.tasks)} fine-tuned models and {of} in one, merged by {literal(described)} without any training, "
+        f"{models}, merged by {literal(described)} without any training, "
         "with lwptv-lightning: layer-wise pruning of task vectors ([LwPTV](https://arxiv.org/abs/2506.09093))."
     )
     if made.changed:
@@ -269,7 +227,7 @@ def _figures(made: Provenance, rows: Mapping[str, Mapping[str, float]]) -> str:
         key=lambda loader: LoaderName.of_figure(loader).is_average,
     )
     table = markdown_table(
-        ["model", *(literal(_heading(loader)) for loader in columns)],
+        ["model", *(literal(heading(loader)) for loader in columns)],
         (
             [literal(printable_name(row)), *(_figure(given, loader) for loader in columns)]
             for row, given in rows.items()
@@ -286,23 +244,23 @@ def _figure(figures: Mapping[str, float], loader: str) -> str:
     return f"{figures[loader]:.4f}" if loader in figures else ""
 
 
-def _heading(loader: str) -> str:
-    name = LoaderName.of_figure(loader)
-    domain = name.domain.upper() if name.is_average else name.domain
-    return printable_name(f"{domain} {name.name}")
-
-
 def _again(made: Provenance) -> str:
     """Return the commands, for a shell, with names in place of paths."""
     words = ["BASE", *(f"{task}=CHECKPOINT" for task in made.tasks)]
     options = ["--recipe", "recipe.json", *(word for glob in made.excluded for word in ("--exclude", glob))]
     if made.data is not None:
         options += ["--data-statistics", "FILE"]
+    if made.kind == "adapter":
+        options += ["--as-lora", "RANK"]
     inputs = " ".join(shlex.quote(printable(word)) for word in words)
     asked = " ".join(shlex.quote(printable(word)) for word in options)
-    commands = f"lwptv merge {inputs} {asked} --out OUT\nlwptv verify OUT {inputs}"
+    merge, check = f"lwptv merge {inputs} {asked} --out OUT", f"lwptv verify OUT {inputs}"
+    text = "With the recipe above in `recipe.json`:\n\n"
+    if made.kind == "adapter":
+        return text + _fenced(merge, "bash")
+    both = _fenced("\n".join([merge, check]), "bash")
     return (
-        f"With the recipe above in `recipe.json`:\n\n{_fenced(commands, 'bash')}\n\n"
+        f"{text}{both}\n\n"
         "The second command, given this model in place of `OUT`, compares it bit for bit with what is made anew from "
         "what its metadata say."
     )

@@ -26,6 +26,10 @@ _DISTRIBUTED = """import torch.distributed.checkpoint as dcp
 state = model.state_dict()  # sharded or not
 dcp.load(state, checkpoint_id="FOLDER")
 """
+_ADAPTER = """from peft import PeftModel
+
+model = PeftModel.from_pretrained(base, "FOLDER")  # or "OWNER/MODEL"
+"""
 _FILE = """from safetensors.torch import load_file
 
 model.load_state_dict(load_file("{name}"))
@@ -64,6 +68,8 @@ class Loading:
         folder = path if path.is_dir() else path.parent
         if (folder / "open_clip_config.json").is_file():
             return cls(library="open_clip", code=_OPEN_CLIP)
+        if (folder / "adapter_config.json").is_file():
+            return cls(library="peft", code=_ADAPTER)
         if (folder / ".metadata").is_file() and path.is_dir():
             return cls(code=_DISTRIBUTED)
         about = _configuration(folder)

@@ -14,16 +14,18 @@ from lwptv_lightning.checkpoints import CheckpointError, index_of, open_checkpoi
 from lwptv_lightning.files import InputFile, beside
 from lwptv_lightning.inspection import Verification, verification_text, verify
 from lwptv_lightning.merging import TAGS, card_of
-from lwptv_lightning.registry import printable
+from lwptv_lightning.registry import parse_json, printable, shown
 
 CARD = "README.md"
+_ADAPTER = "adapter_config.json"
+_ON_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 _ALLOWED = re.compile(
     r"config\.json|open_clip_config\.json|generation_config\.json|adapter_config\.json"
     r"|(pre|video_pre)?processor_config\.json|image_processor_config\.json"
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
     r"|vocab\.(json|txt)|merges\.txt|tokenizer\.model|spiece\.model|sentencepiece\.bpe\.model"
     r"|chat_template\.(jinja|json)|(.+[.-])?heads\.(safetensors|json)"
-    r"|recipe\.json|report\.md|results\.csv|saliency\.png|id_ood\.png"
+    r"|lwptv_adapter\.json|recipe\.json|report\.md|results\.csv|saliency\.png|id_ood\.png"
     r"|(LICENSE|LICENCE|NOTICE|USE_POLICY)(\.(md|txt))?",
 )
 """Names of what belongs to a model besides its weights and its card; nothing of another name is uploaded."""
@@ -75,8 +77,11 @@ class Parcel:
                 f"{path}: a folder of torch.distributed.checkpoint holds pickles, which are not uploaded; write the "
                 "model as safetensors."
             )
-        _require_merged(path, verify(path))
+        checked = verify(path)
+        _require_merged(path, checked)
         there = path if path.exists() else index_of(path)
+        if checked.made.kind == "adapter":
+            _require_base_of_all(there)
         folder = there if there.is_dir() else there.parent
         weights = {file.path.name: file.path for file in open_checkpoint(there, prefix="").inputs}
         others: dict[str, Path] = {}
@@ -114,14 +119,27 @@ class Parcel:
 
 
 def _require_merged(path: Path, found: Verification) -> None:
-    if found.made.kind != "merged":
-        kinds = {"task_vector": "a task vector", "base": "the base of a task vector", "adapter": "an adapter"}
+    if found.made.kind not in ("merged", "adapter"):
+        kinds = {"task_vector": "a task vector", "base": "the base of a task vector"}
         kind = kinds.get(str(found.made.kind))
         was = "what lwptv did not write, or wrote as something else" if kind is None else kind
         raise CheckpointError(f"{path}: expected a merged model, not {was}.")
     if not found.passed:
         problem = verification_text(found).split("\n")[0]
         raise CheckpointError(f"{path}: it is not as it was written, and is not uploaded: {problem}")
+
+
+def _require_base_of_all(path: Path) -> None:
+    """Raise unless an adapter is a folder whose configuration names the base as anybody finds it."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: an adapter needs the adapter_config.json beside it; name the folder.")
+    about = parse_json(InputFile.at(path / _ADAPTER, CheckpointError).text(), str(path / _ADAPTER))
+    base = about.get("base_model_name_or_path") if isinstance(about, dict) else None
+    if isinstance(base, str) and _ON_HUB.fullmatch(base) is None:
+        raise CheckpointError(
+            f"{path / _ADAPTER}: base_model_name_or_path is {shown(base)}, a path of this machine; write the base's "
+            "name on the hub there, such as owner/model."
+        )
 
 
 def _is_allowed(folder: Path, name: str) -> bool:

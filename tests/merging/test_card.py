@@ -143,11 +143,6 @@ def test_what_is_no_number_goes_into_no_result():
         model_card(MADE, controls={"base": 0.5})
 
 
-def test_sets_whose_names_are_alike_stay_apart():
-    text = model_card(MADE, {"id/a b": 0.25, "id/a-b": 0.5, "id/A_B": 0.75, "id/中": 1.0, "id/é": 0.0})
-    assert [each.metric_value for each in ModelCard(text).data.eval_results] == [0.25, 0.5, 0.75, 1.0, 0.0]
-
-
 @pytest.mark.parametrize("kind", ["task_vector", "base", None])
 def test_only_a_merged_model_has_a_card(kind):
     with pytest.raises(CheckpointError, match="a model card is of a merged model"):
@@ -221,3 +216,13 @@ def test_the_commands_quote_what_a_shell_would_run(name):
         merge,
         ["lwptv", "verify", "OUT", "BASE", f"{name}=CHECKPOINT"],
     ]
+
+
+def test_an_adapter_has_a_card_of_its_own():
+    text = model_card(replace(MADE, kind="adapter"), base=BaseCard(name="owner/base"), loading=Loading(library="peft"))
+    data = ModelCard(text).data
+    assert data.library_name == "peft"
+    assert data.to_dict()["base_model_relation"] == "adapter"
+    assert "as a LoRA adapter for it" in text
+    assert "--as-lora RANK --out OUT\n```" in section(text, "Make it again")
+    assert "lwptv verify" not in text

@@ -16,6 +16,7 @@ TIMM = {"architecture": "resnet18", "num_classes": 3, "pretrained_cfg": {}}
         ({"config.json": {"architectures": ["x; exit()"]}}, "transformers", "import AutoModel"),
         ({"open_clip_config.json": {}, "config.json": TIMM}, "open_clip", '"local-dir:FOLDER"'),
         ({".metadata": {}}, None, "dcp.load"),
+        ({"adapter_config.json": {}}, "peft", 'PeftModel.from_pretrained(base, "FOLDER")'),
         ({"config.json": []}, None, "load_file"),
         ({"config.json": {"a": 1}}, None, "load_file"),
         ({}, None, 'load_file("merged.safetensors")'),

@@ -1,10 +1,11 @@
+import json
 import os
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from lwptv_lightning import CheckpointError, TaskVectors, save_merged
+from lwptv_lightning import CheckpointError, TaskVectors, save_adapter, save_merged
 from lwptv_lightning.sharing import Parcel
 
 
@@ -83,3 +84,32 @@ def test_another_model_beside_it_makes_the_folder_ambiguous(merged):
     (merged / "model.safetensors").rename(merged / "first.safetensors")
     with pytest.raises(CheckpointError, match="several checkpoints"):
         Parcel.of(merged)
+
+
+def adapter_of(tmp_path, base):
+    weights = {"fc.weight": torch.zeros(8, 8), "fc.bias": torch.zeros(8)}
+    expert = {"fc.weight": torch.ones(8, 8), "fc.bias": torch.ones(8)}
+    save_adapter(TaskVectors.open(weights, {"a": expert}), "task_arithmetic", tmp_path / "adapter", 2)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": base}))
+    return path.parent
+
+
+@pytest.mark.parametrize("base", [None, "owner/model", "gpt2"])
+def test_an_adapter_goes_with_its_configuration(base, tmp_path):
+    parcel = Parcel.of(adapter_of(tmp_path, base))
+    expected = {"README.md", "adapter_model.safetensors", "adapter_config.json", "lwptv_adapter.json"}
+    assert set(parcel.names) == expected
+    assert "library_name: peft" in parcel.card
+    assert "base_model_relation: adapter" in parcel.card
+
+
+@pytest.mark.parametrize("base", ["/home/me/base", "./base", "../base", "a/b/c", "C:\\base", "~/base", "base/"])
+def test_an_adapter_that_names_a_path_of_this_machine_is_refused(base, tmp_path):
+    with pytest.raises(CheckpointError, match="a path of this machine; write the base's name on the hub there"):
+        Parcel.of(adapter_of(tmp_path, base))
+
+
+def test_an_adapter_alone_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="name the folder"):
+        Parcel.of(adapter_of(tmp_path, None) / "adapter_model.safetensors")
