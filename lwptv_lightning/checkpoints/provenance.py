@@ -46,6 +46,7 @@ class Provenance:
         changed: Tensors of a merged model that hold other values than the merge gave them, such as statistics that were
             measured anew.
         evaluated_in: The dtypes in which a merged model was held that are narrower than the base's.
+        twins: Further names of tied weights that the base's file has not, each with the one that it has.
         resized: Tensors that were brought to another image size, in the base or in a task, before they were merged.
 
     Example:
@@ -72,6 +73,7 @@ class Provenance:
     changed: Sequence[str] = field(default_factory=list)
     evaluated_in: Sequence[str] = field(default_factory=list)
     resized: Sequence[str] = field(default_factory=list)
+    twins: Mapping[str, str] = field(default_factory=dict)
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata of a safetensors file, with the keys that earlier versions read among them."""
@@ -158,6 +160,7 @@ _AS_JSON: dict[str, tuple[str, str, Callable[[Any], bool]]] = {
     "changed": ("lwptv_changed", "tensor names", _is_list_of_names),
     "evaluated_in": ("lwptv_evaluated_in", "dtypes", _is_list_of_names),
     "resized": ("lwptv_resized", "tensor names", _is_list_of_names),
+    "twins": ("lwptv_twins", "tensor names to tensor names", _mapping_of(str)),
 }
 """Of each attribute its key, what its JSON holds, and whether a value is that."""
 

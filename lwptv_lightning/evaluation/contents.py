@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from lwptv_lightning.checkpoints import Provenance, TensorHeader
 from lwptv_lightning.functional import plain_state
 from lwptv_lightning.merging import in_dtype, whole_state
+from lwptv_lightning.task_vectors import tied_in
 
 _LANES = 61
 """How many sums are kept apart, so that elements that change places show; a prime, unlike the widths of tensors."""
@@ -64,15 +65,23 @@ class Contents:
             for name, value in plain_state(model).items()
             if name in self.dtypes and value.is_floating_point() and value.dtype.itemsize < self._dtype(name).itemsize
         }
-        return replace(provenance, changed=changed, evaluated_in=sorted(narrower))
+        twins = {name: first for name, first in self._twins(model).items() if name not in aside}
+        return replace(provenance, changed=changed, evaluated_in=sorted(narrower), twins=twins)
 
     def stored(self, model: nn.Module, aside: Container[str] = ()) -> dict[str, Tensor]:
         """Return a model's tensors in the base's dtypes, but for some that stand aside."""
         state = {name: value for name, value in whole_state(model).items() if name not in aside}
+        first_names = {name: name for name in self.dtypes} | self._twins(model)
         return {
-            name: in_dtype(name, value, self._dtype(name)) if name in self.dtypes else value
+            name: in_dtype(name, value, self._dtype(first_names[name])) if name in first_names else value
             for name, value in state.items()
         }
+
+    def _twins(self, model: nn.Module) -> dict[str, str]:
+        """Return further names of a model's tied weights that the base has not, each with one that it has."""
+        groups = tied_in(model, plain_state(model)) if self.dtypes else []
+        known = ([next((name for name in group if name in self.dtypes), ""), *group] for group in groups)
+        return {name: first for first, *group in known for name in group if first and name not in self.dtypes}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""

@@ -229,7 +229,7 @@ class _Check:
         held_in: Sequence[torch.dtype],
     ) -> Verification:
         ours = self.stored.headers
-        differing = {name: TensorDifference(note="is in the file alone") for name in ours if name not in theirs}
+        differing = {name: self._alone(name) for name in ours if name not in theirs and not self._is_twin(name, theirs)}
         for name in theirs:
             if name not in ours:
                 differing[name] = TensorDifference(note="is missing")
@@ -241,6 +241,19 @@ class _Check:
         self.stored.require_unchanged()
         reasons = _reasons(self.found.made) if differing else ()
         return replace(self.found, tensors=len(theirs), compared=len(names), differing=differing, reasons=reasons)
+
+    def _is_twin(self, name: str, theirs: Mapping[str, TensorHeader]) -> bool:
+        """Whether a tensor of the file is one of those that should be there, under a further name, to the bit."""
+        first = self.found.made.twins.get(name)
+        if first is None or first not in theirs or self.stored.headers.get(first) != self.stored.headers[name]:
+            return False
+        both = (self.stored.read(each).reshape(-1).view(torch.uint8) for each in (name, first))
+        return torch.equal(*both)
+
+    def _alone(self, name: str) -> TensorDifference:
+        first = self.found.made.twins.get(name)
+        told = "is in the file alone" if first is None else f"is not {printable_name(first)}, which it is tied to"
+        return TensorDifference(note=told)
 
 
 def _reasons(made: Provenance) -> tuple[str, ...]:

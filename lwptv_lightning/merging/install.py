@@ -114,8 +114,9 @@ def require_fit(model: nn.Module, vectors: TaskVectors, *, with_heads: bool = Tr
     unset = [name for name in unset_by(model, vectors) if not name.startswith(classifiers)]
     if beyond := [name for name in unset if name not in vectors.headers]:
         raise ValueError(
-            f"{label} has tensors that the base has not and that would stay random: {some_of(beyond)} Build it without "
-            "them (timm: num_classes=0), or add them to the base checkpoint."
+            f"{label} has tensors that the base has not and that would stay random: {some_of(beyond)}"
+            f"{_untied_hint(model, beyond)} Build it without them (timm: num_classes=0), or add them to the base "
+            "checkpoint."
         )
     if unset:
         raise ValueError(
@@ -124,6 +125,16 @@ def require_fit(model: nn.Module, vectors: TaskVectors, *, with_heads: bool = Tr
             f"{vectors.headers[unset[0]].shape}. Build it in the base's shapes, or without them (timm: num_classes=0) "
             "and with heads={'<set>': module}."
         )
+
+
+def _untied_hint(model: nn.Module, names: Iterable[str]) -> str:
+    """Say that a transformers model ties some tensors, but not now, as after ``to_empty``."""
+    for path, module in model.named_modules():
+        prefix = f"{plain_name(path)}." if path else ""
+        own = getattr(module, "_tied_weights_keys", None) or ()
+        if callable(getattr(module, "tie_weights", None)) and any(f"{prefix}{name}" in names for name in own):
+            return f" {type(module).__name__} ties them to others, but they are not tied now: call its tie_weights()."
+    return ""
 
 
 def unset_by(model: nn.Module, vectors: TaskVectors) -> tuple[str, ...]:
@@ -219,10 +230,24 @@ def materialize_(module: nn.Module, device: torch.device | str) -> None:
             f"{type(plain_module(module)).__name__} was built on the meta device, but computes buffers that no "
             f"checkpoint holds: {some_of(unsaved)} Build these, or the whole model, on a real device."
         )
+    tied = _tied_places(module)
     # What `to_empty` does, but for the tensors alone that have no memory yet.
     module._apply(  # type: ignore[no-untyped-call]
         lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
     )
+    for (home, first), *others in tied:  # which would be tensors of their own from here on
+        for owner, name in others:
+            owner._parameters[name] = home._parameters[first]
+
+
+def _tied_places(module: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """Return, for each parameter on the meta device that stands in several places, the modules and names of these."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                places.setdefault(id(parameter), []).append((owner, name))
+    return [group for group in places.values() if len(group) > 1]
 
 
 def _drop_caches(module: nn.Module, undo: Undo) -> None:

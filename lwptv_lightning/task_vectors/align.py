@@ -134,7 +134,8 @@ def align(
             if (wrong := quantized_alone(raw_base, opened[task], exclude)) and not _is_difference(opened[task]):
                 raise CheckpointError(f"{opened[task].source}: {wrong}" if strict else wrong)
             aligned = _align_expert(opened[task], raw_base, aligned_base, model, apart, modules, sizes)
-            experts[task] = complete(aligned_base, aligned)
+            own = [source] if isinstance(source, nn.Module) else []
+            experts[task] = complete(aligned_base, aligned, [*modules, *own])
             owned = {name: None for name in owned if name in aligned.headers}
         except (ValueError, OSError, TypeError) as error:
             if strict and (isinstance(source, str | Path) or not isinstance(error, CheckpointError | TypeError)):

@@ -122,23 +122,51 @@ def tied_in(model: nn.Module, names: Collection[str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def complete(base: Checkpoint, expert: Checkpoint) -> Checkpoint:
-    """Return an expert with the names of a base, where one of them holds a tied tensor under fewer names.
+def complete(base: Checkpoint, expert: Checkpoint, modules: Iterable[nn.Module] = ()) -> Checkpoint:
+    """Return an expert with the names of a base, where one of them holds a tied tensor under other names, or fewer.
 
-    A name that only one of the two has is a tie where the one that has it holds the same values under a name of both.
+    A name that only one of the two has is a tie where modules of these names say so; or where the one that has it holds
+    the same values under a name of both.
     """
     found = compare_headers(base.headers, expert.headers)
-    added = _twins(base, found.missing, found.matched)
-    needless = _twins(expert, found.extra, found.matched)
+    if not found.missing and not found.extra:
+        return expert
+    told = [group for module in modules for group in tied_in(module, {*base.names, *expert.names})]
+    added = _told(told, found.missing, base, expert)
+    rest = compare_headers(base.headers, {**expert.headers, **{name: base.headers[name] for name in added}})
+    added |= _twins(base, rest.missing, found.matched)
+    held = {*found.matched, *added.values()}
+    needless = {name for name in found.extra for group in told if name in group and _repeats(expert, name, group, held)}
+    needless |= _twins(expert, [name for name in found.extra if name not in needless], held).keys()
     if not added and not needless:
         return expert
     return expert.renamed({**{name: name for name in expert.names if name not in needless}, **added})
 
 
+def _told(
+    groups: Iterable[Collection[str]], names: Collection[str], base: Checkpoint, expert: Checkpoint
+) -> dict[str, str]:
+    """Return which of some names of a base are one tensor with a name of an expert's, by groups that modules tell."""
+    return {
+        name: other
+        for group in groups
+        for name in group
+        for other in group
+        if name in names and other in expert.headers and expert.headers[other].shape == base.headers[name].shape
+    }
+
+
+def _repeats(checkpoint: Checkpoint, name: str, group: Iterable[str], held: Collection[str]) -> bool:
+    """Whether a tensor holds the values of another one of its group."""
+    others = [other for other in group if other != name and other in held]
+    return any(bool(_split(checkpoint, [other, name])) for other in others)
+
+
 def _twins(checkpoint: Checkpoint, names: Iterable[str], others: Iterable[str]) -> dict[str, str]:
     """Return which of some names hold the values of another one, mapped to the first such one."""
     headers = checkpoint.headers
-    wanted = [name for name in names if _is_large(headers[name]) and _is_varied(checkpoint.read(name))]
+    # Where a name is missing, a vector of many values tells as well as a matrix: a bias tied to another one.
+    wanted = [name for name in names if headers[name].numel >= _LEAST and _is_varied(checkpoint.read(name))]
     starts = {(headers[name], _start(checkpoint.read(name))) for name in wanted}
     shapes = {header for header, _ in starts}
     alike: defaultdict[tuple[TensorHeader, bytes], list[str]] = defaultdict(list)
