@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "lwptv_lightning"
 LEVELS = (
     ("registry", "functional", "files"),
     ("checkpoints", "layers"),
-    ("task_vectors",),
+    ("task_vectors", "libraries"),
     ("engine",),
     ("saliency", "rules"),
     ("recipe",),

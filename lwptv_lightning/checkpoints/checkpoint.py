@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lwptv_lightning.checkpoints.model_config import ModelConfig
 from lwptv_lightning.files import InputFile
 from lwptv_lightning.registry import matcher, printable, printable_name, require_known, shown
 
@@ -116,6 +117,10 @@ class Checkpoint:
         """Whether it is a base and what a file calls a task vector, added."""
         self.dequantized: tuple[str, ...] = ()
         """Tensors, by their names when it was opened, that the file holds quantized and that are read as float32."""
+        self.stored_headers: Mapping[str, TensorHeader] = dict(headers)
+        """Shapes and dtypes by the names in the file, whatever was renamed or converted since."""
+        self.model_config: ModelConfig | None = None
+        """How a library builds the module whose names these are, where a module of it was given."""
         self._reader = reader
         self._stored_names = dict(stored_names or {})
 
@@ -181,6 +186,12 @@ class Checkpoint:
         """Return a checkpoint of the same origin with other tensors; see `Checkpoint` for the arguments."""
         made = copy(self)
         made.headers, made._reader, made._stored_names = dict(headers), reader, dict(stored_names or {})
+        return made
+
+    def of_model(self, config: ModelConfig | None) -> Checkpoint:
+        """Return the same checkpoint under the names of a module that a library builds so."""
+        made = copy(self)
+        made.model_config = config
         return made
 
     def __repr__(self) -> str:

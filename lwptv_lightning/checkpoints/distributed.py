@@ -32,6 +32,8 @@ METADATA = ".metadata"
 """The file that says what is stored where."""
 PROCESSES_METADATA = f"__*{METADATA}"
 """Those of a save in which each process described its own, ``use_collectives=False``."""
+PROVENANCE = "lwptv.json"
+"""What the library writes beside them, with what a safetensors file has in its metadata."""
 HUGGING_FACE_SHARDS = f"shard-{'[0-9]' * 5}-model-*-of-*.safetensors"
 """The files of torch's HuggingFaceStorageWriter, where each process writes its own."""
 _OFFSETS = "DCP_SHARDING_INFO"
@@ -74,10 +76,22 @@ def _from_distributed(metadata: Sequence[Path], ema: bool | None) -> Checkpoint:
         str(folder),
         headers,
         PiecesReader(headers, pieces),
+        metadata=_said_by(folder),
         folder=folder.absolute(),
         format=LIGHTNING if is_lightnings else "torch.distributed",
         inputs=(*files, *stored.files.values()),
     )
+
+
+def _said_by(folder: Path) -> dict[str, str]:
+    """Return what the library wrote of a model beside it, as it stands in the header of a safetensors file."""
+    path = folder / PROVENANCE
+    if not path.is_file():
+        return {}
+    said = parse_json(InputFile.at(path, CheckpointError).text(), str(path))
+    if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
+        raise CheckpointError(f"{path}: expected texts by their keys.")
+    return said
 
 
 class _StoredPieces:

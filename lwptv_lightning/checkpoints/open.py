@@ -25,6 +25,7 @@ from lwptv_lightning.checkpoints.distributed import (
 from lwptv_lightning.checkpoints.float8 import dequantized
 from lwptv_lightning.checkpoints.foreign import require_no_foreign_file, require_no_foreign_folder
 from lwptv_lightning.checkpoints.hub import SCHEMES, fetch
+from lwptv_lightning.checkpoints.model_config import ModelConfig
 from lwptv_lightning.checkpoints.names import without_wrappers
 from lwptv_lightning.checkpoints.safetensors import _from_index, _from_safetensors, weight_map_of
 from lwptv_lightning.checkpoints.shards import is_part
@@ -42,6 +43,7 @@ _MAIN_FILES = (
     "*.safetensors.index.json",
     "model.safetensors",
     HUGGING_FACE_SHARDS,
+    "open_clip_model.safetensors",
     "*.safetensors",
     "adapter_model.bin",
     "*.bin.index.json",
@@ -93,6 +95,7 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
         return _part(source, prefix) if prefix else source
     if isinstance(source, nn.Module):
         checkpoint = _from_state_dict(source.state_dict(), type(plain_module(source)).__name__, ema)
+        checkpoint = checkpoint.of_model(ModelConfig.of(source))
     elif isinstance(source, Mapping):
         checkpoint = _from_state_dict(source, "state dict", ema)
     elif isinstance(source, str) and source.startswith(SCHEMES):

@@ -45,6 +45,8 @@ class Provenance:
         metrics: The metrics that its trainer had then.
         changed: Tensors of a merged model that hold other values than the merge gave them, such as statistics that were
             measured anew.
+        left_out: Tensors of the base that the file does not hold: its classifier, where the tasks' have other shapes.
+        notes: What else is to be known of the file or the folder that it stands in, in sentences.
         evaluated_in: The dtypes in which a merged model was held that are narrower than the base's.
         twins: Further names of tied weights that the base's file has not, each with the one that it has.
         resized: Tensors that were brought to another image size, in the base or in a task, before they were merged.
@@ -71,6 +73,8 @@ class Provenance:
     progress: Mapping[str, int] | None = None
     metrics: Mapping[str, float] | None = None
     changed: Sequence[str] = field(default_factory=list)
+    left_out: Sequence[str] = field(default_factory=list)
+    notes: Sequence[str] = field(default_factory=list)
     evaluated_in: Sequence[str] = field(default_factory=list)
     resized: Sequence[str] = field(default_factory=list)
     twins: Mapping[str, str] = field(default_factory=dict)
@@ -158,6 +162,8 @@ _AS_JSON: dict[str, tuple[str, str, Callable[[Any], bool]]] = {
     "progress": ("lwptv_progress", "epoch and step", _mapping_of(int)),
     "metrics": ("lwptv_metrics", "metrics to numbers", _mapping_of(int, float)),
     "changed": ("lwptv_changed", "tensor names", _is_list_of_names),
+    "left_out": ("lwptv_left_out", "tensor names", _is_list_of_names),
+    "notes": ("lwptv_notes", "sentences", _is_list_of_names),
     "evaluated_in": ("lwptv_evaluated_in", "dtypes", _is_list_of_names),
     "resized": ("lwptv_resized", "tensor names", _is_list_of_names),
     "twins": ("lwptv_twins", "tensor names to tensor names", _mapping_of(str)),

@@ -126,6 +126,11 @@ class SafetensorsWriter:
             file.write(data)
             self._go_on(shard, len(data))
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the files say of themselves, without checksums."""
+        return {key: text for key, text in self._metadata.items() if key not in (PAYLOAD_KEY, HEADER_KEY)}
+
     def describe(self, metadata: Mapping[str, str]) -> None:
         """Replace what the files say of themselves, by as many characters or fewer, while they are written.
 

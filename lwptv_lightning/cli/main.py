@@ -21,7 +21,8 @@ COMMANDS = {
 
 _DEBUG: dict[str, Any] = {"action": "store_true", "help": "show the traceback of an error"}
 _ARGUMENT = re.compile(
-    r"\b(exclude|prefix|ema|model|keep|prune|task|overwrite|drop_rest)=(\(\.\.\.\)|\.\.\.|True|\([^()]*\)|'[^']*')"
+    r"\b(exclude|prefix|ema|model|keep|prune|task|overwrite|drop_rest|format)="
+    r"(\(\.\.\.\)|\.\.\.|True|\([^()]*\)|'[^']*')"
 )
 _VALUE = {"(...)": "", "...": "", "True": ""}
 """What follows an argument's name in messages, and in an option's place."""

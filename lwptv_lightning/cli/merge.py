@@ -13,10 +13,22 @@ from lwptv_lightning.registry import parse_bytes, printable, printable_name
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     arguments.add_checkpoints(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="what to write: a .safetensors file, or a folder as the base's library has it",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the model that is there")
+    parser.add_argument(
+        "--format", metavar="KIND", help="the kind of folder: timm, transformers, open_clip, safetensors or dcp"
+    )
+    parser.add_argument(
+        "--keep-classifier", action="store_true", help="write the base's classifier where the tasks have their own"
+    )
     parser.add_argument("--max-memory", metavar="SIZE", help="what the merge may hold in memory, such as 512MB")
-    parser.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="a larger model is written in shards")
+    parser.add_argument("--max-shard-size", metavar="SIZE", help="a larger model is written in shards (default: 5GB)")
     parser.add_argument("--device", help="where to compute, such as cuda")
     parser.add_argument(
         "--data-statistics", type=Path, metavar="FILE", help="what CollectDataStatistics wrote, for rules that need it"
@@ -31,15 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Merge checkpoints into one file."""
+    """Merge checkpoints into a file, or into a folder as the base's library has it."""
+    from lwptv_lightning.checkpoints import Provenance, open_checkpoint, some_of
     from lwptv_lightning.engine import Stream
-    from lwptv_lightning.merging import save_merged, treatment_of
+    from lwptv_lightning.merging import Loading, save_merged, treatment_of
     from lwptv_lightning.task_vectors import TaskVectors
 
-    if options.as_lora is None:
-        _require_place(options.out, options.overwrite)
-    else:
-        extract.require_place(options.out, options.as_lora, options.overwrite)
+    _require_place(options)
     recipe, costs, opened = _recipe(options), _costs(options), arguments.checkpoint_options(options)
     vectors = TaskVectors.open(options.base, **opened)
     if options.as_lora is not None:
@@ -47,16 +57,28 @@ def run(options: argparse.Namespace) -> None:
         return
     written = save_merged(vectors, recipe, options.out, overwrite=options.overwrite, **costs)
     tasks = ", ".join(map(printable_name, vectors.tasks))
-    print(printable(f"Merged {tasks} by {recipe.describe()} into {written}"))
+    library = Loading.of(written).library if written.is_dir() else None
+    print(printable(f"Merged {tasks} by {recipe.describe()} into {written}{f', for {library}' if library else ''}"))
+    said = Provenance.of(open_checkpoint(written))
+    if said.left_out:
+        print(printable(f"The base's classifier is left out, since the tasks have their own: {some_of(said.left_out)}"))
+    for note in said.notes:
+        print(printable(note))
     if treatment := treatment_of(recipe.rule, Stream.of(vectors, data=costs.get("data"))):
         print(printable(f"The {treatment}."))
 
 
-def _require_place(path: Path, overwrite: bool) -> None:
-    from lwptv_lightning.checkpoints import require_place
+def _require_place(options: argparse.Namespace) -> None:
+    from lwptv_lightning.merging import require_output
 
+    if options.as_lora is not None:
+        for name in ("format", "keep_classifier", "max_shard_size"):
+            if getattr(options, name):
+                raise ValueError(f"--{name.replace('_', '-')} is for a whole model, and --as-lora writes an adapter.")
+        extract.require_place(options.out, options.as_lora, options.overwrite)
+        return
     try:
-        require_place(path, overwrite=overwrite)
+        require_output(options.out, options.format, overwrite=options.overwrite)
     except OSError as error:
         raise OSError(f"--out {error.strerror or error}") from error
 
@@ -67,6 +89,10 @@ def _costs(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("max_memory", "max_shard_size"):
         if (size := getattr(options, name)) is not None:
             given[name] = parse_bytes(f"--{name.replace('_', '-')}", size)
+    if options.format is not None:
+        given["format"] = options.format
+    if options.keep_classifier:
+        given["keep_classifier"] = True
     if options.data_statistics is not None:
         from lwptv_lightning.merging import read_data_statistics
 

@@ -30,6 +30,7 @@ class Contents:
         sums: Tensor name to the dtype in which it was held and a sum over its bits, which tells whether it has changed,
             in whatever dtype that holds as much it is held since.
         tasks: Whose task vectors were merged.
+        apart: Tensors of the base's classifier, where the tasks have their own.
 
     Example:
         >>> model = nn.Linear(1, 1)
@@ -43,12 +44,19 @@ class Contents:
     dtypes: Mapping[str, str] = field(default_factory=dict)
     sums: Mapping[str, str] = field(default_factory=dict)
     tasks: Sequence[str] = ()
+    apart: Sequence[str] = ()
 
     @classmethod
-    def of(cls, model: nn.Module, headers: Mapping[str, TensorHeader], tasks: Sequence[str] = ()) -> Contents:
+    def of(
+        cls,
+        model: nn.Module,
+        headers: Mapping[str, TensorHeader],
+        tasks: Sequence[str] = (),
+        apart: Sequence[str] = (),
+    ) -> Contents:
         """Return what a model holds now, of a base with these headers; all processes call it for a sharded one."""
         dtypes = {name: str(header.dtype).removeprefix("torch.") for name, header in headers.items()}
-        return cls(dtypes, _sums_of(model), tuple(tasks))
+        return cls(dtypes, _sums_of(model), tuple(tasks), tuple(apart))
 
     def changed_in(self, model: nn.Module) -> list[str]:
         """Return the tensors that a model holds with other values than then."""
@@ -85,7 +93,12 @@ class Contents:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"dtypes": dict(self.dtypes), "sums": dict(self.sums), "tasks": tuple(self.tasks)}
+        return {
+            "dtypes": dict(self.dtypes),
+            "sums": dict(self.sums),
+            "tasks": tuple(self.tasks),
+            "apart": tuple(self.apart),
+        }
 
     def _dtype(self, name: str) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.dtypes[name])

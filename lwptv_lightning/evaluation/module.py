@@ -12,22 +12,31 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from lwptv_lightning.checkpoints import Provenance, require_safetensors_path, write_safetensors
+from lwptv_lightning.checkpoints import Provenance
 from lwptv_lightning.evaluation.contents import Contents
 from lwptv_lightning.evaluation.given_heads import HeadsGiven
 from lwptv_lightning.evaluation.heads import Heads, require_same_classifiers
-from lwptv_lightning.evaluation.heads_file import heads_path, write_heads
+from lwptv_lightning.evaluation.heads_file import write_heads
 from lwptv_lightning.evaluation.interface import Interface, require_one_tensor
 from lwptv_lightning.evaluation.lightning import callbacks_of, share_evaluation_, trainer_of
 from lwptv_lightning.evaluation.measured import Measured
 from lwptv_lightning.evaluation.merging import merge_model_, require_fit
 from lwptv_lightning.evaluation.metric_choice import MetricChoice, Metrics
 from lwptv_lightning.evaluation.metrics import LoaderMetrics, accuracies
+from lwptv_lightning.evaluation.saving import save_module
 from lwptv_lightning.evaluation.steps import EvaluationSteps
-from lwptv_lightning.evaluation.stored import described, restore_, store
+from lwptv_lightning.evaluation.stored import restore_, store
 from lwptv_lightning.functional import keep_plain_names_
 from lwptv_lightning.layers import Layers, trace_layers
-from lwptv_lightning.merging import MergeOptions, PruningPlan, Undo, materialize_, provenance_of, require_options
+from lwptv_lightning.merging import (
+    MergeOptions,
+    PruningPlan,
+    Undo,
+    base_classifier,
+    materialize_,
+    provenance_of,
+    require_options,
+)
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.registry import GRANULARITIES, require_kind, require_known, require_texts
 from lwptv_lightning.rules import DataStatistics
@@ -224,32 +233,50 @@ class MergeModule(EvaluationSteps):
             undo.remember(self, "plan", "treatment", "installed", "provenance", "contents")
             self.plan, self.treatment, self.installed = plan.pruning, plan.treatment, plan.recipe
             self.provenance = partial(provenance_of, plan.vectors, plan.recipe, plan.mask, plan.layers, plan.data)
-            self.contents = Contents.of(self.model, vectors.headers, vectors.tasks)
+            self.contents = Contents.of(self.model, vectors.headers, vectors.tasks, base_classifier(vectors))
             undo.keep()
         return self
 
-    def save_merged(self, path: str | Path, *, heads: bool = False) -> Path:
-        """Write the model as it is, merged, to a ``.safetensors`` file, in the dtypes of the base.
+    def save_merged(
+        self,
+        path: str | Path,
+        *,
+        heads: bool = False,
+        format: str | None = None,
+        max_shard_size: int | str | None = None,
+        overwrite: bool = True,
+        keep_classifier: bool = False,
+    ) -> Path:
+        """Write the model as it is, merged, to a file or a folder, in the dtypes of the base.
 
         What was validated is what is written; a model that holds no merge yet is merged first. Where a tensor is not as
-        the merge left it, the file's metadata say so. All processes call it, where it is sharded.
+        the merge left it, the file's metadata say so. All processes call it, where it is sharded; the first one writes
+        a folder.
 
         Args:
-            path: Where to write.
-            heads: Whether to write the heads too, beside it, as ``<stem>.heads.safetensors``. Their tensors are named
-                ``<set>/<name in the model>``: a plain model of a set's classes takes those of the merged file and of
-                one set. ``heads=<this file>`` of a `MergeModule` reads them again.
+            path: A ``.safetensors`` file, or a folder, which `model`'s own library loads where it is of timm or
+                transformers; see `lwptv_lightning.save_merged`, also for the rest.
+            heads: Whether to write the heads too: beside a file as ``<stem>.heads.safetensors``, in a folder as
+                ``heads.safetensors``. Their tensors are named ``<set>/<name in the model>``: a plain model of a set's
+                classes takes those of the merged file and of one set. ``heads=<this file>`` of a `MergeModule` reads
+                them again.
+            format: The kind of folder.
+            max_shard_size: Of a file or a folder in shards. Without it, a file is not divided.
+            overwrite: Whether to replace a model.
+            keep_classifier: Whether to write the base's classifier, where the tasks have their own.
 
         Raises:
-            ValueError: There are no heads to write, or the path does not end in ``.safetensors``.
+            ValueError: There are no heads to write; besides, as in `lwptv_lightning.save_merged`.
         """
-        require_safetensors_path(path)
-        if self.installed is None:
-            self.merge_()
-        state = self.contents.stored(self.model, self.heads.instead_of)
-        if heads:
-            self.write_heads(heads_path(path))
-        return write_safetensors(state, path, described(self).to_metadata())
+        return save_module(
+            self,
+            path,
+            heads=heads,
+            format=format,
+            max_shard_size=max_shard_size,
+            overwrite=overwrite,
+            keep_classifier=keep_classifier,
+        )
 
     def write_heads(self, path: str | Path) -> Path:
         """Write the heads to a ``.safetensors`` file as `save_merged` does, and return its path."""

@@ -1,28 +1,22 @@
-"""The merged model as a file, written as it is made."""
+"""The merged model as a file or a library's folder, written as it is made."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
+from torch import Tensor
 
-from lwptv_lightning.checkpoints import (
-    Provenance,
-    SafetensorsWriter,
-    require_place,
-    require_safetensors_path,
-    require_storable,
-)
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.merging.merge import Merge, MergeOptions
+from lwptv_lightning.merging.output import Output, base_classifier, plan_output
+from lwptv_lightning.merging.plan import MergePlan
 from lwptv_lightning.recipe import MergeRecipe
-from lwptv_lightning.registry import parse_bytes
-from lwptv_lightning.task_vectors import TaskVectors
+from lwptv_lightning.task_vectors import TaskVectors, checkpoints_of
 
 
 def save_merged(
@@ -32,11 +26,17 @@ def save_merged(
     layers: Layers | None = None,
     device: torch.device | str | None = None,
     *,
-    max_shard_size: int | str = "5GB",
+    format: str | None = None,
+    max_shard_size: int | str | None = None,
     overwrite: bool = True,
+    keep_classifier: bool = False,
     **options: Unpack[MergeOptions],
 ) -> Path:
     """Merge and write the result as it is made, with the recipe in the file's metadata.
+
+    A path that ends in ``.safetensors`` is a file. Any other is a folder, of what the base came as: one that timm,
+    transformers or open_clip loads, with the configuration, processor and tokenizer files that stand beside the base,
+    or of the weights alone where the base is a file by itself.
 
     The merged model is never in memory as a whole. Of several processes the first one writes. The model appears in one
     step when it is whole and on the disk; whatever fails, a model that was there before stays as it was.
@@ -44,23 +44,31 @@ def save_merged(
     Args:
         vectors: The task vectors.
         recipe: Rule, scale and pruning; the name of a rule will do.
-        path: Where to write, a ``.safetensors`` file; its folder is made where it does not exist.
+        path: Where to write, a ``.safetensors`` file or a folder; what it stands in is made where it does not exist.
         layers: From `trace_layers`; by default made from the tensors' names.
         device: Where to compute.
-        max_shard_size: Bytes, or text such as ``"5GB"``. A larger model is written in shards of at most that size, or
-            of one tensor, with an index beside them as transformers names both:
+        format: The kind of folder: ``"timm"``, ``"transformers"``, ``"open_clip"``, ``"safetensors"`` (the weights
+            alone), or ``"dcp"``, which `torch.distributed.checkpoint` loads into ``model.state_dict()``, sharded or
+            not. By default what the base came as: with ``model=...`` of timm or transformers in
+            `TaskVectors.open` a folder of that library, since the tensors have its names.
+        max_shard_size: Bytes, or text such as ``"5GB"``, the default. A larger model is written in shards of at most
+            that size, or of one tensor, with an index beside them as transformers names both:
             ``merged-00001-of-00002.safetensors`` and ``merged.safetensors.index.json`` for ``merged.safetensors``.
             Shards that replace a model's have names of their own, which end in ``.1a2b3c4d.safetensors``, so that the
-            index leads to all of the old ones or all of the new ones.
-        overwrite: Whether to replace a model that is there. Without it, of several that write at once one succeeds.
+            index leads to all of the old ones or all of the new ones. timm and open_clip read one file alone.
+        overwrite: Whether to replace a model that is there. Without it, of several that write at once one succeeds. A
+            folder goes with all that is in it, and is not replaced where that is more than a model.
+        keep_classifier: Whether the result has the base's classifier where the tasks have their own, of other shapes,
+            so that it is no part of the merge. Without it the file says what it leaves out, and the folder's
+            configuration is of a model without a classifier.
         options: Those of `MergeOptions`.
 
     Returns:
         What to open: the path, or that of the index.
 
     Raises:
-        ValueError: The path does not end in ``.safetensors``, a size is none, or the format cannot hold a tensor or its
-            name; besides, as in `merge`.
+        ValueError: The path has another format's ending, a size is none, a library would not load the folder, or the
+            format cannot hold a tensor or its name; besides, as in `merge`.
         FileExistsError: There is a model, and ``overwrite`` is false.
         OSError: Nothing can be written there, or the disk is full.
 
@@ -71,32 +79,37 @@ def save_merged(
         ...     save_merged(vectors, MergeRecipe(), f"{folder}/merged.safetensors").name
         'merged.safetensors'
     """
-    require_safetensors_path(path)
-    shard_size = parse_bytes("max_shard_size", max_shard_size)
     merge, execution = Merge.of(vectors, recipe, layers, {"device": device, **options}, save_merged)
-    ranks = execution.ranks
+    ranks, left_out = execution.ranks, () if keep_classifier else base_classifier(vectors)
+    given: dict[str, Any] = {"format": format, "max_shard_size": max_shard_size, "overwrite": overwrite}
+    output = None
     with ranks.sharing_errors():
-        require_storable(vectors.headers)
         if ranks.rank == 0:
-            require_place(path, overwrite=overwrite)
+            base, *_ = inputs = checkpoints_of(vectors)
+            output = plan_output(path, vectors.headers, base, left_out=left_out, inputs=inputs, **given)
     plan = merge.plan(execution)
+    plan = plan.only(name for name in vectors.headers if name not in left_out) if left_out else plan
     pieces = plan.pieces()
     if ranks.size > 1:
         pieces = ((name, slice(0, None), tensor.reshape(-1)) for name, tensor in plan.tensors())
     with ranks.sharing_errors():
-        made = plan.provenance(hashed=False) if ranks.rank == 0 else Provenance()
-        writer = SafetensorsWriter(path, vectors.headers, made.to_metadata(), shard_size, overwrite=overwrite)
         try:
-            with writer if ranks.rank == 0 else nullcontext():
-                for name, elements, values in pieces:
-                    if ranks.rank == 0:
-                        writer.write(name, values, elements.start)
-                if ranks.rank == 0:  # only now, while what was written goes to the disk and is read back
-                    base, tasks = plan.vectors.fingerprints()
-                    writer.describe(replace(made, base=base, tasks=tasks).to_metadata())
-                    plan.require_unchanged()
+            final = None if output is None else _written(output, plan, pieces)
+            deque(pieces, maxlen=0)  # where another process writes
         except Exception:
             if ranks.size > 1:
                 deque(pieces, maxlen=0)  # the other processes wait for what is made here
             raise
-    return writer.final
+    return Path(ranks.exchange(final)[0] or path)
+
+
+def _written(output: Output, plan: MergePlan, pieces: Iterator[tuple[str, slice, Tensor]]) -> Path:
+    made = plan.provenance(hashed=False)
+    with output.writing(made) as writer:
+        for name, elements, values in pieces:
+            writer.write(name, values, elements.start)
+        # Only now, while what was written goes to the disk and is read back.
+        base, tasks = plan.vectors.fingerprints()
+        writer.describe(output.described(replace(made, base=base, tasks=tasks)).to_metadata())
+        plan.require_unchanged()
+    return output.final(writer)

@@ -12,6 +12,7 @@ from lwptv_lightning.task_vectors.judgement import (
     same_weights,
     whole_as_difference,
 )
+from lwptv_lightning.task_vectors.origin import checkpoints_of
 from lwptv_lightning.task_vectors.roles import with_roles
 from lwptv_lightning.task_vectors.stacks import HeldStack, Stack, StoredStack, part, whole
 from lwptv_lightning.task_vectors.state import running_statistics, state_among

@@ -15,6 +15,7 @@ from lwptv_lightning.checkpoints import (
     CheckpointError,
     CheckpointSource,
     HeaderComparison,
+    ModelConfig,
     TensorHeader,
     add_difference,
     compare_headers,
@@ -118,7 +119,7 @@ def align(
         reference = reference_of(model)
         with telling_quantized(raw_base):
             aligned_base = match_names(sizes.converted(raw_base, reference.headers), reference.headers, model)
-            aligned_base = sizes.fitted(aligned_base, reference)
+            aligned_base = sizes.fitted(aligned_base, reference).of_model(ModelConfig.of(model))
             _require_model(aligned_base, reference.headers, model, exclude)
     # A task vector may be of another classifier than the base's.
     apart = (*exclude, *(f"{path}.*" for path in output_paths(model)))

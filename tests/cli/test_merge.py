@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from lwptv_lightning import LiNeS, MergeRecipe, TaskVectors, merge, merging
+from lwptv_lightning import LiNeS, MergeRecipe, TaskVectors, merge, merging, save_merged
 from lwptv_lightning.cli import main
 
 
@@ -90,7 +90,7 @@ def written(files, monkeypatch):
 
         def save(vectors, recipe, path, overwrite, **costs):
             calls.append((recipe, costs))
-            return path
+            return save_merged(vectors, MergeRecipe(), path)  # what it says of itself is told
 
         monkeypatch.setattr(merging, "save_merged", save)
         run_merge(files, *options)
@@ -119,7 +119,27 @@ def test_what_is_no_recipes_reaches_the_merge(files, written, monkeypatch):
     statistics = {"a": {}, "b": {}}
     monkeypatch.setattr(merging, "read_data_statistics", {files / "fisher": statistics}.get, raising=False)
     _, costs = written("--max-memory", "1KiB", "--device", "cpu", "--data-statistics", str(files / "fisher"))
-    assert costs == {"device": "cpu", "max_memory": 1024, "max_shard_size": 5 * 10**9, "data": statistics}
+    assert costs == {"device": "cpu", "max_memory": 1024, "data": statistics}
+    _, costs = written("--max-shard-size", "5GB", "--format", "safetensors", "--keep-classifier", "--overwrite")
+    assert costs == {"device": None, "max_shard_size": 5 * 10**9, "format": "safetensors", "keep_classifier": True}
+
+
+@pytest.mark.parametrize("option", [["--format", "timm"], ["--keep-classifier"], ["--max-shard-size", "1GB"]])
+def test_what_is_for_whole_models_is_not_for_an_adapter(option, files):
+    with pytest.raises(SystemExit, match=rf"{option[0]} is for a whole model, and --as-lora writes an adapter"):
+        run_merge(files, "--as-lora", "2", *option, out="adapter")
+
+
+def test_a_folder_is_written_and_replaced_only_when_that_is_said(files, capsys):
+    out = run_merge(files, out="out")
+    assert "into" in capsys.readouterr().out
+    assert [file.name for file in out.iterdir()] == ["model.safetensors"]
+    with pytest.raises(SystemExit, match="out exists; give another path or --overwrite"):
+        run_merge(files, out="out")
+    run_merge(files, "--overwrite", "--format", "dcp", out="out")
+    assert ".metadata" in {file.name for file in out.iterdir()}
+    with pytest.raises(SystemExit, match=r"Possible: --format 'safetensors'"):
+        run_merge(files, "--format", "timm", out="other")
 
 
 def test_help_shows_the_declared_ranges_and_defaults(capsys):

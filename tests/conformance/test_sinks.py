@@ -106,9 +106,8 @@ def by_pieces(case):
 
 
 def saved(case, **options):
-    path = save_merged(
-        case.vectors, case.recipe, case.folder / "out" / "merged.safetensors", case.layers, **options, **case.options
-    )
+    path, options = case.folder / "out" / "merged.safetensors", {"keep_classifier": True, **options, **case.options}
+    path = save_merged(case.vectors, case.recipe, path, case.layers, **options)
     checkpoint = open_checkpoint(path)
     return {name: checkpoint.read(name) for name in checkpoint.names}
 
@@ -133,7 +132,7 @@ def by_module(case):
 
 def by_file_of_a_module(case):
     module = MergeModule(case.model, case.vectors, case.recipe, **case.options)
-    checkpoint = open_checkpoint(module.save_merged(case.folder / "module.safetensors"))
+    checkpoint = open_checkpoint(module.save_merged(case.folder / "module.safetensors", keep_classifier=True))
     return {name: checkpoint.read(name) for name in checkpoint.names}
 
 

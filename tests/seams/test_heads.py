@@ -21,6 +21,7 @@ from lwptv_lightning import (
     open_checkpoint,
 )
 from lwptv_lightning.callbacks import CollectDataStatistics, OnlineMerge, PruneAndMerge
+from lwptv_lightning.checkpoints import Provenance
 from lwptv_lightning.evaluation import timm_module
 from lwptv_lightning.registry import UnknownNameError
 from lwptv_lightning.search import sweep
@@ -128,7 +129,14 @@ def test_the_models_own_classifier_is_of_no_use_where_it_is_no_checkpoints(diffe
         assert not any(name.startswith("head.") for name in written.names)
     own = MergeModule(make_vit(num_classes=10, seed=9), vectors, RECIPE).merge_()
     assert own(inputs).shape == (2, 10)  # the base's classifier
-    assert "head.weight" in open_checkpoint(own.save_merged(tmp_path / "own.safetensors")).names
+    written = open_checkpoint(own.save_merged(tmp_path / "own.safetensors"))
+    assert "head.weight" not in written.names
+    assert Provenance.of(written).left_out == ["head.weight", "head.bias"]
+    kept = open_checkpoint(own.save_merged(tmp_path / "own.safetensors", keep_classifier=True))
+    assert torch.equal(kept.read("head.weight"), vectors.base("head.weight"))
+    assert Provenance.of(kept).left_out == []
+    with pytest.raises(ValueError, match=r"keep_classifier: the model's own classifier \(head\.weight, head\.bias\)"):
+        module.save_merged(tmp_path / "own.safetensors", keep_classifier=True)
 
 
 def test_features_are_no_logits(vit, vit_vectors, make_trainer, tmp_path):

@@ -53,7 +53,7 @@ def saved(module, folder, name="merged"):
 def assert_holds(tensors, module, expected=None):
     """Check that a file has what a module holds, and what a merge makes, to the bit, in the base's dtypes."""
     state = module.model.state_dict()
-    assert tensors.keys() == state.keys() - set(module.heads.instead_of)
+    assert tensors.keys() == state.keys() - {*module.heads.instead_of, *module.contents.apart}
     headers = module.vectors.headers if module.held_vectors else {}
     for name, value in tensors.items():
         assert value.dtype == (headers[name].dtype if name in headers else value.dtype)

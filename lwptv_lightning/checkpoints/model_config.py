@@ -1,0 +1,74 @@
+"""`ModelConfig`: what a module says of how its library builds it, so that a folder of that library can be written."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lwptv_lightning.functional import plain_module
+
+_OF_TRANSFORMERS = "transformers.modeling_utils"
+"""Where transformers has the class that its models inherit; told by name, since importing it takes seconds."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """How a library builds a module.
+
+    Attributes:
+        library: ``"timm"`` or ``"transformers"``.
+        config: What the library writes as ``config.json``.
+        others: File name to what else it writes beside.
+        problem: Why the library can say nothing; None where it can.
+    """
+
+    library: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    problem: str | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelConfig | None:
+        """Return what a module of timm or transformers says; None for any other.
+
+        Example:
+            >>> import timm
+            >>> said = ModelConfig.of(timm.create_model("vit_tiny_patch16_224", num_classes=3))
+            >>> said.library, said.config["architecture"], said.config["num_classes"]
+            ('timm', 'vit_tiny_patch16_224', 3)
+            >>> ModelConfig.of(nn.Linear(1, 1)) is None
+            True
+        """
+        model = plain_module(model)
+        if any(each.__module__ == _OF_TRANSFORMERS for each in type(model).__mro__):
+            return _of_transformers(model)
+        about = getattr(model, "pretrained_cfg", None)
+        if isinstance(about, Mapping) and isinstance(about.get("architecture"), str):
+            return _of_timm(model)
+        return None
+
+
+def _of_timm(model: nn.Module) -> ModelConfig:
+    from timm.models._hub import save_config_for_hf  # the part of timm's `save_for_hf` that writes no weights
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        try:
+            save_config_for_hf(model, str(path))
+            return ModelConfig("timm", json.loads(path.read_text(encoding="utf-8")))
+        except Exception as error:  # timm says in many ways that a model was changed or holds what is no JSON
+            return ModelConfig("timm", problem=f"{type(error).__name__}: {error}")
+
+
+def _of_transformers(model: Any) -> ModelConfig:
+    config = json.loads(model.config.to_json_string())
+    config["architectures"] = [type(model).__name__]
+    generation = getattr(model, "generation_config", None)
+    others = {} if generation is None else {"generation_config.json": json.loads(generation.to_json_string())}
+    return ModelConfig("transformers", config, others)
