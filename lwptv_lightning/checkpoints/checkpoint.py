@@ -158,9 +158,12 @@ class Checkpoint:
         return (self.read(name), False) if read is None else read(self._stored_names.get(name, name))
 
     def differences(self, name: str, base: Checkpoint) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield parts of a base's flattened tensor, and this checkpoint's minus them, both in float64."""
+        """Yield parts of a base's flattened tensor, and this checkpoint's minus them, both in float64.
+
+        Of complex numbers these are the real and imaginary parts, one after the other.
+        """
         weights, (values, is_difference) = base.read(name).reshape(-1), self.read_for_difference(name)
-        values = values.reshape(-1)
+        weights, values = _as_real(weights), _as_real(values.reshape(-1))
         for start in range(0, max(len(weights), 1), _AT_ONCE):
             part = weights[start : start + _AT_ONCE].double()
             difference = torch.empty_like(part)
@@ -196,6 +199,10 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.source!r}, {len(self.headers)} tensors)"
+
+
+def _as_real(values: Tensor) -> Tensor:
+    return torch.view_as_real(values).reshape(-1) if values.is_complex() else values
 
 
 def write_difference(values: Tensor, is_difference: bool, base: Tensor, out: Tensor) -> None:
@@ -242,11 +249,11 @@ class HeaderComparison:
     """Names of tensors, in the order of their checkpoint.
 
     Attributes:
-        matched: In both, of one shape and of one kind, which is floating or not.
+        matched: In both, of one shape and of one kind: floating, complex or neither.
         missing: Only in the base.
         extra: Only in the other.
         reshaped: In both, of different shapes.
-        other_kind: In both, of one shape, but floating in one alone.
+        other_kind: In both, of one shape, but floating, or complex, in one alone.
     """
 
     matched: tuple[str, ...]
@@ -273,7 +280,8 @@ def _fit(ours: TensorHeader | None, theirs: TensorHeader | None) -> str:
         return "missing" if theirs is None else "extra"
     if ours.shape != theirs.shape:
         return "reshaped"
-    return "matched" if ours.dtype.is_floating_point == theirs.dtype.is_floating_point else "other_kind"
+    kinds = {(header.dtype.is_floating_point, header.dtype.is_complex) for header in (ours, theirs)}
+    return "matched" if len(kinds) == 1 else "other_kind"
 
 
 def some_of(names: Iterable[object], most: int = 8) -> str:

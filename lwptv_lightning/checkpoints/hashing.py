@@ -43,9 +43,9 @@ _Key = TypeVar("_Key")
 
 
 def fingerprint(checkpoint: Checkpoint, like: str | None = None) -> str:
-    """Return a hash of a checkpoint's floating tensors: ``b3_`` and 64 hexadecimal digits.
+    """Return a hash of a checkpoint's floating and complex tensors: ``b3_`` and 64 hexadecimal digits.
 
-    Name, dtype, shape and bytes of each floating tensor enter, in the order of the sorted names. Format, file, order
+    Name, dtype, shape and bytes of each of these enter, in the order of the sorted names. Format, file, order
     and integer tensors do not. It is remembered as long as the checkpoint lives, whose tensors do not change.
 
     Args:
@@ -97,7 +97,8 @@ def tensor_fingerprints(checkpoint: Checkpoint, expected: Mapping[str, str] | No
 
 
 def _floating(checkpoint: Checkpoint) -> Iterator[str]:
-    return (name for name, header in checkpoint.headers.items() if header.dtype.is_floating_point)
+    kinds = ((name, header.dtype) for name, header in checkpoint.headers.items())
+    return (name for name, dtype in kinds if dtype.is_floating_point or dtype.is_complex)
 
 
 def _is_sha256(like: str | None) -> bool:

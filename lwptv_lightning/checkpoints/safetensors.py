@@ -24,14 +24,23 @@ SAFETENSORS_DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "C64": torch.complex64,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
 """The format's names of dtypes."""
+_PACKED = ("F4", "F6_E2M3", "F6_E3M2")
+"""Those in which numbers share a byte."""
 
 
 def weight_map_of(index: InputFile) -> dict[str, str]:
@@ -135,7 +144,8 @@ class _Part:
         places: dict[str, _Place] = {}
         for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
             if (code := entry["dtype"]) not in SAFETENSORS_DTYPES:
-                raise CheckpointError(f"{file.path}: tensor {name!r} has the unsupported dtype {code}.")
+                packed = ", packed numbers; dequantize it first" if code in _PACKED else ""
+                raise CheckpointError(f"{file.path}: tensor {name!r} has the unsupported dtype {code}{packed}.")
             if len(entry["shape"]) > MOST_DIMENSIONS:
                 raise CheckpointError(f"{file.path}: tensor {name!r} has more than {MOST_DIMENSIONS} dimensions.")
             headers[name] = TensorHeader(tuple(entry["shape"]), SAFETENSORS_DTYPES[code])

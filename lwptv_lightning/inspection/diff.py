@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from rich.table import Table
 from torch import nn
 
@@ -12,7 +13,7 @@ from lwptv_lightning.checkpoints import CheckpointSource, compare_headers
 from lwptv_lightning.inspection.tables import cell
 from lwptv_lightning.layers import layers_from_names
 from lwptv_lightning.registry import printable_name
-from lwptv_lightning.task_vectors import align
+from lwptv_lightning.task_vectors import align, differs, quantized_by
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,10 @@ class LayerDifference:
         layer: Its name.
         tensors: How many tensors it has in either checkpoint.
         changed: How many of these differ.
-        norm: Norm of the difference relative to the first checkpoint's, over the tensors that both have.
-        largest: Largest absolute difference.
-        note: Tensors that only one has, or that have other shapes.
+        norm: Norm of the difference relative to the first checkpoint's, over the floating and complex tensors that both
+            have, but for quantized ones.
+        largest: Largest absolute difference of these.
+        note: Tensors that only one has, or that have other shapes or kinds, and quantized ones that differ.
     """
 
     layer: str
@@ -60,7 +62,6 @@ def diff(
         CheckpointError: A checkpoint cannot be opened.
 
     Example:
-        >>> import torch
         >>> diff({"fc.weight": torch.ones(2, 2)}, {"fc.weight": torch.full((2, 2), 1.5)})
         [LayerDifference(layer='fc', tensors=1, changed=1, norm=0.5, largest=0.5, note='')]
     """
@@ -68,27 +69,38 @@ def diff(
     ours, theirs = aligned.base, aligned.experts["second"]
     compared = compare_headers(ours.headers, theirs.headers)
     noted = {
-        name: f"{printable_name(name)}: {ours.headers[name].shape} and {theirs.headers[name].shape}"
-        for name in compared.reshaped
+        name: f"{printable_name(name)}: {getattr(ours.headers[name], what)} and {getattr(theirs.headers[name], what)}"
+        for what, names in (("shape", compared.reshaped), ("dtype", compared.other_kind))
+        for name in names
     }
     noted |= {name: f"only the first has {printable_name(name)}" for name in compared.missing}
     noted |= {name: f"only the second has {printable_name(name)}" for name in compared.extra}
+    packed = quantized_by(theirs) | quantized_by(ours)
     differences = []
     for layer in layers_from_names(dict.fromkeys((*ours.names, *theirs.names)), granularity):
         notes = [noted[name] for name in layer.tensors if name in noted]
         changed, square, base_square, largest = len(notes), 0.0, 0.0, 0.0
         for name in (name for name in layer.tensors if name not in noted):
-            differs = False
-            for base, difference in theirs.differences(name, ours):
-                differs |= bool((difference != 0).any())
-                square += float(difference.square().sum())
-                base_square += float(base.square().sum())
-                largest = max(largest, float(difference.abs().max()) if difference.numel() else 0.0)
-            changed += differs
+            if name not in packed and _is_weight(ours.headers[name].dtype):
+                is_other = False
+                for base, difference in theirs.differences(name, ours):
+                    is_other |= bool((difference != 0).any())
+                    square += float(difference.square().sum())
+                    base_square += float(base.square().sum())
+                    largest = max(largest, float(difference.abs().max()) if difference.numel() else 0.0)
+            elif (is_other := differs(name, ours, theirs)) and name in packed:
+                by = f" by {packed[name]}" if packed[name] else ""
+                notes.append(f"{printable_name(name)}: quantized{by}, whose numbers are not compared")
+            changed += is_other
         norm = math.sqrt(square / base_square) if base_square else math.inf if square else 0.0
         differences.append(LayerDifference(layer.name, len(layer.tensors), changed, norm, largest, "; ".join(notes)))
     aligned.require_unchanged()
     return differences
+
+
+def _is_weight(dtype: torch.dtype) -> bool:
+    """Whether numbers of a dtype say how far models are apart; those of counters do not."""
+    return dtype.is_floating_point or dtype.is_complex
 
 
 def diff_table(differences: list[LayerDifference]) -> Table:

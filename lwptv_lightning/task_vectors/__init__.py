@@ -2,7 +2,7 @@
 
 from lwptv_lightning.task_vectors.align import Aligned, align
 from lwptv_lightning.task_vectors.classifiers import classifier_paths, output_paths, own_classifiers
-from lwptv_lightning.task_vectors.integers import KEPT, differing, quantized_apart
+from lwptv_lightning.task_vectors.integers import KEPT, differing, differs, quantized_apart, quantized_by
 from lwptv_lightning.task_vectors.judgement import (
     UNLIKE,
     Judgement,

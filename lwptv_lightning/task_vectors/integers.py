@@ -75,6 +75,10 @@ def quantized(headers: Mapping[str, TensorHeader], *, declared: bool = False) ->
         scales = [each for each in near if not (dtype.is_floating_point and headers[each].dtype == dtype)]
         if scales or _is_matrix_of_integers(name, headers[name], declared):
             found[name] = tuple(scales)
+    # Powers of two without a sign are scales wherever they stand, and no sum is one.
+    known = {scale for scales in found.values() for scale in scales}
+    powers = (name for name, header in headers.items() if header.dtype == torch.float8_e8m0fnu)
+    found |= {name: () for name in powers if name not in known}
     # VPTQ keeps no numbers but which of its centroids they are.
     for name in (name for name in headers if name.endswith("centroids.weight")):
         if (indices := name.replace("centroids.weight", "indices")) in headers:
@@ -117,11 +121,17 @@ def quantized_apart(
         names = (weight, *scales)
         if all(map(is_ignored, scales or names)):
             continue
-        if not read or any(_differs(name, base, expert) for name in names):
+        if not read or any(differs(name, base, expert) for name in names):
             wrong.append(weight)
     if not wrong:
         return ""
     return _told({name: found[name] for name in wrong}, holders[wrong[0]])
+
+
+def quantized_by(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return a checkpoint's quantized weights, each with the library that made it, empty where nothing tells."""
+    found = quantized(checkpoint.headers, declared=is_quantized(checkpoint))
+    return {name: scheme_of(name, checkpoint)[0] for name in found}
 
 
 @contextmanager
@@ -130,11 +140,10 @@ def telling_quantized(base: Checkpoint) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        packed = quantized(base.headers, declared=is_quantized(base))
+        packed = quantized_by(base)
         if not packed:
             raise
-        scheme, _ = scheme_of(next(iter(packed)), base)
-        by = f" ({scheme})" if scheme else ""
+        by = f" ({scheme})" if (scheme := next(iter(packed.values()))) else ""
         raise CheckpointError(
             f"{error} The base has quantized weights{by}; dequantize it first: {some_of(list(packed), 3)}"
         ) from error
@@ -172,7 +181,7 @@ def differing(names: Iterable[str], base: Checkpoint, expert: Checkpoint) -> Ite
     """Yield the tensors among some that are no floating numbers, no counters, and not the same in base and expert."""
     for name in names:
         header = base.headers[name]
-        if not header.dtype.is_floating_point and not _is_counter(name, header) and _differs(name, base, expert):
+        if not header.dtype.is_floating_point and not _is_counter(name, header) and differs(name, base, expert):
             yield name
 
 
@@ -212,11 +221,15 @@ def _is_counter(name: str, header: TensorHeader) -> bool:
     return header.numel == 1 and bool(_words(name) & _COUNTERS)
 
 
-def _differs(name: str, base: Checkpoint, expert: Checkpoint) -> bool:
+def differs(name: str, base: Checkpoint, expert: Checkpoint) -> bool:
+    """Whether a tensor has other values, another shape or another kind in two checkpoints, or is in one alone."""
     ours, theirs = base.headers.get(name), expert.headers.get(name)
     if ours is None or theirs is None or ours.shape != theirs.shape:
         return True
-    if ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
+    if (ours.dtype.is_floating_point, ours.dtype.is_complex) != (
+        theirs.dtype.is_floating_point,
+        theirs.dtype.is_complex,
+    ):
         return True
     if not ours.numel:
         return False
@@ -224,5 +237,8 @@ def _differs(name: str, base: Checkpoint, expert: Checkpoint) -> bool:
     if ours.dtype == theirs.dtype:  # to the bit, in dtypes that cannot be compared too
         values, others = (each.contiguous().reshape(-1).view(torch.uint8) for each in (values, others))
         return not torch.equal(values, others)
-    wide = torch.complex128 if torch.complex64 in (ours.dtype, theirs.dtype) else torch.float64
+    if torch.uint64 in (ours.dtype, theirs.dtype):  # of which no other dtype holds all
+        return values.tolist() != others.tolist()
+    is_whole = not (ours.dtype.is_floating_point or ours.dtype.is_complex)
+    wide = torch.int64 if is_whole else torch.complex128 if ours.dtype.is_complex else torch.float64
     return not torch.equal(values.to(wide), others.to(wide))

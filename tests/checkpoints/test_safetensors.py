@@ -6,9 +6,11 @@ import pytest
 import torch
 from _helpers.checkpoint_files import write_safetensors as write_state
 from _helpers.checkpoint_files import write_sharded
+from _helpers.states import assert_same_bits
 from safetensors.torch import save_file
 
 from lwptv_lightning import CheckpointError, open_checkpoint
+from lwptv_lightning.checkpoints import SAFETENSORS_DTYPES
 
 
 def test_opening_safetensors_reads_no_tensor(tmp_path, monkeypatch):
@@ -38,6 +40,26 @@ def test_a_copy_of_a_tensor_that_stands_askew_is_not_held(tmp_path):
     assert checkpoint.read("w").tolist() == [0, 0]
     assert (8 + len(text) + 1) % 4, "it does not stand askew"
     assert checkpoint.read("w") is not checkpoint.read("w")
+
+
+@pytest.mark.parametrize("kind", [*SAFETENSORS_DTYPES.values()])
+def test_each_dtype_is_read_as_the_library_writes_it(kind, tmp_path):
+    numbers = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+    state = {"w": (numbers + 1j if kind.is_complex else numbers).to(kind), "empty": torch.empty(0, 2, dtype=kind)}
+    save_file(state, tmp_path / "m.safetensors")
+    found = open_checkpoint(tmp_path / "m.safetensors")
+    assert_same_bits({name: found.read(name) for name in found.names}, state)
+
+
+@pytest.mark.parametrize("code", ["F4", "F6_E2M3"])
+def test_packed_numbers_are_refused(code, tmp_path):
+    entry = {"w": {"dtype": code, "shape": [4, 8], "data_offsets": [0, 32 * (4 if code == "F4" else 6) // 8]}}
+    text = json.dumps(entry).encode()
+    (tmp_path / "m.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(24))
+    if code == "F4":
+        save_file({"w": torch.empty(4, 4, dtype=torch.float4_e2m1fn_x2)}, tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match=rf"'w' has the unsupported dtype {code}, packed numbers; dequantize it"):
+        open_checkpoint(tmp_path / "m.safetensors")
 
 
 def test_metadata_of_safetensors(tmp_path):

@@ -6,8 +6,8 @@ from lwptv_lightning.checkpoints import SafetensorsWriter, TensorHeader, write_s
 
 
 def test_a_dtype_that_the_format_does_not_know_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="'w' is torch.complex64"):
-        SafetensorsWriter(tmp_path / "m.safetensors", {"w": TensorHeader((1,), torch.complex64)}, {})
+    with pytest.raises(CheckpointError, match="'w' is torch.complex128"):
+        SafetensorsWriter(tmp_path / "m.safetensors", {"w": TensorHeader((1,), torch.complex128)}, {})
 
 
 @pytest.mark.parametrize("name", ["__metadata__", "a\udc80", "\ud800"])

@@ -33,3 +33,16 @@ def test_the_command_lists_what_differs_and_counts_the_rest(base_state, tmp_path
 def test_other_names_are_brought_together(base_state):
     wrapped = {f"net.{name}": tensor for name, tensor in base_state.items()}
     assert not any(layer.changed for layer in diff(base_state, wrapped))
+
+
+def test_only_weights_are_measured(base_state):
+    state = base_state | {"fc.SCB": torch.ones(4), "stem.steps": torch.tensor(1 << 60), "gain": torch.ones(3) + 1j}
+    state |= {"fc.weight": torch.ones(4, 4).to(torch.int8)}
+    other = {"fc.weight": 2 * state["fc.weight"], "stem.steps": torch.tensor((1 << 60) + 1), "gain": torch.ones(3) + 4j}
+    found = {layer.layer: layer for layer in diff(state, state | other)}
+    assert (found["fc"].changed, found["fc"].norm) == (1, 0)
+    assert found["fc"].note == "fc.weight: quantized by bitsandbytes, 8 bits, whose numbers are not compared"
+    assert (found["stem"].changed, found["stem"].norm) == (1, 0)
+    assert (found["gain"].changed, found["gain"].norm) == (1, pytest.approx(3 / 2**0.5))
+    (real,) = [layer for layer in diff(state, state | {"gain": torch.ones(3)}) if layer.layer == "gain"]
+    assert real.note == "gain: torch.complex64 and torch.float32"

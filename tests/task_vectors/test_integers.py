@@ -78,6 +78,7 @@ FORMS = {
     },
     "MXFP8": lambda s: {"fc.weight": float8(s, 8, 64), "fc.weight_scale": integers(s, 8, 2, dtype=torch.uint8)},
     "float8, divided": lambda s: {"fc.weight": float8(s, 8, 8), "fc.scale": floats(s, 1)},
+    "powers of two": lambda s: {"fc.gamma": (8 * floats(s, 8)).to(torch.float8_e8m0fnu)},
     "VPTQ": lambda s: {
         "fc.indices": integers(s, 1, 8, 8, dtype=torch.int32),
         "fc.centroids.weight": floats(s, 1, 64),
@@ -204,6 +205,8 @@ SILENT = {
         "fc.scale": (floats(0, 8) + s / 4).to(torch.float8_e4m3fn),
         "ls.gamma": floats(0, 8),
     },
+    "powers of two": lambda s: {"ls.gamma": floats(0, 8).to(torch.float8_e8m0fnu), "fc.bias": floats(0, 8)},
+    "indices of another width": lambda s: {"ids": torch.arange(9).to([torch.uint32, torch.uint64][s])},
     "masks": lambda s: {"attn.mask": torch.ones(4, 4).tril().bool(), "lut": torch.arange(8).to(torch.uint8)},
     "scales without integers": lambda s: {"fc.weight": floats(0, 8, 8), "fc.weight_scale": floats(0, 8)},
 }
@@ -225,6 +228,11 @@ CHANGED = {
     "bytes": (torch.arange(6).to(torch.uint8), torch.arange(6).to(torch.uint8).flip(0)),
     "another width": (torch.arange(6), torch.arange(6).flip(0).int()),
     "one number": (torch.tensor(3), torch.tensor(4)),
+    "one of many bits": (torch.tensor([1 << 60, 1]), torch.tensor([(1 << 60) + 1, 1])),
+    "uint16": (torch.arange(6).to(torch.uint16), torch.arange(6).flip(0).to(torch.uint16)),
+    "uint64": (torch.arange(6).to(torch.uint64), torch.arange(6).flip(0).to(torch.uint64)),
+    "uint64 and int64": (torch.arange(6).to(torch.uint64), torch.arange(6).flip(0)),
+    "complex of another width": (torch.ones(3) + 1j, torch.ones(3, dtype=torch.complex128) + 2j),
     "complex": (torch.ones(3, dtype=torch.complex64), 2 * torch.ones(3, dtype=torch.complex64)),
 }
 
