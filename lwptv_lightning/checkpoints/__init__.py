@@ -1,6 +1,6 @@
 """One model's tensors, read on demand, whatever wrote them; and files written so that none is left half done."""
 
-from lwptv_lightning.checkpoints.adapter_forms import is_adapter
+from lwptv_lightning.checkpoints.adapter_forms import is_adapter, require_readable_form
 from lwptv_lightning.checkpoints.adapter_layout import (
     FACTORS,
     MODULE,

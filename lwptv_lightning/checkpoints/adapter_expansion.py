@@ -12,9 +12,9 @@ import torch
 
 from lwptv_lightning.checkpoints.adapter_changes import Change, Experts, Magnitudes, Product, Rows, Scaled
 from lwptv_lightning.checkpoints.adapter_config import AdapterConfig
-from lwptv_lightning.checkpoints.adapter_home import Home
+from lwptv_lightning.checkpoints.adapter_home import WEIGHTS, AdapterHome
 from lwptv_lightning.checkpoints.adapter_names import AdaptedModule, AdapterNames
-from lwptv_lightning.checkpoints.adapter_orientation import Orientations
+from lwptv_lightning.checkpoints.adapter_orientation import Orientations, is_conv1d
 from lwptv_lightning.checkpoints.adapter_parameters import parameters_of
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader
 from lwptv_lightning.registry import nearest
@@ -33,7 +33,7 @@ class Expansion:
 
     adapter: Checkpoint
     config: AdapterConfig
-    home: Home
+    home: AdapterHome
     names: AdapterNames
 
     def changes(self) -> dict[str, list[Change]]:
@@ -63,10 +63,11 @@ class Expansion:
         return self._with_ties(found)
 
     def _of_module(self, module: AdaptedModule, alpha: float) -> Iterable[tuple[str, Change]]:
+        self._require_parts(module)
         name = self._weight(module)
         scaling = self.config.scaling(alpha, self._rank(module))
         # PEFT merges the output of a fused attention twice, in what it trains as in what it returns.
-        product = self._product(module, name, 2 * scaling if module.is_within else scaling)
+        product = self._product(module, name, 2 * scaling if self._is_output(module) else scaling)
         if (magnitudes := module.parts.get("magnitude_vector")) is None:
             yield name, product
         else:
@@ -81,6 +82,22 @@ class Expansion:
         # That of fused projections has no effect in PEFT.
         if (bias := module.parts.get("B.bias")) is not None and name.endswith(".weight"):
             yield f"{name.removesuffix('.weight')}.bias", Scaled(bias, scaling, self._shape(bias))
+
+    def _require_parts(self, module: AdaptedModule) -> None:
+        """Raise a `CheckpointError` where the parts of a change are not those that the configuration tells of."""
+        options, is_adalora = self.config.options, self.config.kind == "ADALORA"
+        told = {
+            "magnitude_vector": (bool(options.get("use_dora")), "use_dora is {}"),
+            "E": (is_adalora, f"peft_type is {self.config.kind!r}"),
+            "B.bias": (bool(options.get("lora_bias")), "lora_bias is {}"),
+        }
+        for part, (is_told, saying) in told.items():
+            if (part in module.parts) != is_told:
+                raise CheckpointError(
+                    f"{self.adapter.source}: {module.path!r} {'lacks' if is_told else 'has'} a "
+                    f"lora_{part}, while {saying.format(str(is_told).lower())} in "
+                    f"{self.config.path.name}."
+                )
 
     def _product(self, module: AdaptedModule, name: str, scaling: float) -> Product:
         a, b = module.parts["A"], module.parts["B"]
@@ -114,11 +131,14 @@ class Expansion:
         path = name.removesuffix(".weight")
         if path not in self._orientations.adapted:
             return False
-        if (found := self._orientations.is_transposed(path)) is None:
+        found = self._orientations.is_transposed(path)
+        if found is None and (module := self.home.described.get(path)) is not None:
+            found = is_conv1d(module)
+        if found is None:
             raise CheckpointError(
                 f"{self.adapter.source}: the weight of {path!r} is square, and nothing tells whether it is (out, in), "
-                "or (in, out) as in the Conv1D layers of transformers; give the base as a module, or the fine-tuned "
-                "model that merge_and_unload() returns."
+                "or (in, out) as in the Conv1D layers of transformers; give the base as a module or with its "
+                "config.json, or the fine-tuned model that merge_and_unload() returns."
             )
         return found
 
@@ -143,11 +163,14 @@ class Expansion:
         factors = [(self._shape(module.parts["A"]), self._shape(module.parts["B"])) for module in group]
         at = self.home.rename(f"{path}.weight").removesuffix(".weight")
         found = parameters_of(factors, shapes, self.home.modules.get(at))
+        if found is None and (module := self.home.described.get(at)) is not None:
+            found = parameters_of(factors, shapes, module)
         if found is None or [module.depth for module in group] != list(range(len(group))):
             raise CheckpointError(
                 f"{self.adapter.source}: nothing tells which factors of {path!r} belong to which of its parameters, "
                 f"{', '.join(f'{parameter} {shape}' for parameter, shape in shapes.items())}, or which way they "
-                "stand; give the base as a module, or the fine-tuned model that merge_and_unload() returns."
+                "stand; give the base as a module or with its config.json, or the fine-tuned model that "
+                "merge_and_unload() returns."
             )
         alphas = self.config.alphas([f"{path}.{each.name}" for each in found])
         for each in found:
@@ -211,7 +234,11 @@ class Expansion:
         changed |= {self.home.rename(f"{path}.weight") for path in self.names.rows}
         if all(map(_is_numbered, changed)):
             return []
-        return [group for group in self.home.tied if not changed.isdisjoint(group)] + self._copied
+        found = [group for group in self.home.tied if not changed.isdisjoint(group)] + self._copied
+        lacking = {name for name in changed if not (self.home.header(name) or _is_numbered(name))}
+        if not lacking.difference(*found):
+            return found
+        return found + [group for group in self.home.tied_by_description if not lacking.isdisjoint(group)]
 
     @cached_property
     def _copied(self) -> list[list[str]]:
@@ -234,7 +261,11 @@ class Expansion:
             parent, _, name = target.rpartition(".")
             if not parent or path == parent or path.endswith(f".{parent}"):
                 found.append(name)
-        return [name for name in dict.fromkeys(found) if self.home.header(self.home.rename(f"{path}.{name}"))]
+        every = {name: self.home.rename(f"{path}.{name}") for name in found}
+        held = [name for name, renamed in every.items() if self.home.header(renamed)]
+        if not held and every and not any(self.home.header(self.home.rename(f"{path}.{each}")) for each in WEIGHTS):
+            self._require(min(every.values()))  # such as a mixture's experts, whose files hold each by itself
+        return held
 
     def _weight(self, module: AdaptedModule) -> str:
         """Return the base's name for the weight of a module; that of a fused attention's projections has its own."""
@@ -244,11 +275,17 @@ class Expansion:
 
     @cached_property
     def _attentions(self) -> set[str]:
-        return {module.path.rpartition(".")[0] for module in self.names.modules if module.is_within}
+        """The paths of what is adapted as a whole, with the projections in it."""
+        within = {module.path.rpartition(".")[0] for module in self.names.modules if module.is_within}
+        return {path for path in within if self.home.header(self.home.rename(f"{path}.in_proj_weight"))}
+
+    def _is_output(self, module: AdaptedModule) -> bool:
+        """Whether a module is the output of a fused attention."""
+        return module.is_within and module.path.rpartition(".")[0] in self._attentions
 
     def _outer(self, module: AdaptedModule) -> str:
         """Return the path that PEFT matches its patterns with."""
-        return module.path.rpartition(".")[0] if module.is_within else module.path
+        return module.path.rpartition(".")[0] if self._is_output(module) else module.path
 
     def _rank(self, module: AdaptedModule) -> int:
         return self._shape(module.parts["A"])[0] if self._shape(module.parts["A"]) else 0

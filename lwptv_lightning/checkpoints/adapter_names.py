@@ -71,7 +71,9 @@ class AdapterNames:
                 part = match["part"].removeprefix("embedding_")
                 if match["kind"] == "bias":
                     part = f"{part}.bias"
-                found.setdefault(match["module"], {})[part] = name
+                if name != found.setdefault(match["module"], {}).setdefault(part, name):
+                    other = found[match["module"]][part]
+                    raise CheckpointError(f"{adapter.source}: {other!r} and {name!r} are one part of an adapter.")
                 if match["part"] != part and match["kind"] != "bias":
                     embeddings.add(match["module"])
             elif match := _ROWS.fullmatch(name):

@@ -33,7 +33,7 @@ def expand_adapter(
         adapter: The adapter.
         bases: The base under the names that are merged, and under those of its file.
         modules: Modules that the base is, or is loaded into; they tell what names and shapes do not.
-        find_ties: Returns the groups of names of a base that are one tensor, of which it may lack some.
+        find_ties: Finds the ties of a base, of which it may lack some names.
 
     Raises:
         CheckpointError: It is none that PEFT's ``save_pretrained`` writes, is damaged, or is of a kind that is no

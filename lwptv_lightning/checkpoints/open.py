@@ -171,6 +171,9 @@ def _from_folder(folder: Path, ema: bool | None) -> Checkpoint:
             raise CheckpointError(f"{folder}: several checkpoints ({', '.join(p.name for p in found)}); name one.")
     require_no_distributed_remains(folder)
     require_no_foreign_folder(folder)
+    # PEFT writes an adapter that has a name of its own into a folder of that name.
+    within = sorted(path.parent.name for path in folder.glob("*/adapter_config.json"))
+    hint = f"name the file, or the adapter's own folder, such as {within[0]!r}." if within else "name the file."
     raise CheckpointError(
-        f"{folder}: no *.safetensors, *.safetensors.index.json or pytorch_model.bin in this folder; name the file."
+        f"{folder}: no *.safetensors, *.safetensors.index.json or pytorch_model.bin in this folder; {hint}"
     )

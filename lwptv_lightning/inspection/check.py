@@ -146,7 +146,7 @@ def _from_headers(task: str, aligned: Aligned, read: bool) -> TaskCheck:
 
 def _format_of(checkpoint: Checkpoint) -> str:
     if is_adapter(checkpoint):
-        return "LoRA adapter"
+        return "LoRA adapter" if any(".lora_" in name for name in checkpoint.names) else "adapter"
     # Not `is_task_vector`, which refuses broken metadata: that is a finding here.
     return "task vector" if checkpoint.metadata.get("lwptv_kind") == "task_vector" else checkpoint.format
 

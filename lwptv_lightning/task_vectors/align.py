@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from glob import escape
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from lwptv_lightning.checkpoints import (
     match_names,
     open_checkpoint,
     reference_of,
+    require_readable_form,
     sizes_told,
     some_of,
     without_wrappers,
@@ -205,7 +205,7 @@ def _align_expert(
 ) -> Checkpoint:
     """Bring whole weights, an adapter or a task vector to the names of a base, which its file may name otherwise."""
     if is_adapter(expert):
-        difference, replaced = expand_adapter(expert, (base, raw_base), modules, partial(ties_of, modules=modules))
+        difference, replaced = expand_adapter(expert, (base, raw_base), modules, ties_of)
     elif is_task_vector(expert):
         difference, replaced = expert, None
     else:
@@ -227,6 +227,8 @@ def _is_difference(checkpoint: Checkpoint) -> bool:
 
 def _require_whole(base: Checkpoint) -> None:
     """Raise a `CheckpointError` where a difference is given in the place of the base."""
+    if is_adapter(base):
+        require_readable_form(base)
     adapter = "a LoRA adapter" if any(".lora_" in name for name in base.names) else "an adapter"
     for is_difference, what in ((is_task_vector, "a task vector"), (is_adapter, adapter)):
         if is_difference(base):

@@ -1,5 +1,6 @@
 """Every option of PEFT's LoRA that is a linear change of weights, on adapters that PEFT wrote and merged."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -118,6 +119,10 @@ VARIANTS |= {name for field in FIELDS for name in field.metadata.get("lora_varia
 KNOWN = VARIANTS | {field.name for field in FIELDS}
 
 
+def factors(path):
+    return [f"base_model.model.{path}.lora_{factor}.weight" for factor in "AB"]
+
+
 def case(name):
     make, options = CASES[name] if name in CASES else NEWER[name]()
     torch.manual_seed(1)
@@ -132,10 +137,10 @@ def test_what_is_read_is_what_peft_merges(name, tmp_path):
     state = model.state_dict()
     expected = write_lora(model, tmp_path, **options)
     assert any(not torch.equal(expected[each], tensor) for each, tensor in state.items())
-    copy = {each: tensor.clone() for each, tensor in state.items()}
-    for base in (model, copy):
+    copied = {each: tensor.clone() for each, tensor in state.items()}
+    for base in (model, copied):
         require_equal(TaskVectors.open(base, {"a": tmp_path}), state, expected)
-    require_equal(TaskVectors.open(copy, {"a": tmp_path}, model=model), state, expected)
+    require_equal(TaskVectors.open(copied, {"a": tmp_path}, model=model), state, expected)
 
 
 def test_every_variant_of_lora_is_tried_or_refused():
@@ -155,6 +160,50 @@ def test_the_base_is_the_folder_of_a_transformers_model(name, tmp_path):
         assert bool(vectors.stack(each).any()) == (not torch.equal(expected[each], model.state_dict()[each]))
 
 
+def test_the_configuration_of_the_base_tells_what_its_head_is_tied_to(tmp_path):
+    model, options = case("tied head")
+    model.save_pretrained(tmp_path / "base")
+    expected = write_lora(model, tmp_path / "a", **options, saving={"save_embedding_layers": False})
+    vectors = TaskVectors.open(tmp_path / "base", {"a": tmp_path / "a"})
+    name = "transformer.wte.weight"
+    torch.testing.assert_close(vectors.expert("a", name), expected[name], atol=1e-5, rtol=0)
+    (tmp_path / "base" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"the base has no tensor lm_head\.weight"):
+        TaskVectors.open(tmp_path / "base", {"a": tmp_path / "a"})
+
+
+def test_a_head_that_was_untied_is_changed_alone(tmp_path):
+    model = gpt2(tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.transformer.wte.weight)  # as PEFT advises
+    model.save_pretrained(tmp_path / "base")
+    expected = write_lora(model, tmp_path / "a", target_modules=["lm_head"])
+    for base in (tmp_path / "base", model):
+        vectors = TaskVectors.open(base, {"a": tmp_path / "a"})
+        require_equal(vectors, model.state_dict(), expected)
+        assert not vectors.stack("transformer.wte.weight").any()
+
+
+def test_a_module_within_one_whose_parameter_is_adapted(tmp_path):
+    if "target_parameters" not in KNOWN:
+        pytest.skip("this version of PEFT has it not")
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.randn(4, 4))
+            self.out_proj = nn.Linear(4, 4)
+
+    torch.manual_seed(1)
+    model = nn.Sequential(Inner())
+    expected = write_lora(model, tmp_path, target_modules=["out_proj"], target_parameters=["0.scale"])
+    vectors = TaskVectors.open(model, {"a": tmp_path})
+    torch.testing.assert_close(vectors.expert("a", "0.scale"), expected["0.scale"], atol=1e-5, rtol=0)
+    # PEFT's merge forgets the inner one, which is no output of a fused attention.
+    a, b = (load_file(tmp_path / "adapter_model.safetensors")[name] for name in factors("0.base_layer.out_proj"))
+    torch.testing.assert_close(vectors.stack("0.out_proj.weight")[0], 1.5 * b @ a, atol=1e-5, rtol=0)
+
+
 def test_a_copy_of_the_embedding_is_no_change(tmp_path):
     model, options = case("tied head")
     write_lora(model, tmp_path, **options)
@@ -163,6 +212,16 @@ def test_a_copy_of_the_embedding_is_no_change(tmp_path):
     exact = file[head.format("B")].double() @ file[head.format("A")].double() * 1.5
     # Not the sum of copy and product minus the base, which is rounded.
     assert torch.equal(TaskVectors.open(model, {"a": tmp_path}).stack("lm_head.weight")[0], exact.float())
+
+
+def test_an_adapter_with_a_name_of_its_own(tmp_path):
+    torch.manual_seed(1)
+    model = Every()
+    config = peft.LoraConfig(target_modules=["fc", "bare"], init_lora_weights=False, modules_to_save=["head"])
+    expected = save(peft.get_peft_model(copy.deepcopy(model), config, adapter_name="fc"), tmp_path)
+    require_equal(TaskVectors.open(model, {"a": tmp_path / "fc"}), model.state_dict(), expected)
+    with pytest.raises(CheckpointError, match="name the file, or the adapter's own folder, such as 'fc'"):
+        TaskVectors.open(model, {"a": tmp_path})
 
 
 def test_adalora(tmp_path):
@@ -302,6 +361,36 @@ def test_parameters_of_which_nothing_tells_are_named(tmp_path):
         TaskVectors.open({name: tensor.clone() for name, tensor in model.state_dict().items()}, {"a": tmp_path})
 
 
+def test_the_configuration_of_the_base_tells_which_way_square_parameters_stand(tmp_path):
+    if "target_parameters" not in KNOWN or not hasattr(transformers, "GptOssConfig"):
+        pytest.skip("these versions have it not")
+    sizes = SIZES | {"intermediate_size": 16, "num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 8}
+    config = transformers.GptOssConfig(**sizes, vocab_size=20, num_local_experts=3, pad_token_id=0, eos_token_id=1)
+    model = transformers.GptOssForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "experts" in name:  # transformers leaves them as they are
+                parameter.normal_()
+    model.save_pretrained(tmp_path / "base")
+    options = {"target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"]}
+    expected = write_lora(model, tmp_path / "a", **options)
+    for base in (tmp_path / "base", model):  # (experts, in, out)
+        require_equal(TaskVectors.open(base, {"a": tmp_path / "a"}), model.state_dict(), expected)
+
+
+def test_a_mixture_whose_files_hold_each_expert_by_itself(tmp_path):
+    if "target_parameters" not in KNOWN:
+        pytest.skip("this version of PEFT has it not")
+    model = mixtral()
+    model.save_pretrained(tmp_path / "base")
+    write_lora(model, tmp_path / "a", target_modules=["q_proj"], target_parameters=["experts.down_proj"])
+    names = load_file(tmp_path / "base" / "model.safetensors")
+    if "model.layers.0.mlp.experts.down_proj" in names:
+        pytest.skip("this version of transformers writes them as one")
+    with pytest.raises(CheckpointError, match=r"the base has no tensor model\.layers\.0\.mlp\.experts\.down_proj"):
+        TaskVectors.open(tmp_path / "base", {"a": tmp_path / "a"})
+
+
 def test_a_copy_of_another_shape_than_its_factors(tmp_path):
     model, options = case("tied head")
     write_lora(model, tmp_path, **options)
@@ -310,6 +399,26 @@ def test_a_copy_of_another_shape_than_its_factors(tmp_path):
     save_file(file, tmp_path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=r"weight' has several shapes, \(11, 8\), \(12, 8\)"):
         TaskVectors.open(model, {"a": tmp_path})
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "words"),
+    [
+        (
+            {"use_dora": True},
+            {"use_dora": False},
+            "'fc' has a lora_magnitude_vector, while use_dora is false in adapter_",
+        ),
+        ({}, {"use_dora": True}, "'fc' lacks a lora_magnitude_vector, while use_dora is true in adapter_config"),
+        ({"lora_bias": True}, {"lora_bias": None}, r"'fc' has a lora_B\.bias, while lora_bias is false"),
+        ({}, {"peft_type": "ADALORA"}, "'fc' lacks a lora_E, while peft_type is 'ADALORA'"),
+    ],
+)
+def test_parts_that_a_configuration_does_not_tell_of(options, changes, words, tmp_path):
+    write_lora(Every(), tmp_path, target_modules=["fc"], **options)
+    change_config(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=words):
+        TaskVectors.open(Every(), {"a": tmp_path})
 
 
 def test_a_square_layer_of_which_nothing_tells_is_named(tmp_path):

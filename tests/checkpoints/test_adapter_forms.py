@@ -57,6 +57,8 @@ def test_the_weights_of_a_peft_model_in_training_are_refused(kind, form, tmp_pat
     words = r"is of the weights of a PEFT model in training, which holds no scaling; call merge_and_unload\(\) on the"
     with pytest.raises(CheckpointError, match=words):
         TaskVectors.open(Small(), {"a": source})
+    with pytest.raises(CheckpointError, match=words):
+        TaskVectors.open(source, {"a": Small()})
     (found,) = check(Small(), {"a": source})
     assert "merge_and_unload" in found.verdict
 

@@ -53,6 +53,7 @@ def test_a_module_that_is_saved_whole_is_so_once():
     [
         ("fc.lora_diag", "'base_model.model.fc.lora_diag' is no factor A or B of plain LoRA"),
         ("fc.lora_A.bias", "'base_model.model.fc.lora_A.bias' is no part of LoRA that is known"),
+        ("fc.lora_embedding_A", "'base_model.model.fc.lora_A.weight' and '.*embedding_A' are one part of an adapter"),
         ("other.lora_B.weight", "'other' has one factor only"),
     ],
 )
