@@ -24,7 +24,7 @@ _NAMES_IN = {
     "merging": (
         "Merge MergeOptions MergePlan install_ merge merge_transform model_card plan_pruning save_adapter save_merged"
     ),
-    "evaluation": "EvaluationSuite Heads MergeModule ZeroShotHead heads_from read_heads zero_shot_head",
+    "evaluation": "EvaluationSuite Heads MergeModule ZeroShotHead heads_from load_merged read_heads zero_shot_head",
     "learning": "AdaMergingModule",
     "callbacks": (
         "CollectDataStatistics CollectStatistics MergeReport OnlineMerge PruneAndMerge RecalibrateBatchNorm "

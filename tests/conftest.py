@@ -1,11 +1,13 @@
 """Small models, checkpoints and trainers that many tests share."""
 
 import copy
+import functools
 import signal
 
 import pytest
 import torch
 from _helpers.entry_points import remembered
+from _helpers.experts import train_experts
 from _helpers.states import SHAPES, noise, watched
 
 from lwptv_lightning import TaskVectors
@@ -73,6 +75,17 @@ def counting_checkpoint():
     def make(tensors):
         checkpoint, reader = watched(tensors)
         return checkpoint, reader.reads
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_experts(tmp_path_factory):
+    """``make_experts(kind)``: what `_helpers.experts` trains, once for all tests, which write no file there."""
+
+    @functools.cache
+    def make(kind):
+        return train_experts(tmp_path_factory.mktemp(kind), kind)
 
     return make
 

@@ -3,11 +3,14 @@
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lwptv_lightning.cli import arguments, extract
 from lwptv_lightning.recipe import LiNeS, MergeRecipe
 from lwptv_lightning.registry import parse_bytes, printable, printable_name
+
+if TYPE_CHECKING:
+    from lwptv_lightning.task_vectors import TaskVectors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keep-classifier", action="store_true", help="write the base's classifier where the tasks have their own"
+    )
+    parser.add_argument(
+        "--heads",
+        action="store_true",
+        help="write the tasks' own classifiers too: <stem>.heads.safetensors, or heads.safetensors in a folder",
     )
     parser.add_argument("--max-memory", metavar="SIZE", help="what the merge may hold in memory, such as 512MB")
     parser.add_argument("--max-shard-size", metavar="SIZE", help="a larger model is written in shards (default: 5GB)")
@@ -55,7 +63,11 @@ def run(options: argparse.Namespace) -> None:
     if options.as_lora is not None:
         extract.write(vectors, recipe, options, options.as_lora, opened["model"], costs)
         return
+    if options.heads:
+        _require_heads(vectors, opened["model"])
     written = save_merged(vectors, recipe, options.out, overwrite=options.overwrite, **costs)
+    if options.heads:
+        _write_heads(vectors, opened["model"], options.out)
     tasks = ", ".join(map(printable_name, vectors.tasks))
     library = Loading.of(written).library if written.is_dir() else None
     print(printable(f"Merged {tasks} by {recipe.describe()} into {written}{f', for {library}' if library else ''}"))
@@ -68,17 +80,34 @@ def run(options: argparse.Namespace) -> None:
         print(printable(f"The {treatment}."))
 
 
+def _write_heads(vectors: "TaskVectors", model: Any, path: Path) -> None:
+    from lwptv_lightning.evaluation import heads_path, own_heads, write_heads
+
+    written = write_heads(own_heads(model, vectors), heads_path(path))
+    print(printable(f"The heads of {', '.join(map(printable_name, vectors.tasks))} are in {written}"))
+
+
+def _require_heads(vectors: "TaskVectors", model: Any) -> None:
+    if model is None:
+        raise ValueError("--heads needs --model, whose classifier the tasks' own ones are like.")
+    if not vectors.classifiers:
+        raise ValueError("--heads: base and tasks have classifiers of one shape, which are merged: there are no heads.")
+
+
 def _require_place(options: argparse.Namespace) -> None:
+    from lwptv_lightning.checkpoints import require_place
     from lwptv_lightning.merging import require_output
 
     if options.as_lora is not None:
-        for name in ("format", "keep_classifier", "max_shard_size"):
+        for name in ("format", "heads", "keep_classifier", "max_shard_size"):
             if getattr(options, name):
                 raise ValueError(f"--{name.replace('_', '-')} is for a whole model, and --as-lora writes an adapter.")
         extract.require_place(options.out, options.as_lora, options.overwrite)
         return
     try:
         require_output(options.out, options.format, overwrite=options.overwrite)
+        if options.heads and options.out.suffix == ".safetensors":
+            require_place(options.out.with_suffix(".heads.safetensors"), overwrite=options.overwrite)
     except OSError as error:
         raise OSError(f"--out {error.strerror or error}") from error
 

@@ -8,21 +8,29 @@ import argparse
 import warnings
 
 from lwptv_lightning.cli.ending import WrongArgumentsError
+from lwptv_lightning.registry import printable
+
+_SAVE = "where to write the merged model that was validated, a .safetensors file; heads, where it has some, beside it"
 
 
 def run(options: argparse.Namespace) -> None:
     """Validate a merged model as a configuration file says."""
     # Imported here, because the other commands do not wait for Lightning.
-    from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+    from lwptv_lightning.checkpoints import require_place
     from lwptv_lightning.evaluation import EvaluationSuite, MergeModule
+
+    class Command(LightningCLI):
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_argument("--save", type=str | None, default=None, help=_SAVE)
 
     try:
         with warnings.catch_warnings():
             # Lightning suspects a mistake where its arguments are given and the program has some of its own.
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-            cli = LightningCLI(
+            cli = Command(
                 MergeModule,
                 EvaluationSuite,
                 subclass_mode_model=True,
@@ -37,7 +45,12 @@ def run(options: argparse.Namespace) -> None:
                     "exit_on_error": False,  # it would print the usage, and names as they are
                 },
             )
+        if (path := cli.config["save"]) is not None:
+            require_place(path)
         cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
+        if path is not None:
+            written = cli.model.save_merged(path, heads=bool(cli.model.heads))
+            print(printable(f"The merged model is in {written}"))
     except argparse.ArgumentError as error:
         raise WrongArgumentsError(str(error)) from error
     except MisconfigurationException as error:

@@ -1,11 +1,11 @@
 """Merged models validated over ID and OOD loaders by the Lightning trainer."""
 
-from lwptv_lightning.evaluation.builders import image_folders, timm_module
+from lwptv_lightning.evaluation.builders import files_module, image_folders, timm_module
 from lwptv_lightning.evaluation.classifiers import classifier_of, heads_from
 from lwptv_lightning.evaluation.data_statistics import fisher_diagonal, input_grams
 from lwptv_lightning.evaluation.dtypes import in_precision
 from lwptv_lightning.evaluation.given_heads import HeadsGiven
-from lwptv_lightning.evaluation.heads import Heads
+from lwptv_lightning.evaluation.heads import Heads, own_heads
 from lwptv_lightning.evaluation.heads_file import heads_path, read_heads, write_heads
 from lwptv_lightning.evaluation.inputs import (
     count_samples,
@@ -43,6 +43,7 @@ from lwptv_lightning.evaluation.merging_callback import MergingCallback, merge_f
 from lwptv_lightning.evaluation.metric_choice import no_fractions
 from lwptv_lightning.evaluation.metrics import LoaderMetrics, all_the_same, averages, require_batches
 from lwptv_lightning.evaluation.module import MergeModule
+from lwptv_lightning.evaluation.reload import load_merged
 from lwptv_lightning.evaluation.shares import Replicas, is_located, share_loaders, share_of
 from lwptv_lightning.evaluation.weights import WeightsOwner, owner_of
 from lwptv_lightning.evaluation.zero_shot import ZeroShotHead, zero_shot_head
@@ -55,6 +56,7 @@ __all__ = [
     "MergeModule",
     "ZeroShotHead",
     "heads_from",
+    "load_merged",
     "read_heads",
     "zero_shot_head",
 ]

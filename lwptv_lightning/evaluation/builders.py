@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+from torchmetrics import Metric, MetricCollection
+
 from lwptv_lightning.evaluation.loaders import EvaluationSuite
 from lwptv_lightning.evaluation.module import MergeModule
 from lwptv_lightning.task_vectors import TaskVectors
@@ -16,6 +19,9 @@ def timm_module(
     recipe: str | dict[str, Any] | None = None,
     exclude: list[str] | None = None,
     model_arguments: dict[str, Any] | None = None,
+    heads: dict[str, str | nn.Module] | str | None = None,
+    metric: Metric | MetricCollection | dict[str, Metric | MetricCollection] | None = None,
+    expert_accuracy: dict[str, float] | None = None,
 ) -> MergeModule:
     """Return a timm model merged from checkpoint files; classifiers whose shapes differ become the tasks' heads.
 
@@ -26,12 +32,57 @@ def timm_module(
         recipe: A rule's name, or fields of a `MergeRecipe`.
         exclude: Globs of tensors that are not merged.
         model_arguments: Further arguments of ``timm.create_model``, such as ``{"num_classes": 0}``.
+        heads: Set name to the name of another set, whose head it has; to a checkpoint, whose classifier is its head; or
+            to a module, such as a `zero_shot_head`. Or a file of heads.
+        metric: A metric, or one for each loader; top-1 accuracy by default.
+        expert_accuracy: Set name to the accuracy of its expert.
     """
     import timm
 
-    module = timm.create_model(model, pretrained=False, **(model_arguments or {}))
-    vectors = TaskVectors.open(base, tasks, exclude=exclude or (), model=module)
-    return MergeModule(module, vectors, recipe)
+    made = timm.create_model(model, pretrained=False, **(model_arguments or {}))
+    return files_module(made, base, tasks, recipe, exclude, heads=heads, metric=metric, expert_accuracy=expert_accuracy)
+
+
+def files_module(
+    model: nn.Module,
+    base: str,
+    tasks: dict[str, str],
+    recipe: str | dict[str, Any] | None = None,
+    exclude: list[str] | None = None,
+    prefix: str | None = None,
+    heads: dict[str, str | nn.Module] | str | None = None,
+    metric: Metric | MetricCollection | dict[str, Metric | MetricCollection] | None = None,
+    expert_accuracy: dict[str, float] | None = None,
+    batch_keys: list[Any] | None = None,
+    output_key: str | int | None = None,
+) -> MergeModule:
+    """Return any model merged from checkpoint files; classifiers whose shapes differ become the tasks' heads.
+
+    Args:
+        model: The architecture, such as ``{"class_path": "torchvision.models.resnet18"}`` in a configuration file.
+        base: The base's checkpoint.
+        tasks: Task name to fine-tuned checkpoint.
+        recipe: A rule's name, or fields of a `MergeRecipe`.
+        exclude: Globs of tensors that are not merged.
+        prefix: What the wanted names start with in Lightning checkpoints; found by itself in most.
+        heads: As for `timm_module`.
+        metric: A metric, or one for each loader; top-1 accuracy by default.
+        expert_accuracy: Set name to the accuracy of its expert.
+        batch_keys: Where a batch has inputs and targets; see `MergeModule`.
+        output_key: Where the logits are in what the model returns.
+    """
+    vectors = TaskVectors.open(base, tasks, exclude=exclude or (), model=model, prefix=prefix)
+    given: Any = heads
+    return MergeModule(
+        model,
+        vectors,
+        recipe,
+        heads=given,
+        metric=metric,
+        expert_accuracy=expert_accuracy,
+        batch_keys=batch_keys,
+        output_key=output_key,
+    )
 
 
 def image_folders(

@@ -85,18 +85,13 @@ class Heads(nn.Module):
         if vectors is None:
             modules, aliases = resolve(given, (), model, are_all=False)
             return cls(modules, aliases=aliases)
-        paths = vectors.classifiers
-        own: dict[str, nn.Module] = {}
-        modules, aliases = resolve(given, vectors.tasks if paths else (), model)
-        for task in vectors.tasks if paths else ():
-            if task not in modules and task not in aliases:
-                label = f"the classifier of task {task!r}"
-                own[task] = classifier_of(model, paths, vectors.classifier_state(task), label)
+        modules, aliases = resolve(given, vectors.tasks if vectors.classifiers else (), model)
+        own = own_heads(model, vectors, [task for task in vectors.tasks if task not in {**modules, **aliases}])
         return cls(
             {**own, **modules},
-            on_features=bool(paths),
+            on_features=bool(vectors.classifiers),
             instead_of=unset_by(model, vectors),
-            in_place_of=paths,
+            in_place_of=vectors.classifiers,
             aliases=aliases,
         )
 
@@ -215,6 +210,16 @@ def _run_in_place(model: nn.Module, parts: Mapping[str, nn.Module], inputs: Any,
 
 
 _in_place: Any = torch.compiler.disable(_run_in_place)  # type: ignore[no-untyped-call]  # what has one head is no other's
+
+
+def own_heads(model: nn.Module, vectors: TaskVectors, tasks: Iterable[str] | None = None) -> dict[str, nn.Module]:
+    """Return task to the head that is its own classifier, of all tasks or some; none where classifiers are merged."""
+    paths = vectors.classifiers
+    return {
+        task: classifier_of(model, paths, vectors.classifier_state(task), f"the classifier of task {task!r}")
+        for task in (vectors.tasks if tasks is None else tasks)
+        if paths
+    }
 
 
 def require_same_classifiers(own: TaskVectors, others: TaskVectors) -> None:

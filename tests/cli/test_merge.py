@@ -211,3 +211,31 @@ def test_a_missing_checkpoint_is_named(files):
                 str(files / "x.safetensors"),
             ]
         )
+
+
+def test_heads_are_written_beside_the_merged_model(tmp_path, make_vit, fine_tuned, capsys):
+    base, tasks = make_vit(num_classes=10), []
+    torch.save(base.state_dict(), tmp_path / "base.pt")
+    options = ["--model", "vit_tiny_patch16_224", "--model-option", "img_size=32", "--model-option", "depth=2"]
+    options += ["--model-option", "embed_dim=48", "--model-option", "num_heads=3", "--model-option", "num_classes=10"]
+    for task, classes in {"a": 3, "b": 5}.items():
+        own = {name: value for name, value in make_vit(num_classes=classes).state_dict().items() if "head" in name}
+        torch.save(fine_tuned(base.state_dict(), classes) | own, tmp_path / f"{task}.pt")
+        tasks.append(f"{task}={tmp_path / f'{task}.pt'}")
+    main(["merge", str(tmp_path / "base.pt"), *tasks, "--out", str(tmp_path / "m.safetensors"), "--heads", *options])
+    assert f"The heads of a, b are in {tmp_path / 'm.heads.safetensors'}" in capsys.readouterr().out
+    heads = load_file(tmp_path / "m.heads.safetensors")
+    assert {name: tuple(value.shape) for name, value in heads.items() if "weight" in name} == {
+        "a/head.weight": (3, 48),
+        "b/head.weight": (5, 48),
+    }
+    assert torch.equal(heads["b/head.weight"], torch.load(tmp_path / "b.pt")["head.weight"])
+    for given, message in (
+        ([*tasks, "--heads"], "--heads needs --model"),
+        ([tasks[0].replace("a.pt", "same.pt"), "--heads", *options], "classifiers of one shape, which are merged"),
+    ):
+        torch.save(fine_tuned(base.state_dict(), 1), tmp_path / "same.pt")
+        exclude = ["--exclude", "head.*"] if "--model" not in given else []
+        with pytest.raises(SystemExit, match=message):
+            main(["merge", str(tmp_path / "base.pt"), *given, *exclude, "--out", str(tmp_path / "n.safetensors")])
+        assert not (tmp_path / "n.safetensors").exists()
