@@ -161,7 +161,7 @@ def _nested(described: Described, source: str) -> dict[str, Any]:
 def _weights_of(state: Mapping[str, Any], source: str, ema: bool | None) -> dict[str, str]:
     """Return name to flat name of the tensors of the model in a state that may hold more, such as an optimizer."""
     while True:
-        state = {key: value for key, value in state.items() if not _is_optimizers(key)}
+        state = {key: value for key, value in state.items() if not _is_optimizers(key, value)}
         key, inner = next(iter(state.items()), ("", None))
         if len(state) > 1 or key in (*_WRAPPERS, *_AVERAGED) or not isinstance(inner, Mapping):
             break
@@ -182,9 +182,9 @@ def _flat(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield f"{prefix}{key}", value
 
 
-def _is_optimizers(key: str) -> bool:
-    """Whether a key of a state is an optimizer's, or a name that begins with one, where the state was stored flat."""
-    return _OPTIMIZER.fullmatch(key.partition(".")[0]) is not None
+def _is_optimizers(key: str, value: Any) -> bool:
+    """Whether a part of a state is an optimizer's; a tensor that is merely called so may be a weight."""
+    return isinstance(value, Mapping) and _OPTIMIZER.fullmatch(key) is not None
 
 
 def _from_hugging_face_shards(folder: Path, paths: Sequence[Path]) -> Checkpoint:

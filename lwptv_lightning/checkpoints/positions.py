@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import isqrt
 from threading import Lock
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -162,22 +163,30 @@ def resized(
     return made, tuple(changes)
 
 
-@dataclass(frozen=True)
 class _ResizedReader:
-    """Reads some tensors by functions of their own, the others from a checkpoint."""
+    """Reads some tensors by functions of their own, once, as they are small and take long; others from a checkpoint."""
 
-    checkpoint: Checkpoint
-    changes: Mapping[str, Callable[[], Tensor]]
+    def __init__(self, checkpoint: Checkpoint, changes: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._checkpoint = checkpoint
+        self._changes = changes
+        self._made: dict[str, Tensor] = {}
 
     @property
     def inputs(self) -> tuple[InputFile, ...]:
-        return self.checkpoint.every_input
+        return self._checkpoint.every_input
 
     def read(self, name: str) -> Tensor:
-        return self.changes[name]() if name in self.changes else self.checkpoint.read(name)
+        if name not in self._changes:
+            return self._checkpoint.read(name)
+        if name not in self._made:
+            self._made[name] = self._changes[name]()
+        return self._made[name]
 
     def read_for_difference(self, name: str) -> tuple[Tensor, bool]:
-        return (self.read(name), False) if name in self.changes else self.checkpoint.read_for_difference(name)
+        return (self.read(name), False) if name in self._changes else self._checkpoint.read_for_difference(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_checkpoint": self._checkpoint, "_changes": self._changes, "_made": {}}
 
 
 def _read_resampled(checkpoint: Checkpoint, name: str, old: Grid, new: Grid, shape: tuple[int, ...]) -> Tensor:

@@ -120,6 +120,7 @@ def align(
         with telling_quantized(raw_base):
             aligned_base = match_names(sizes.converted(raw_base, reference.headers), reference.headers, model)
             aligned_base = sizes.fitted(aligned_base, reference).of_model(ModelConfig.of(model))
+            sizes.has_changed_base = bool(sizes.changed)
             _require_model(aligned_base, reference.headers, model, exclude)
     # A task vector may be of another classifier than the base's.
     apart = (*exclude, *(f"{path}.*" for path in output_paths(model)))
@@ -212,7 +213,7 @@ def _align_expert(
         named = match_names(expert if model is None else sizes.converted(expert, base.headers), base.headers, model)
         return sizes.fitted(named, base)
     # A task vector is of all weights, and from those at their own size.
-    home = raw_base if difference is expert and sizes.has_changed(base) else base
+    home = raw_base if difference is expert and sizes.has_changed_base else base
     with telling_quantized(raw_base):
         made = add_difference(difference, raw_base, home, model, replaced, ignored)
     if home is not base:

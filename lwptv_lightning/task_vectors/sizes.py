@@ -29,7 +29,7 @@ class ImageSizes:
 
     def __init__(self, resizes: bool, model: nn.Module | None, exclude: Sequence[str] = ()) -> None:
         self.changed: dict[str, None] = {}
-        self._made: list[Checkpoint] = []
+        self.has_changed_base = False
         self._resizes = resizes
         self._model = model
         self._is_excluded = matcher(exclude)
@@ -56,9 +56,4 @@ class ImageSizes:
             return checkpoint
         made, names = resized(checkpoint, reference, self._model)
         self.changed |= dict.fromkeys(names)
-        self._made += [made] if names else []
         return made
-
-    def has_changed(self, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint was brought to its size here."""
-        return any(checkpoint is made for made in self._made)

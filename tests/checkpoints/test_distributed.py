@@ -167,6 +167,18 @@ def test_optimizers_are_not_read(name, tmp_path):
     assert_same_bits(read(tmp_path), state)
 
 
+def test_weights_may_be_called_as_an_optimizer_is(tmp_path):
+    state = {"optimizer.weight": torch.ones(2), "optim.0.bias": torch.zeros(3), "net.w": torch.ones(1)}
+    dcp.save(state, checkpoint_id=tmp_path)
+    assert_same_bits(read(tmp_path), state)
+
+
+def test_a_folder_that_is_called_as_the_description_is_none(tmp_path):
+    (tmp_path / ".metadata").mkdir()
+    with pytest.raises(CheckpointError, match=rf"{tmp_path.name}: no \*\.safetensors"):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("wrap", ["state_dict", "model", "app", "", "module of many"])
 def test_wherever_in_a_state_the_weights_stand(wrap, tmp_path):
     state = make_model().state_dict()
