@@ -38,7 +38,14 @@ from lwptv_lightning.checkpoints.names import (
 )
 from lwptv_lightning.checkpoints.open import CheckpointSource, open_checkpoint
 from lwptv_lightning.checkpoints.patterns import found_groups
-from lwptv_lightning.checkpoints.payload import CHECKSUM_KEYS, PAYLOAD_KEY, payload_problem
+from lwptv_lightning.checkpoints.payload import (
+    CHECKSUM_KEYS,
+    FILES_KEY,
+    PAYLOAD_KEY,
+    folder_problems,
+    payload_problem,
+    with_checksums_of,
+)
 from lwptv_lightning.checkpoints.plain import plain_tensors
 from lwptv_lightning.checkpoints.positions import (
     grids_in,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +16,8 @@ PAYLOAD_KEY = "lwptv_payload_sha256"
 """The metadata's key of the SHA-256 of all bytes after the header, as 64 hexadecimal digits."""
 HEADER_KEY = "lwptv_header_sha256"
 """The metadata's key of the SHA-256 of the header's text, in which 64 zeros stand in its own place."""
+FILES_KEY = "lwptv_files_sha256"
+"""What a distributed checkpoint says beside its tensors: file name to SHA-256, as JSON."""
 CHECKSUM_KEYS = (PAYLOAD_KEY, HEADER_KEY)
 NO_CHECKSUM = "0" * 64
 _AT_ONCE = 1 << 20
@@ -77,6 +80,39 @@ def payload_problem(path: str | Path) -> str | None:
     if found == recorded:
         return None
     return f"its tensors are not those that were written: their SHA-256 is {found}, and {recorded} was recorded."
+
+
+def with_checksums_of(folder: Path, metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return what a folder's model says of itself, with the SHA-256 of each file there and of these texts."""
+    sums = {file.name: _whole_checksum(file) for file in sorted(folder.iterdir())}
+    described = {**metadata, FILES_KEY: json.dumps(sums)}
+    return {**described, HEADER_KEY: _texts_checksum(described)}
+
+
+def folder_problems(folder: Path, metadata: Mapping[str, str], source: Path) -> dict[str, str]:
+    """Say which files of a folder are not as `with_checksums_of` found them, ``source`` among them, which says so."""
+    others = {key: text for key, text in metadata.items() if key != HEADER_KEY}
+    if metadata.get(HEADER_KEY) != _texts_checksum(others):
+        return {str(source): "its texts are not those that were written: they have another SHA-256."}
+    recorded, problems = json.loads(metadata[FILES_KEY]), {}
+    for name, expected in recorded.items():
+        try:
+            found = _whole_checksum(folder / name)
+        except FileNotFoundError:
+            problems[str(folder / name)] = "it is missing."
+            continue
+        if found != expected:
+            problems[str(folder / name)] = f"it is not what was written: its SHA-256 is {found}, expected {expected}."
+    return problems
+
+
+def _whole_checksum(path: Path) -> str:
+    with InputFile.at(path).open() as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _texts_checksum(texts: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
 
 
 def _has_its_header(file: BinaryIO, recorded: str | None) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lwptv_lightning.cli import arguments, extract
 from lwptv_lightning.recipe import LiNeS, MergeRecipe
-from lwptv_lightning.registry import parse_bytes, printable, printable_name
+from lwptv_lightning.registry import matches, parse_bytes, printable, printable_name
 
 if TYPE_CHECKING:
     from lwptv_lightning.task_vectors import TaskVectors
@@ -74,6 +74,8 @@ def run(options: argparse.Namespace) -> None:
     said = Provenance.of(open_checkpoint(written))
     if said.left_out:
         print(printable(f"The base's classifier is left out, since the tasks have their own: {some_of(said.left_out)}"))
+    if kept := [name for name in vectors.headers if matches(name, options.exclude) and name not in said.left_out]:
+        print(printable(f"Excluded, and so the base's: {some_of(kept)}"))
     for note in said.notes:
         print(printable(note))
     if treatment := treatment_of(recipe.rule, Stream.of(vectors, data=costs.get("data"))):

@@ -10,8 +10,11 @@ from safetensors import SafetensorError, safe_open
 
 from lwptv_lightning.checkpoints import (
     CHECKSUM_KEYS,
+    FILES_KEY,
+    PROVENANCE,
     Checkpoint,
     CheckpointError,
+    folder_problems,
     index_of,
     open_checkpoint,
     payload_problem,
@@ -49,6 +52,10 @@ class WrittenModel:
         there = index_of(path) if not path.exists() and index_of(path).exists() else path
         checkpoint = open_checkpoint(there, prefix="")
         files = tuple(file.path for file in checkpoint.inputs if file.path.suffix == ".safetensors")
+        if FILES_KEY in checkpoint.metadata and checkpoint.folder is not None:
+            said = checkpoint.folder / PROVENANCE
+            problems = folder_problems(checkpoint.folder, checkpoint.metadata, said)
+            return cls(checkpoint, (*(file.path for file in checkpoint.inputs), said), problems, ())
         if not files:
             raise CheckpointError(f"{there}: expected a .safetensors file of the library, or the index of its shards.")
         about = {each: _metadata_of(each) for each in files}

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemWriter
 
-from lwptv_lightning.checkpoints import PROVENANCE, open_checkpoint
+from lwptv_lightning.checkpoints import PROVENANCE, open_checkpoint, with_checksums_of
 
 
 def write_distributed(weights: Path, folder: Path, metadata: Mapping[str, str]) -> None:
@@ -29,4 +29,4 @@ def write_distributed(weights: Path, folder: Path, metadata: Mapping[str, str]) 
         # One process writes, whatever others are there.
         warnings.filterwarnings("ignore", message=".*single process")
         dcp.save(state, storage_writer=FileSystemWriter(folder), no_dist=True)
-    (folder / PROVENANCE).write_text(json.dumps(dict(metadata), indent=2), encoding="utf-8")
+    (folder / PROVENANCE).write_text(json.dumps(with_checksums_of(folder, metadata), indent=2), encoding="utf-8")

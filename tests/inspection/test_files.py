@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lwptv_lightning import MergeRecipe, save_merged
+from lwptv_lightning import MergeRecipe, TaskVectors, save_merged
 from lwptv_lightning.checkpoints import CheckpointError, write_safetensors
+from lwptv_lightning.inspection import verify
 from lwptv_lightning.inspection.files import WrittenModel
 
 
@@ -55,3 +56,24 @@ def test_other_formats_are_refused(tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / "m.pt")
     with pytest.raises(CheckpointError, match=r"m.pt: expected a \.safetensors file of the library"):
         WrittenModel.open(tmp_path / "m.pt")
+
+
+def test_a_distributed_checkpoint_is_whole_or_says_what_is_not(tmp_path):
+    base = {"w": torch.zeros(64), "v": torch.zeros(2)}
+    vectors = TaskVectors.open(base, {"a": {name: value + 1 for name, value in base.items()}})
+    out = save_merged(vectors, MergeRecipe(), tmp_path / "out", format="dcp")
+    assert not WrittenModel.open(out).damaged
+    found = verify(out, base, {"a": {name: value + 1 for name, value in base.items()}})
+    assert found.passed
+    assert (found.compared, found.files) == (2, 3)
+    assert list(verify(out, base, {"a": {name: value + 2 for name, value in base.items()}}).inputs) == ["a"]
+    data, said = out / "__0_0.distcp", out / "lwptv.json"
+    whole, text = data.read_bytes(), said.read_text()
+    data.write_bytes(whole.replace(b"\x9a\x99\x99>", b"\x9a\x99\x99?", 1))
+    assert "its SHA-256 is" in WrittenModel.open(out).damaged[str(data)]
+    data.write_bytes(whole)
+    said.write_text(text.replace("task_arithmetic", "task_arithmetix"))
+    assert list(WrittenModel.open(out).damaged) == [str(said)]
+    said.write_text("[1]")
+    with pytest.raises(CheckpointError, match=r"lwptv\.json: expected texts by their keys"):
+        WrittenModel.open(out)
