@@ -30,6 +30,7 @@ LINEAR, TRANSPOSED, EMBEDDING, CONVOLUTION, ATTENTION = "linear", "transposed", 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _COLLECTIONS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
 """What PEFT puts into no ``modules_to_save``."""
+_MARK = "lora_"
 _PLAIN_PATH = re.compile(r"[\w-]+(\.[\w-]+)*")
 """A path that means itself where PEFT takes it for a pattern."""
 _TAKEN = r"(?<!isinstance\()self\.{}\.(?:in_proj_)?weight\b(?!\.(?:dtype|device|shape|size|ndim))"
@@ -137,7 +138,8 @@ class AdapterLayout:
             name: self._home(path, own, name)
             for path, module in self.modules.items()
             for own, name in module.tensors.items()
-            if name is not None
+            # What has PEFT's mark in its name is taken for a factor, and lost.
+            if name is not None and (_MARK not in f"{path}.{own}" or self._has_factors(path, own, name))
         }
 
     def mates(self, path: str) -> dict[str, str]:
@@ -197,11 +199,14 @@ class AdapterLayout:
         return sorted(wanted)
 
     def _home(self, path: str, own: str, name: str) -> Home:
-        module = self.modules[path]
-        weight = "in_proj_weight" if module.kind == ATTENTION else "weight"
-        if module.kind is not None and own == weight and name not in self.tied:
-            return Home(FACTORS, path, own, module.kind)
+        if self._has_factors(path, own, name):
+            return Home(FACTORS, path, own, self.modules[path].kind)
         return Home(MODULE if path in self._saved_whole else WHOLE, path, own)
+
+    def _has_factors(self, path: str, own: str, name: str) -> bool:
+        kind = self.modules[path].kind
+        weight = "in_proj_weight" if kind == ATTENTION else "weight"
+        return kind is not None and own == weight and name not in self.tied
 
     @cached_property
     def _saved_whole(self) -> frozenset[str]:

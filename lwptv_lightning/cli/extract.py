@@ -46,6 +46,13 @@ def add_as_lora(parser: argparse._ActionsContainer) -> None:
     add_adapter(parser)
 
 
+def require_no_adapter(options: argparse.Namespace) -> None:
+    """Raise where an option of an adapter is given to a merge that makes none."""
+    for option, given in (("--factor-dtype", options.factor_dtype), ("--drop-rest", options.drop_rest)):
+        if given:
+            raise ValueError(f"{option} is of an adapter, and needs --as-lora.")
+
+
 def run(options: argparse.Namespace) -> None:
     """Write what fine-tuning changed as a LoRA adapter of PEFT."""
     from lwptv_lightning.task_vectors import TaskVectors

@@ -106,6 +106,7 @@ def _require_place(options: argparse.Namespace) -> None:
                 raise ValueError(f"--{name.replace('_', '-')} is for a whole model, and --as-lora writes an adapter.")
         extract.require_place(options.out, options.as_lora, options.overwrite)
         return
+    extract.require_no_adapter(options)
     try:
         require_output(options.out, options.format, overwrite=options.overwrite)
         if options.heads and options.out.suffix == ".safetensors":

@@ -14,17 +14,17 @@ _NOTHING = 1e-12
 
 
 def low_rank_factors(matrix: Tensor, rank: int | float | None) -> tuple[Tensor, Tensor]:
-    """Return ``B`` and ``A`` in float64 with ``B A`` the best approximation of a matrix, in the Frobenius norm.
+    """Return ``B`` and ``A`` with ``B A`` the best approximation of a matrix, in the Frobenius norm.
 
     Args:
-        matrix: ``(m, n)``, finite.
+        matrix: ``(m, n)``, finite and floating.
         rank: A whole number of at least 1: the most that the product has. A fraction in (0, 1): the least rank that
             keeps this share of the squared norm. ``None``, or a number of at least ``min(m, n)``: the matrix itself,
             which needs no decomposition.
 
     Returns:
-        ``(m, r)`` and ``(r, n)``; r is 0 for a matrix of zeros. Where the matrix is decomposed, both have the same
-        norm, and directions without weight are left out.
+        ``(m, r)`` and ``(r, n)``; r is 0 for a matrix of zeros. Where the matrix is decomposed, both are of float64 and
+        of the same norm, and directions without weight are left out.
 
     The decomposition is exact, but for a few triplets of a matrix of 768 rows and columns or more: a random start is
     improved until a pass lessens the squared error by less than 1e-4 of itself. The start is always the same.
@@ -38,12 +38,12 @@ def low_rank_factors(matrix: Tensor, rank: int | float | None) -> tuple[Tensor, 
     Reference:
         Halko et al., Finding structure with randomness, arXiv 0909.4061: algorithm 4.4, with a test of when to stop.
     """
-    matrix = matrix.double()
     smaller = min(matrix.shape)
     if not bool(matrix.any()):
         return matrix.new_zeros(len(matrix), 0), matrix.new_zeros(0, matrix.shape[1])
     if rank is None or rank >= smaller:
         return _itself(matrix)
+    matrix = matrix.double()
     is_share = rank < 1
     if is_share or smaller < _LARGE or 4 * (rank + _OVERSAMPLED) > smaller:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)

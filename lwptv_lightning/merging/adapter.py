@@ -15,6 +15,7 @@ from torch import nn
 
 from lwptv_lightning.checkpoints import FACTORS, WHOLE, AdapterLayout, Checkpoint, Spool, model_names, skeleton_of
 from lwptv_lightning.files import require_free_folder, whole_folder
+from lwptv_lightning.functional import plain_module
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.merging.factors import AdaptedLayer, Factors, relative
 from lwptv_lightning.merging.merge import Merge, MergeOptions
@@ -25,6 +26,7 @@ from lwptv_lightning.task_vectors import TaskVectors
 _WEIGHTS, _CONFIGURATION, _REPORT = "adapter_model.safetensors", "adapter_config.json", "lwptv_adapter.json"
 _FILES = frozenset((_WEIGHTS, _CONFIGURATION, _REPORT, "README.md"))
 """What may stand in an adapter's folder that is replaced."""
+_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".json")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _ON_HUB = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)$")
 _TASKS = {"CAUSAL_LM": r".*(ForCausalLM|LMHeadModel)", "SEQ_2_SEQ_LM": r".*ForConditionalGeneration"}
@@ -40,6 +42,7 @@ class SavedAdapter:
         modules: Paths of the modules that are held whole, and are a part of the adapter (``modules_to_save``).
         whole: Names of the tensors that are held whole, and that PEFT puts into the base itself as it loads.
         dropped: Name of each changed tensor that is lost, with its share of the whole task vector's norm.
+        excluded: Globs of the tensors that were not merged, such as a task's own classifier.
         error: Frobenius norm of all that is lost, in factors and dropped tensors, relative to the task vector's.
         told_by: ``"model"``, or ``"names"`` where names and shapes alone told which layers are linear.
     """
@@ -49,6 +52,7 @@ class SavedAdapter:
     modules: tuple[str, ...]
     whole: tuple[str, ...]
     dropped: Mapping[str, float]
+    excluded: tuple[str, ...]
     error: float
     told_by: str
 
@@ -129,7 +133,7 @@ def save_adapter(
     if execution.ranks.size > 1:
         raise ValueError("an adapter is written by one process; merge without ranks.")
     require_adapter_place(path, overwrite=overwrite)
-    model = _skeleton(vectors) if model is None else model
+    model = _skeleton(vectors) if model is None else plain_module(model)
     layout = _layout(vectors, model)
     plan = merge.plan(execution)
     with whole_folder(path, overwrite=overwrite, belongs=_belongs) as folder:
@@ -177,7 +181,15 @@ def parse_rank(rank: int | float | str) -> float | None:
 
 
 def require_adapter_place(path: Path, *, overwrite: bool) -> None:
-    """Raise, before any work, where no adapter can be written to a folder; see `save_adapter`."""
+    """Raise, before any work, where no adapter can be written to a folder; see `save_adapter`.
+
+    Raises:
+        ValueError: The path has the name of a file.
+        FileExistsError: There is a folder, and ``overwrite`` is false or it holds something else.
+        OSError: Nothing can be written there.
+    """
+    if path.suffix in _SUFFIXES:
+        raise ValueError(f"an adapter is written to a folder, not to a file such as {shown(str(path))}.")
     require_free_folder(path, overwrite=overwrite, belongs=_belongs)
 
 
@@ -210,7 +222,16 @@ def _saved(made: Factors, path: Path, told_by: str) -> SavedAdapter:
     whole = tuple(name for name, home in made.whole.items() if home.way == WHOLE)
     dropped = {name: relative(norm**2, made.square) for name, norm in made.dropped.items()}
     error = relative(made.lost, made.square)
-    return SavedAdapter(path, tuple(made.layers), tuple(sorted(made.modules)), whole, dropped, error, told_by)
+    return SavedAdapter(
+        path=path,
+        layers=tuple(made.layers),
+        modules=tuple(sorted(made.modules)),
+        whole=whole,
+        dropped=dropped,
+        excluded=made.plan.vectors.excluded,
+        error=error,
+        told_by=told_by,
+    )
 
 
 def _about_base(vectors: TaskVectors, model: nn.Module | None) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class Factors:
         values = torch.cat([piece.added(job) for piece in pieces]).cpu()  # which also refuses what overflows
         change = torch.cat([_change(piece, job.scale) for piece in pieces]).reshape(header.shape)
         is_held_whole = any(home.way != FACTORS for home in homes.values())
-        norm = float(torch.linalg.vector_norm(change))
+        norm = _norm(change)
         if not norm or (is_held_whole and torch.equal(values, base.cpu())):
             return
         self.square += norm**2
@@ -162,7 +162,7 @@ class Factors:
         if not a.shape[0]:
             b, a = matrix.new_zeros(len(matrix), 1), matrix.new_zeros(1, matrix.shape[1])
         b, a = (in_dtype(name, factor, self.dtype) for factor in (b, a))
-        error, norm = factored_error(matrix, b, a), float(torch.linalg.vector_norm(matrix))
+        error, norm = factored_error(matrix, b, a), _norm(matrix)
         for key, tensor in factor_tensors(home, b, a, tuple(change.shape)).items():
             self.spool.put(key, tensor)
         self.ranks[home.path] = len(a)
@@ -171,10 +171,12 @@ class Factors:
 
 
 def _change(piece: Piece, scale: float) -> Tensor:
-    """Return what a piece of a merge adds to the base, in float64."""
-    if piece.merged is None:
-        return torch.zeros(len(piece.base), dtype=torch.float64)
-    return piece.merged.double() * scale
+    """Return what a piece of a merge adds to the base."""
+    return torch.zeros(len(piece.base)) if piece.merged is None else piece.merged * scale
+
+
+def _norm(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
 def relative(lost: float, square: float) -> float:

@@ -16,7 +16,7 @@ def adapter_table(saved: SavedAdapter) -> Table:
 
     Example:
         >>> from pathlib import Path
-        >>> adapter_table(SavedAdapter(Path("adapter"), (), (), (), {}, 0.0, "model")).row_count
+        >>> adapter_table(SavedAdapter(Path("adapter"), (), (), (), {}, (), 0.0, "model")).row_count
         0
     """
     table = Table(header_style="bold", pad_edge=False)
@@ -32,7 +32,7 @@ def adapter_summary(saved: SavedAdapter) -> str:
 
     Example:
         >>> from pathlib import Path
-        >>> print(adapter_summary(SavedAdapter(Path("adapter"), (), ("norm",), ("cls_token",), {}, 0.0, "names")))
+        >>> print(adapter_summary(SavedAdapter(Path("adapter"), (), ("norm",), ("cls_token",), {}, (), 0.0, "names")))
         Relative error of all that changed: 0.
         Held whole, as modules of the adapter: norm.
         Held whole, and put into the base itself by PEFT when it loads: cls_token.
@@ -49,6 +49,8 @@ def adapter_summary(saved: SavedAdapter) -> str:
     if saved.dropped:
         lost = [f"{printable_name(name)} ({share:.1%} of the norm)" for name, share in saved.dropped.items()]
         lines.append(f"Dropped: {', '.join(lost)}.")
+    if saved.excluded:
+        lines.append(f"Not in it, since it was not merged: {_some(saved.excluded)}.")
     if saved.told_by == "names":
         lines.append(
             "Names and shapes alone told which layers are linear. A model, or its configuration beside the base, is "

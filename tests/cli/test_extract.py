@@ -124,3 +124,31 @@ def test_the_adapter_is_what_the_library_merges(files, model):
     merged = with_peft(net, files / "adapter").merge_and_unload()
     dense = merge(TaskVectors.open(state, {"a": tuned(state, 1)}), {"rule": "task_arithmetic", "scale": 1.0})
     assert largest_difference(merged.state_dict(), dense) < 1e-6
+
+
+@pytest.mark.parametrize("options", [["--drop-rest"], ["--factor-dtype", "float16"]])
+def test_options_of_an_adapter_need_one(options, files):
+    with pytest.raises(SystemExit, match=f"{options[0]} is of an adapter, and needs --as-lora"):
+        run_merge(files, *options, "--out", str(files / "merged.safetensors"))
+
+
+@pytest.mark.parametrize("run", [run_extract, run_merge])
+def test_an_adapter_is_no_file(run, files):
+    rank = "--rank" if run is run_extract else "--as-lora"
+    with pytest.raises(SystemExit, match=r"written to a folder, not to a file such as '.*adapter\.safetensors'"):
+        run(files, rank, "1", "--out", str(files / "adapter.safetensors"))
+
+
+def test_a_classifier_of_another_size_is_said_to_be_left_out(tmp_path, capsys):
+    timm = pytest.importorskip("timm")
+    for name, classes in (("base", 3), ("a", 7)):
+        save_file(
+            dict(timm.create_model("test_vit", num_classes=classes).state_dict()), tmp_path / f"{name}.safetensors"
+        )
+    base = load_file(tmp_path / "base.safetensors")
+    expert = load_file(tmp_path / "a.safetensors")
+    heads = {name: tensor for name, tensor in expert.items() if name.startswith("head.")}
+    save_file({**tuned(base, 1), **heads}, tmp_path / "a.safetensors")
+    options = ["--model", "test_vit", "--model-option", "num_classes=3"]
+    run_extract(tmp_path, "--rank", "1", "--out", str(tmp_path / "adapter"), *options)
+    assert "Not in it, since it was not merged: head.*." in capsys.readouterr().out

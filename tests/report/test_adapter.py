@@ -8,7 +8,15 @@ from lwptv_lightning.report import adapter_summary, adapter_table
 
 def saved(**changes):
     layers = (AdaptedLayer("fc.weight", 3, 2.0, 0.25), AdaptedLayer("a.[b].weight", 1, 1.0, 0.5))
-    given = {"path": Path("adapter"), "layers": layers, "modules": (), "whole": (), "dropped": {}, "error": 0.3125}
+    given = {
+        "path": Path("adapter"),
+        "layers": layers,
+        "modules": (),
+        "whole": (),
+        "dropped": {},
+        "excluded": (),
+        "error": 0.3125,
+    }
     return SavedAdapter(**{**given, "told_by": "model", **changes})
 
 
@@ -27,8 +35,11 @@ def test_the_summary_names_the_whole_error_and_the_worst_layer():
 
 def test_the_summary_names_what_is_no_factor():
     whole = tuple(f"w{number}" for number in range(7))
-    lines = adapter_summary(saved(modules=("norm",), whole=whole, dropped={"x": 0.125}, told_by="names")).split("\n")
+    lines = adapter_summary(
+        saved(modules=("norm",), whole=whole, dropped={"x": 0.125}, excluded=("head.*",), told_by="names")
+    ).split("\n")
     assert lines[1] == "Held whole, as modules of the adapter: norm."
     assert lines[2] == "Held whole, and put into the base itself by PEFT when it loads: w0, w1, w2, w3, w4 and 2 more."
     assert lines[3] == "Dropped: x (12.5% of the norm)."
-    assert lines[4].startswith("Names and shapes alone told")
+    assert lines[4] == "Not in it, since it was not merged: head.*."
+    assert lines[5].startswith("Names and shapes alone told")
