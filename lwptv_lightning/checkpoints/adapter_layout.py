@@ -100,10 +100,10 @@ class AdapterLayout:
         modules, bypassed = {}, _bypassed(model)
         for path, module in model.named_modules(remove_duplicate=False):
             tensors = {own: named.get(full) for own, full in state.get(path, {}).items()}
-            is_plain = path not in inner and None not in tensors.values() and not isinstance(module, _COLLECTIONS)
+            is_plain = path not in inner and None not in tensors.values() and _is_copyable(path, module)
             # PEFT replaces modules, but for the model itself; what is not called as a module is not replaced.
             kind = _kind_of(module) if path and path not in bypassed else None
-            modules[path] = _Module(tensors, kind, is_plain and "parametrizations" not in path.split("."))
+            modules[path] = _Module(tensors, kind, is_plain)
         tied = tied_names(model)
         return cls(modules, frozenset(name for new, name in named.items() if new in tied))
 
@@ -265,6 +265,12 @@ def _kind_of(module: nn.Module) -> str | None:
     if type(module) is nn.MultiheadAttention and module.in_proj_weight is not None:
         return ATTENTION
     return None
+
+
+def _is_copyable(path: str, module: nn.Module) -> bool:
+    """Whether PEFT can put a copy of a module in its place, which one with hooks, as of a weight norm, would not be."""
+    is_parametrized = "parametrizations" in path.split(".")
+    return not isinstance(module, _COLLECTIONS) and not is_parametrized and not module._forward_pre_hooks
 
 
 def _bypassed(model: nn.Module) -> set[str]:

@@ -1,4 +1,5 @@
 import re
+import warnings
 
 import pytest
 import torch
@@ -91,12 +92,17 @@ def test_weights_that_the_code_around_takes_are_held_whole():
 def test_parametrized_and_listed_tensors_are_held_by_themselves():
     model = nn.ModuleDict({"fc": nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "y": nn.Linear(2, 2)})
     model["list"] = nn.ParameterList([torch.ones(2)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the older kind
+        model["conv"] = nn.utils.weight_norm(nn.Conv1d(2, 2, 1, groups=2, bias=False))
     found = ways(layout_of(model))
     assert {name for name, way in found.items() if way == "whole"} == {
         "fc.bias",
         "fc.parametrizations.weight.original0",
         "fc.parametrizations.weight.original1",
         "list.0",
+        "conv.weight_g",
+        "conv.weight_v",
         "y.bias",
     }
 
