@@ -139,7 +139,8 @@ class Heads(nn.Module):
 
         Raises:
             UnknownNameError: No such head.
-            ValueError: No head is named, and the model's own classifier is as it was initialised.
+            ValueError: No head is named, and the model's own classifier is as it was initialised; or a head takes
+                another number of features than the model returns.
         """
         interface = interface or Interface()
         if name is None:
@@ -152,7 +153,9 @@ class Heads(nn.Module):
         head = self[name]
         if place := self.place(name, model):
             return _in_place(model, parts_of(head, place), inputs, interface)
-        return head(require_one_tensor(interface.output(model, inputs), model))
+        features = require_one_tensor(interface.output(model, inputs), model)
+        _require_taken(name, head, features, model)
+        return head(features)
 
     def place(self, name: str, model: nn.Module) -> tuple[str, ...]:
         """Return the paths of the modules in whose place a head acts; none where it acts on what the model returns.
@@ -202,6 +205,21 @@ class Heads(nn.Module):
                     raise ValueError(f"the checkpoint has a head for {name!r}: give heads={{{name!r}: module, ...}}.")
                 self._add(name, remake(about, own, model, f"the checkpoint's head for {name!r}"))
         self.aliases = {**described.get("aliases", {}), **self.aliases}
+
+
+def _require_taken(name: str, head: nn.Module, features: Tensor, model: nn.Module) -> None:
+    """Refuse a linear head of other features than a model returns, such as its own classifier's logits."""
+    wanted = getattr(plain_module(head), "in_features", None)
+    if not isinstance(wanted, int) or features.ndim < 2 or features.shape[-1] == wanted:
+        return
+    paths = output_paths(plain_module(model))
+    classifier = f", behind its own classifier {paths[0]!r}" if paths else ""
+    hint = f"the head's attribute in_place_of = ({paths[0]!r},)" if paths else "output_key=..."
+    raise ValueError(
+        f"the head of {name!r} takes {wanted} features, and {type(plain_module(model)).__name__} returns "
+        f"{tuple(features.shape)}{classifier}. Build the model without a classifier, such as num_classes=0, or say by "
+        f"{hint} where the head acts."
+    )
 
 
 def _run_in_place(model: nn.Module, parts: Mapping[str, nn.Module], inputs: Any, interface: Interface) -> Any:

@@ -84,3 +84,17 @@ def test_other_heads_must_be_given():
     own = Heads({"x": nn.Identity()})
     own.restore_(stored.described(), stored.state_dict(), "")
     assert isinstance(own["x"], nn.Identity)
+
+
+def test_a_head_of_other_features_than_the_models_output_is_refused(make_vit):
+    model, inputs = make_vit(num_classes=3), torch.randn(2, 3, 32, 32)
+    head = nn.Linear(48, 5)
+    message = (
+        r"head of 'a' takes 48 features.*returns \(2, 3\), behind its own classifier 'head'.*in_place_of = \('head'"
+    )
+    with pytest.raises(ValueError, match=message):
+        Heads({"a": head}).logits(model, inputs, "a")
+    head.in_place_of = ("head",)
+    assert Heads({"a": head}).logits(model, inputs, "a").shape == (2, 5)
+    with pytest.raises(ValueError, match=r"takes 48 features, and Identity returns \(2, 7\)\. Build.*output_key="):
+        Heads({"a": nn.Linear(48, 5)}).logits(nn.Identity(), torch.zeros(2, 7), "a")
