@@ -50,7 +50,7 @@ class EvaluationSteps(LightningModule):
         replicas = replicas or replicas_of(trainer_of(self))
         self.heads.require_for(self._loaders)
         metrics = self.metric_choice.of(self.heads_for(self._loaders), partly=partly) if measured else {}
-        together = must_meet(self._loaders, replicas, self.model)
+        together = measured and must_meet(self._loaders, replicas, self.model)
         self.metrics = LoaderMetrics(tuple(metrics), metrics or None, replicas, together).to(self.device)
         forget_logged_(self)
 

@@ -126,6 +126,8 @@ def run():
         name: figures(make(), devices=size, strategy="ddp")
         for name, make in (("build", build), ("build_dense", build_dense))
     }
+    predicted = Trainer(**QUIET, accelerator="cpu", devices=size, strategy="ddp").predict(*build())
+    found["predicted"] = [[sum(map(len, batches)), *batches[0].shape[1:]] for batches in predicted]
     report(sys.argv[1], int(os.environ["RANK"]), found)
     torch.distributed.destroy_process_group()
 
@@ -142,6 +144,12 @@ def test_figures_are_torchmetrics_own_on_one_process_and_on_two(make, two):
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     for process in two:
         assert process[make.__name__] == pytest.approx(found)
+
+
+def test_two_processes_predict_their_shares_each_by_its_head(two):
+    first, second = (process["predicted"] for process in two)
+    assert [shape[1:] for shape in first] == [shape[1:] for shape in second] == [[3], [5], [5], [4], []]
+    assert [one[0] + other[0] for one, other in zip(first, second, strict=True)] == [10, 13, 11, 7, 8]
 
 
 def test_averages_are_of_one_kind_and_the_others_are_told(caplog):
