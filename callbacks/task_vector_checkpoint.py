@@ -22,8 +22,8 @@ from lwptv_lightning.checkpoints import (
     tensor_fingerprints,
     write_safetensors,
 )
-from lwptv_lightning.evaluation import callbacks_of, on_rank_zero, owner_of
-from lwptv_lightning.functional import sum_dtype
+from lwptv_lightning.evaluation import callbacks_of, heads_path, on_rank_zero, owner_of, write_heads
+from lwptv_lightning.functional import plain_name, sum_dtype
 from lwptv_lightning.merging import gather_state, in_dtype, named_submodule
 from lwptv_lightning.registry import (
     require_finite,
@@ -56,6 +56,8 @@ class TaskVectorCheckpoint(Callback):
         folder: Where to write; made where it does not exist.
         task: The task's name, for the file.
         backbone: Path of the submodule whose task vector is stored, such as ``"model.encoder"``; by default all of it.
+        head: Path of the submodule that is the task's head, where it stands outside of the backbone. Its weights are
+            written whole to ``heads.safetensors``, with each task vector, for ``MergeModule(heads={task: <file>})``.
         dtype: Of the stored task vector: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         density: The fraction in (0, 1] of entries to keep, the largest in magnitude over all weights; others are zeros.
             Running statistics are no weights, and stay whole.
@@ -82,6 +84,7 @@ class TaskVectorCheckpoint(Callback):
         task: str,
         *,
         backbone: str = "",
+        head: str | None = None,
         dtype: str = "float32",
         density: float = 1.0,
         at_end: bool = True,
@@ -90,11 +93,13 @@ class TaskVectorCheckpoint(Callback):
         require_kind("folder", folder, str | Path, "a path")
         require_kind("task", task, str, "a task's name")
         require_kind("backbone", backbone, str, "the path of a submodule")
+        require_kind("head", head, str | None, "the path of a submodule")
         if not 0 < require_finite("density", density) <= 1:
             raise ValueError(f"density must be in (0, 1], not {density}.")
         self.folder = Path(folder)
         self.task = task
         self.backbone = backbone
+        self.head = head
         self.dtype = dtype
         self.density = density
         self.at_end = at_end
@@ -126,6 +131,8 @@ class TaskVectorCheckpoint(Callback):
             if isinstance(other, TaskVectorCheckpoint) and other is not self and other.folder == self.folder:
                 raise ValueError(f"two TaskVectorCheckpoint write to {self.folder}; give each a folder of its own.")
         named_submodule(pl_module, self.backbone)
+        if self.head is not None:
+            named_submodule(pl_module, self.head, "head")
         if any(isinstance(other, ModelCheckpoint) and other.save_weights_only for other in callbacks_of(trainer)):
             rank_zero_warn(
                 "a ModelCheckpoint has save_weights_only=True, with which Lightning asks no callback: "
@@ -154,14 +161,16 @@ class TaskVectorCheckpoint(Callback):
             self._with_weights(trainer, partial(self._write_task_vector, trainer))
 
     def _with_weights(
-        self, trainer: Trainer, action: Callable[[dict[str, Tensor]], Any], *, averaged: bool = True
+        self, trainer: Trainer, action: Callable[[dict[str, Tensor], dict[str, Tensor]], Any], *, averaged: bool = True
     ) -> Any:
-        """Run something on the first process with the run's whole weights as they are now."""
+        """Run something on the first process with the run's whole weights as they are now, and with its head's."""
         with owner_of(trainer).own_weights(trainer, trainer.lightning_module, averaged=averaged):
-            weights = gather_state(cast(Any, trainer.model), self.backbone, on_rank_zero=True)
-            return on_rank_zero(trainer, partial(action, weights))
+            model = cast(Any, trainer.model)
+            weights = gather_state(model, self.backbone, on_rank_zero=True)
+            head = {} if self.head is None else gather_state(model, self.head, on_rank_zero=True)
+            return on_rank_zero(trainer, partial(action, weights, head))
 
-    def _write_base(self, weights: Mapping[str, Tensor]) -> str:
+    def _write_base(self, weights: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> str:
         # With each tensor's fingerprint, so that no save computes them anew.
         made = Provenance(kind="base", base_tensors=tensor_fingerprints(open_checkpoint(weights)))
         path = write_safetensors(weights, self.folder / BASE_FILE, made.to_metadata())
@@ -178,7 +187,7 @@ class TaskVectorCheckpoint(Callback):
                 f"expected {str(self._base_fingerprint)[:12]}). Each run needs a folder of its own."
             )
 
-    def _write_task_vector(self, trainer: Trainer, weights: Mapping[str, Tensor]) -> None:
+    def _write_task_vector(self, trainer: Trainer, weights: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
         base = open_checkpoint(self.folder / BASE_FILE)
         floating = [name for name in base.names if base.headers[name].dtype.is_floating_point]
         wide = {name: sum_dtype(base.headers[name].dtype) for name in floating}
@@ -197,6 +206,14 @@ class TaskVectorCheckpoint(Callback):
         )
         stored = {name: in_dtype(name, tensor, DTYPES[self.dtype]) for name, tensor in vector.items()}
         write_safetensors(stored, self.folder / TASK_VECTOR_FILE, provenance.to_metadata())
+        if self.head is not None:
+            module = named_submodule(trainer.lightning_module, self.head, "head")
+            write_heads({self.task: module}, heads_path(self.folder), self._places(), {self.task: head})
+
+    def _places(self) -> dict[str, tuple[str, ...]]:
+        """Return in the place of which of the backbone's modules the head acts; none where it stands outside."""
+        outer, inner = (f"{plain_name(path)}." if path else "" for path in (self.backbone, self.head))
+        return {self.task: (inner.removeprefix(outer)[:-1],) if inner.startswith(outer) else ()}
 
 
 def _keep_largest_(vector: dict[str, Tensor], density: float) -> None:

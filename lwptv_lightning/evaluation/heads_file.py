@@ -99,7 +99,10 @@ def _part_name(name: str) -> str:
 
 
 def write_heads(
-    heads: Mapping[str, nn.Module], path: str | Path, places: Mapping[str, Sequence[str]] | None = None
+    heads: Mapping[str, nn.Module],
+    path: str | Path,
+    places: Mapping[str, Sequence[str]] | None = None,
+    states: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> Path:
     """Write heads to a ``.safetensors`` file, which is whole or absent, and return its path.
 
@@ -110,6 +113,7 @@ def write_heads(
         heads: Set name to head.
         path: Where to write.
         places: Set name to the paths in whose place its head acts; by default what the heads say themselves.
+        states: Set name to its head's state dict, where that is not the head's own.
 
     Raises:
         ValueError: There are no heads, or a tensor's name holds a ``/``.
@@ -121,7 +125,8 @@ def write_heads(
     for name, head in heads.items():
         own_place = place_of(head) if places is None else tuple(places[name])
         about[name] = describe_head(head, own_place)
-        for tensor, value in full_state(head, own_place, whole_state(head)).items():
+        state = whole_state(head) if states is None else states[name]
+        for tensor, value in full_state(head, own_place, state).items():
             if "/" in tensor:
                 raise ValueError(
                     f"the head of {name!r}: a tensor's name may hold no '/' in a file, as {tensor!r} does."

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lwptv_lightning import CheckpointError, TaskVectorCheckpoint, open_checkpoint
+from lwptv_lightning import CheckpointError, MergeModule, TaskVectorCheckpoint, TaskVectors, open_checkpoint
 from lwptv_lightning.checkpoints import fingerprint
 from lwptv_lightning.registry import UnknownNameError
 
@@ -238,3 +238,40 @@ def test_unknown_names_suggest_the_nearest(fit, tmp_path):
     with pytest.raises(UnknownNameError, match="unknown backbone 'nett'. Did you mean 'net'"):
         fit(FineTuning(), TaskVectorCheckpoint(tmp_path, "t", backbone="nett"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["beside the backbone", "in it"])
+def test_two_runs_from_one_backbone_merge_with_the_heads_that_are_stored(inside, fit, data, make_trainer, tmp_path):
+    runs = {}
+    for task, classes in {"a": 4, "b": 6}.items():
+        run = FineTuning()
+        run.head = nn.Linear(8, classes)
+        if inside:
+            run.net.append(run.head)
+            run.head = nn.Identity()
+        path = "net.3" if inside else "head"
+        fit(run, TaskVectorCheckpoint(tmp_path / task, task, backbone="net", head=path), epochs=1)
+        runs[task] = run.eval()
+    stored = {task: tmp_path / task / "task_vector.safetensors" for task in runs}
+    heads = {task: tmp_path / task / "heads.safetensors" for task in runs}
+    exclude = ("3.*",) if inside else ()
+    vectors = TaskVectors.open(tmp_path / "a" / "base.safetensors", stored, exclude=exclude)
+    recipe = {"rule": "task_arithmetic", "scale": 1.0}
+    for task, run in runs.items():
+        net = copy.deepcopy(FineTuning().net)
+        if inside:
+            net.append(nn.Linear(8, 4))
+        module = MergeModule(net, vectors.select([task]), recipe, heads=heads).merge_()
+        inputs = data.dataset.tensors[0]
+        with torch.no_grad():
+            torch.testing.assert_close(module.eval()(inputs, task), run.head(run.net(inputs)))
+    both = MergeModule(copy.deepcopy(net), vectors, recipe, heads=heads)
+    loaders = {f"id/{task}": data for task in runs}
+    figures = make_trainer().validate(both, loaders, verbose=False)
+    assert {"id/a", "id/b", "id/avg"} == {name for entry in figures for name in entry}
+
+
+def test_a_head_that_is_none_is_refused_with_the_nearest(fit, tmp_path):
+    with pytest.raises(UnknownNameError, match="unknown head 'heat'. Did you mean 'head'"):
+        fit(FineTuning(), TaskVectorCheckpoint(tmp_path, "a", backbone="net", head="heat"))
+    assert not any(tmp_path.iterdir())
