@@ -62,6 +62,7 @@ from lwptv_lightning.checkpoints.shards import index_of
 from lwptv_lightning.checkpoints.skeleton import model_names, skeleton_of
 from lwptv_lightning.checkpoints.spool import Spool
 from lwptv_lightning.checkpoints.storable import require_place, require_safetensors_path, require_storable
+from lwptv_lightning.checkpoints.training import TAKEN
 
 __all__ = [
     "Checkpoint",

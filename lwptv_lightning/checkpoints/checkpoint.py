@@ -115,6 +115,8 @@ class Checkpoint:
         """Tensors that are differences from other weights than those of the base that they were added to."""
         self.is_sum = False
         """Whether it is a base and what a file calls a task vector, added."""
+        self.averaged: bool | None = None
+        """Of a file with averaged (EMA) and last weights, whether these are the averaged ones; None of other files."""
         self.dequantized: tuple[str, ...] = ()
         """Tensors, by their names when it was opened, that the file holds quantized and that are read as float32."""
         self.stored_headers: Mapping[str, TensorHeader] = dict(headers)

@@ -23,8 +23,9 @@ from lwptv_lightning.checkpoints.pieces import Piece, PiecesReader, is_whole
 from lwptv_lightning.checkpoints.plain import plain_tensors
 from lwptv_lightning.checkpoints.rebuilt import Opaque
 from lwptv_lightning.checkpoints.safetensors import _from_safetensors
-from lwptv_lightning.checkpoints.torch_file import _AVERAGED, _WRAPPERS, LIGHTNING, _unwrapped
+from lwptv_lightning.checkpoints.torch_file import LIGHTNING
 from lwptv_lightning.checkpoints.torch_storage import read_archive
+from lwptv_lightning.checkpoints.training import AVERAGED, WRAPPERS, Weights, weights_of
 from lwptv_lightning.files import InputFile, beside
 from lwptv_lightning.registry import parse_json
 
@@ -61,7 +62,7 @@ def _from_distributed(metadata: Sequence[Path], ema: bool | None) -> Checkpoint:
     files = [InputFile.at(path, CheckpointError) for path in metadata]
     described = read_metadata(files)
     state = _nested(described, str(folder))
-    names = _weights_of(state, str(folder), ema)
+    names, weights = _weights_of(state, str(folder), ema)
     if not names:
         raise CheckpointError(f"{folder}: a distributed checkpoint that holds no tensors of a model.")
     described.require_whole([*names.values()], str(folder))
@@ -72,7 +73,7 @@ def _from_distributed(metadata: Sequence[Path], ema: bool | None) -> Checkpoint:
         for name, flat in names.items()
     }
     is_lightnings = "state_dict" in state and (folder / _LIGHTNINGS_OWN).is_file()
-    return Checkpoint(
+    checkpoint = Checkpoint(
         str(folder),
         headers,
         PiecesReader(headers, pieces),
@@ -81,6 +82,7 @@ def _from_distributed(metadata: Sequence[Path], ema: bool | None) -> Checkpoint:
         format=LIGHTNING if is_lightnings else "torch.distributed",
         inputs=(*files, *stored.files.values()),
     )
+    return weights.taken_by(checkpoint)
 
 
 def _said_by(folder: Path) -> dict[str, str]:
@@ -158,20 +160,20 @@ def _nested(described: Described, source: str) -> dict[str, Any]:
     return state
 
 
-def _weights_of(state: Mapping[str, Any], source: str, ema: bool | None) -> dict[str, str]:
-    """Return name to flat name of the tensors of the model in a state that may hold more, such as an optimizer."""
+def _weights_of(state: Mapping[str, Any], source: str, ema: bool | None) -> tuple[dict[str, str], Weights]:
+    """Return name to flat name of the model's tensors in a state that may hold more, and where they stand."""
     while True:
         state = {key: value for key, value in state.items() if not _is_optimizers(key, value)}
         key, inner = next(iter(state.items()), ("", None))
-        if len(state) > 1 or key in (*_WRAPPERS, *_AVERAGED) or not isinstance(inner, Mapping):
+        if len(state) > 1 or key in (*WRAPPERS, *AVERAGED) or not isinstance(inner, Mapping):
             break
         state = inner  # as under the "app" of torch's tutorials
-    content, _ = _unwrapped(state, source, ema)
+    weights = weights_of(state, source, ema, leaf=str)
     found: dict[str, str] = {}
-    for name, flat in _flat(content):
+    for name, flat in _flat(weights.content):
         if not name.endswith("_extra_state") and found.setdefault(name, flat) != flat:
             raise CheckpointError(f"{source}: two tensors are called {name!r}.")
-    return found
+    return found, weights
 
 
 def _flat(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

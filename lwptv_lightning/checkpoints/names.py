@@ -42,15 +42,32 @@ _TRANSFORMERS_SWAPS = (
     ("self_attn.out_proj.", "attn.proj."),
 )
 _WRAPPED = re.compile(r"(?:module\.)*")
+_AVERAGED_COUNT = "n_averaged"
 _QKV = re.compile(r"(?P<block>.*)self_attn\.q_proj\.(?P<kind>weight|bias)")
 
 
 def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
-    """Take out of the names what wrappers put in: ``_orig_mod`` anywhere, ``module.`` where all begin with it."""
+    """Take out of the names what wrappers put in: ``_orig_mod`` anywhere, ``module.`` where all begin with it.
+
+    The counter of torch's AveragedModel, which stands beside these, is left out with it.
+    """
     old_names = {plain_name(name): name for name in checkpoint.names}
+    if is_averaged_model(old_names):
+        del old_names[_AVERAGED_COUNT]
     wrapped = min((_WRAPPED.match(name).end() for name in old_names), default=0)  # type: ignore[union-attr]
     old_names = {name[wrapped:]: old for name, old in old_names.items()}
     return checkpoint if tuple(old_names) == checkpoint.names else checkpoint.renamed(old_names)
+
+
+def is_averaged_model(names: Collection[str]) -> bool:
+    """Whether tensors are those of torch's AveragedModel, by their names: a counter and all else in ``module``.
+
+    Example:
+        >>> is_averaged_model(["n_averaged", "module.weight"]), is_averaged_model(["module.weight"])
+        (True, False)
+    """
+    rest = [name for name in names if name != _AVERAGED_COUNT]
+    return len(names) - 1 == len(rest) > 0 and all(name.startswith("module.") for name in rest)
 
 
 def _count_prefixes(headers: Mapping[str, TensorHeader], known: Collection[str]) -> Counter[str]:

@@ -29,8 +29,9 @@ from lwptv_lightning.checkpoints.model_config import ModelConfig
 from lwptv_lightning.checkpoints.names import without_wrappers
 from lwptv_lightning.checkpoints.safetensors import _from_index, _from_safetensors, weight_map_of
 from lwptv_lightning.checkpoints.shards import is_part
-from lwptv_lightning.checkpoints.torch_file import LIGHTNING, _from_state_dict, _from_torch_file, _no_averaged_weights
+from lwptv_lightning.checkpoints.torch_file import LIGHTNING, _from_state_dict, _from_torch_file
 from lwptv_lightning.checkpoints.torch_shards import _from_torch_index
+from lwptv_lightning.checkpoints.training import require_kind_of_weights
 from lwptv_lightning.files import InputFile
 from lwptv_lightning.functional import plain_module
 from lwptv_lightning.registry import require_kind, shown
@@ -68,10 +69,12 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
             open checkpoint is taken as it is.
         prefix: What the names of the wanted tensors start with, to be stripped, such as ``"model."``; ``""`` leaves
             the names as they are. By default a Lightning checkpoint with a single top-level attribute loses that
-            prefix, and any checkpoint what `torch.compile` and DistributedDataParallel put into the names.
+            prefix, and any checkpoint what `torch.compile`, DistributedDataParallel and torch's ``AveragedModel`` put
+            into the names.
         ema: For a training checkpoint, whether to take the averaged weights (True) or the last ones (False). By
             default what it holds as its state dict, which are the averaged ones where Lightning's ``WeightAveraging``
-            wrote it.
+            wrote it; averaged ones, too, where there are no others. Where there are both, the checkpoint's
+            ``metadata["weights"]`` says which were taken.
 
     Returns:
         The open checkpoint.
@@ -80,7 +83,7 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
         FileNotFoundError: There is no such file or folder.
         CheckpointError: The format is not supported, the file is damaged or no regular one, it holds pickled objects,
             or what it names lies outside of its folder; it was changed, then or when a tensor is read; or there are
-            no averaged weights where ``ema=True`` asks for them.
+            no weights of the kind that ``ema`` asks for.
         TypeError: ``source`` is none of the above.
 
     Example:
@@ -104,6 +107,7 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
         checkpoint = _from_path(Path(source).expanduser(), ema)
     else:
         raise TypeError(f"a checkpoint is a path, a state dict or a module, not {type(source).__name__}.")
+    require_kind_of_weights(checkpoint, ema)
     checkpoint = dequantized(checkpoint)
     if prefix is not None:
         return _part(checkpoint, prefix) if prefix else checkpoint
@@ -111,7 +115,7 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
     if checkpoint.format == LIGHTNING:
         heads = {name.partition(".")[0] + "." for name in checkpoint.names}
         if len(heads) == 1 and all("." in name for name in checkpoint.names):
-            return checkpoint.without_prefix(heads.pop())
+            return without_wrappers(checkpoint.without_prefix(heads.pop()))
     return checkpoint
 
 
@@ -136,8 +140,6 @@ def _from_path(path: Path, ema: bool | None) -> Checkpoint:
     if path.name == METADATA:
         return _from_distributed([path], ema)
     require_no_piece(path)
-    if path.suffix in (".json", ".safetensors") and ema:
-        raise _no_averaged_weights(path)
     if path.name.endswith(".index.json"):
         return _from_any_index(InputFile.at(path, CheckpointError))
     if path.suffix == ".safetensors":

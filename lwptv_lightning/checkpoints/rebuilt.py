@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lwptv_lightning.checkpoints.checkpoint import CheckpointError, some_of
 from lwptv_lightning.checkpoints.mapped import MOST_DIMENSIONS
+from lwptv_lightning.registry import shown
 
 
 class ForeignCodeError(ValueError):
@@ -32,6 +34,16 @@ class Opaque:
 
     def __repr__(self) -> str:
         return f"<{self.what}>"
+
+
+def unmade_error(source: str, what: str, names: Sequence[object] = ()) -> CheckpointError:
+    """Return the refusal of a file whose weights stand in objects of other classes than tensors and mappings."""
+    where = f" in the place of tensors ({some_of(names, 3).removesuffix('.')})" if names else ""
+    return CheckpointError(
+        f"{source}: holds pickled Python objects{where}, which are never unpickled here because that can run code; the "
+        f"first is {shown(what)}. Where you trust the file, load it yourself and store the weights alone: "
+        "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')."
+    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,13 @@ from torch import Tensor
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, FunctionReader, TensorHeader, some_of
 from lwptv_lightning.checkpoints.plain import plain_tensors
-from lwptv_lightning.checkpoints.rebuilt import ForeignCodeError, Named, Opaque
+from lwptv_lightning.checkpoints.rebuilt import ForeignCodeError, Named, Opaque, unmade_error
 from lwptv_lightning.checkpoints.torch_storage import read_torch_file
+from lwptv_lightning.checkpoints.training import Weights, weights_of
 from lwptv_lightning.files import InputFile
-from lwptv_lightning.registry import shown
 
 LIGHTNING = "Lightning"
 """The format of what Lightning wrote, whose names carry the prefix of an attribute."""
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-"""Where training code keeps averaged weights beside the last ones; timm's comes first."""
-_DEEPEST = 8
-"""How many mappings may lie in one another around the weights."""
-_LAST_BESIDE_AVERAGED = "current_model_state"
-"""Where Lightning's WeightAveraging keeps the last weights, when it puts the averaged ones into ``state_dict``."""
 _MOST_EXPANDED = 16 << 20
 """Bytes beyond a file's own that tensors of it may take which repeat stored numbers, such as an expanded mask."""
 _MOST_USES = 64
@@ -42,7 +35,8 @@ class _TorchFileReader:
     def read(self, name: str) -> Tensor:
         self._file.require_unchanged()
         if self._tensors is None:
-            self._tensors = _tensors_of(_load(self._file), str(self._file.path), self._ema, self._file)
+            weights = weights_of(_load(self._file), str(self._file.path), self._ema)
+            self._tensors = _tensors_of(weights, self._file)
         return self._tensors[name]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,16 +44,19 @@ class _TorchFileReader:
 
 
 def _from_state_dict(state: Mapping[str, Any], source: str, ema: bool | None) -> Checkpoint:
-    tensors = {name: value.cpu().clone() for name, value in _tensors_of(state, source, ema).items()}
-    return Checkpoint(source, TensorHeader.of_all(tensors), FunctionReader(tensors.__getitem__))
+    weights = weights_of(state, source, ema)
+    tensors = {name: value.cpu().clone() for name, value in _tensors_of(weights).items()}
+    reader = FunctionReader(tensors.__getitem__)
+    return weights.taken_by(Checkpoint(source, TensorHeader.of_all(tensors), reader))
 
 
 def _from_torch_file(path: Path, ema: bool | None) -> Checkpoint:
     file = InputFile.at(path, CheckpointError)
     content = _load(file)
-    tensors = _tensors_of(content, str(path), ema, file)
+    weights = weights_of(content, str(path), ema)
+    tensors = _tensors_of(weights, file)
     format = LIGHTNING if "pytorch-lightning_version" in content else "torch"
-    return Checkpoint(
+    checkpoint = Checkpoint(
         str(path),
         TensorHeader.of_all(tensors),
         _TorchFileReader(file, ema, tensors),
@@ -67,6 +64,7 @@ def _from_torch_file(path: Path, ema: bool | None) -> Checkpoint:
         format=format,
         inputs=(file,),
     )
+    return weights.taken_by(checkpoint)
 
 
 def _load(file: InputFile) -> Mapping[str, Any]:
@@ -75,38 +73,31 @@ def _load(file: InputFile) -> Mapping[str, Any]:
     except CheckpointError:
         raise
     except ForeignCodeError as error:
-        raise _unmade(str(file.path), str(error)) from error
+        raise unmade_error(str(file.path), str(error)) from error
     except Exception as error:  # a damaged file makes a reader fail in any way whatever
         reason = (str(error).strip().splitlines() or ["damaged"])[0]
         raise CheckpointError(
             f"{file.path}: not a readable checkpoint of torch.save ({type(error).__name__}: {reason})."
         ) from error
     if isinstance(content, Opaque | Named):
-        raise _unmade(str(file.path), content.what if isinstance(content, Opaque) else content.name)
+        raise unmade_error(str(file.path), content.what if isinstance(content, Opaque) else content.name)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{file.path}: holds a {type(content).__name__}, expected a state dict.")
     return content
 
 
-def _unmade(source: str, what: str, names: Sequence[object] = ()) -> CheckpointError:
-    """Return the refusal of a file whose weights stand in objects of other classes than tensors and mappings."""
-    where = f" in the place of tensors ({some_of(names, 3).removesuffix('.')})" if names else ""
-    return CheckpointError(
-        f"{source}: holds pickled Python objects{where}, which are never unpickled here because that can run code; the "
-        f"first is {shown(what)}. Where you trust the file, load it yourself and store the weights alone: "
-        "safetensors.torch.save_file(model.state_dict(), 'model.safetensors')."
-    )
-
-
-def _tensors_of(
-    content: Mapping[str, Any], source: str, ema: bool | None = None, file: InputFile | None = None
-) -> dict[str, Tensor]:
-    """Return the tensors of a state dict, or of the one wrapped inside a training checkpoint."""
-    content, source = _unwrapped(content, source, ema)
+def _tensors_of(weights: Weights, file: InputFile | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a state dict."""
+    content, source, _ = weights
     entries = {name: value for name, value in content.items() if not str(name).endswith("_extra_state")}
     strangers = [name for name, value in entries.items() if not isinstance(value, Tensor)]
     if strangers and all(isinstance(content[name], Opaque) for name in strangers):
-        raise _unmade(source, content[strangers[0]].what, strangers)
+        raise unmade_error(source, content[strangers[0]].what, strangers)
+    if isinstance(content.get("shadow_params"), list):
+        raise CheckpointError(
+            f"{source}: averages in a list, without the names of their tensors, as torch_ema and diffusers keep them; "
+            "copy them into the model, by copy_to(model.parameters()), and store its state dict."
+        )
     if strangers:
         raise CheckpointError(f"{source}: expected a state dict of tensors, but these are none: {some_of(strangers)}")
     if unnamed := [name for name in entries if not isinstance(name, str)]:
@@ -131,34 +122,3 @@ def _require_bounded(tensors: Mapping[str, Tensor], file: InputFile) -> None:
                 f"would take far more memory than the {file.size} bytes of the file; store the numbers themselves, by "
                 "contiguous()."
             )
-
-
-def _unwrapped(content: Mapping[str, Any], source: str, ema: bool | None) -> tuple[Mapping[str, Any], str]:
-    """Return the innermost of mappings that hold one another as a training checkpoint its weights, and its name."""
-    keys = _entries(content, source, ema)
-    for _ in range(_DEEPEST):
-        key = next((key for key in keys if isinstance(content.get(key), Mapping)), None)
-        if key is None:
-            if unmade := next((key for key in keys if isinstance(content.get(key), Opaque)), None):
-                raise _unmade(source, content[unmade].what, [unmade])
-            return content, source
-        content, source = content[key], f"{source}[{key!r}]"
-        keys = _entries(content, source, None)
-    raise CheckpointError(f"{source}: state dicts in one another without an end; expected tensors in one of them.")
-
-
-def _entries(content: Mapping[str, Any], source: str, ema: bool | None) -> tuple[str, ...]:
-    """Return where a training checkpoint may hold the wanted weights, most likely first."""
-    main_is_averaged = _LAST_BESIDE_AVERAGED in content
-    if ema and not main_is_averaged:
-        averaged = tuple(key for key in _AVERAGED if isinstance(content.get(key), Mapping))
-        if not averaged:
-            raise _no_averaged_weights(source)
-        return averaged
-    return (_LAST_BESIDE_AVERAGED, *_WRAPPERS) if ema is False and main_is_averaged else _WRAPPERS
-
-
-def _no_averaged_weights(source: object) -> CheckpointError:
-    return CheckpointError(
-        f"{source}: no averaged (EMA) weights; expected Lightning's WeightAveraging or one of {', '.join(_AVERAGED)}."
-    )

@@ -11,7 +11,7 @@ import torch
 from rich.table import Column, Table
 from torch import nn
 
-from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, is_adapter, sizes_told, some_of
+from lwptv_lightning.checkpoints import TAKEN, Checkpoint, CheckpointSource, is_adapter, sizes_told, some_of
 from lwptv_lightning.engine import spans
 from lwptv_lightning.inspection.permuted import is_permuted
 from lwptv_lightning.inspection.tables import cell
@@ -43,7 +43,7 @@ class TaskCheck:
 
     Attributes:
         task: Its name.
-        format: What kind of file it is.
+        format: What kind of file it is, and which weights were taken of one that holds averaged and last ones.
         matched: How many tensors of the base it has, in the base's shape.
         missing: Tensors that only the base has.
         extra: Tensors that only the task has.
@@ -148,7 +148,9 @@ def _format_of(checkpoint: Checkpoint) -> str:
     if is_adapter(checkpoint):
         return "LoRA adapter" if any(".lora_" in name for name in checkpoint.names) else "adapter"
     # Not `is_task_vector`, which refuses broken metadata: that is a finding here.
-    return "task vector" if checkpoint.metadata.get("lwptv_kind") == "task_vector" else checkpoint.format
+    if checkpoint.metadata.get("lwptv_kind") == "task_vector":
+        return "task vector"
+    return checkpoint.format if checkpoint.averaged is None else f"{checkpoint.format}, {TAKEN[checkpoint.averaged]}"
 
 
 def _with_figures(findings: Mapping[str, TaskCheck], aligned: Aligned, model: nn.Module | None) -> dict[str, TaskCheck]:
