@@ -27,6 +27,7 @@ from lwptv_lightning.checkpoints.difference import add_difference, is_task_vecto
 from lwptv_lightning.checkpoints.distributed import PROVENANCE
 from lwptv_lightning.checkpoints.hashing import UNKNOWN, fingerprint, fingerprints, tensor_fingerprints
 from lwptv_lightning.checkpoints.hub import fetch, hub_name
+from lwptv_lightning.checkpoints.library_names import model_names
 from lwptv_lightning.checkpoints.lora import expand_adapter
 from lwptv_lightning.checkpoints.model_config import ModelConfig
 from lwptv_lightning.checkpoints.names import (
@@ -59,7 +60,7 @@ from lwptv_lightning.checkpoints.provenance import Provenance
 from lwptv_lightning.checkpoints.safetensors import SAFETENSORS_DTYPES
 from lwptv_lightning.checkpoints.safetensors_writer import SafetensorsWriter, write_safetensors
 from lwptv_lightning.checkpoints.shards import index_of
-from lwptv_lightning.checkpoints.skeleton import model_names, skeleton_of
+from lwptv_lightning.checkpoints.skeleton import skeleton_of
 from lwptv_lightning.checkpoints.spool import Spool
 from lwptv_lightning.checkpoints.storable import require_place, require_safetensors_path, require_storable
 from lwptv_lightning.checkpoints.training import TAKEN

@@ -12,8 +12,9 @@ from torch import nn
 
 from lwptv_lightning.checkpoints.adapter_names import AdapterNames
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, TensorHeader
+from lwptv_lightning.checkpoints.library_names import model_names
 from lwptv_lightning.checkpoints.names import _likely_prefixes
-from lwptv_lightning.checkpoints.skeleton import model_names, skeleton_of
+from lwptv_lightning.checkpoints.skeleton import skeleton_of
 from lwptv_lightning.functional import plain_module, plain_name
 
 Ties: TypeAlias = Callable[[Checkpoint, Sequence[nn.Module]], list[list[str]]]

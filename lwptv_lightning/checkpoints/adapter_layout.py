@@ -21,7 +21,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints.checkpoint import TensorHeader
-from lwptv_lightning.checkpoints.skeleton import model_names, tied_names
+from lwptv_lightning.checkpoints.library_names import model_names
+from lwptv_lightning.checkpoints.skeleton import tied_names
 
 ROOT = "base_model.model."
 """What PEFT puts before every name."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader
 from lwptv_lightning.checkpoints.conversion import convert
+from lwptv_lightning.checkpoints.library_names import model_names
 from lwptv_lightning.files import InputFile
 from lwptv_lightning.functional import plain_name
 from lwptv_lightning.registry import parse_json
@@ -131,6 +132,7 @@ def match_names(
     direct = align_prefix(checkpoint, reference)
     if model is not None:
         _check_activation(checkpoint, model)
+        direct = _named_by_its_library(direct, reference, model)
     # Where the names are known, what is amiss is an error to report and not a reason to look for another format.
     if 2 * _hits(direct, reference) >= min(len(direct.names), len(reference)):
         return direct
@@ -145,6 +147,21 @@ def match_names(
         return best
     # The reference ends at the features, which a converted CLIP projects.
     return best.renamed({name: name for name in best.names if not name.startswith("head.")})
+
+
+def _named_by_its_library(
+    checkpoint: Checkpoint, reference: Mapping[str, TensorHeader], model: nn.Module
+) -> Checkpoint:
+    """Return a checkpoint under the names that a transformers model gives it, where more of them are known.
+
+    Since its version 5 files keep the names of earlier versions.
+    """
+    hits = _hits(checkpoint, reference)
+    if not hasattr(model, "base_model_prefix") or hits == len(checkpoint.names):
+        return checkpoint
+    own = model_names(model, checkpoint.names)
+    renamed = checkpoint.renamed({own.get(name, name): name for name in checkpoint.names})
+    return renamed if _hits(renamed, reference) > hits else checkpoint
 
 
 def open_clip_to_timm(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint
+from lwptv_lightning.checkpoints.library_names import model_names
 from lwptv_lightning.checkpoints.names import _json
 
 
@@ -43,27 +44,6 @@ def skeleton_of(checkpoint: Checkpoint) -> nn.Module | None:
     return max(built, key=lambda model: len(names & model_names(model, checkpoint.names).keys()), default=None)
 
 
-def model_names(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
-    """Return, of a checkpoint's tensors, the names that they have in a library's model, as far as each is one of its.
-
-    A transformers folder may have other names than the model: without the model's own prefix, or those of an earlier
-    version. transformers' own renaming tells. Tensors that it combines with others, such as a mixture's experts, have
-    no name there.
-
-    Example:
-        >>> model_names(nn.Linear(1, 1), ["weight", "scale"])
-        {'weight': 'weight'}
-    """
-    own = model.state_dict()
-    found = {name: name for name in names if name in own}
-    if len(found) < len(names) and (prefix := getattr(model, "base_model_prefix", None)) is not None:
-        renamed = _renamer(model, prefix, own)
-        others = {name: renamed(name) for name in names if name not in found}
-        taken = set(found.values())
-        found |= {name: new for name, new in others.items() if new in own and new not in taken}
-    return found
-
-
 def tied_names(model: nn.Module) -> set[str]:
     """Return the names of the tensors of a model that have another name, too."""
     names: dict[int, list[str]] = {}
@@ -73,26 +53,6 @@ def tied_names(model: nn.Module) -> set[str]:
     ):
         names.setdefault(id(tensor), []).append(name)
     return {name for each in names.values() if len(each) > 1 for name in each}
-
-
-def _renamer(model: Any, prefix: str, own: dict[str, Any]) -> Callable[[str], str | None]:
-    try:
-        from transformers import conversion_mapping, core_model_loading
-
-        entries = conversion_mapping.get_model_conversion_mapping(model)
-        renamings = [each for each in entries if isinstance(each, core_model_loading.WeightRenaming)]
-        converters = [each for each in entries if isinstance(each, core_model_loading.WeightConverter)]
-
-        def renamed(name: str) -> str | None:
-            new, combined = core_model_loading.rename_source_key(name, renamings, converters, prefix, own)
-            return new if combined is None else None
-    except (ImportError, AttributeError):  # of an earlier version, which renames prefixes alone
-
-        def renamed(name: str) -> str | None:
-            longer, shorter = f"{prefix}.{name}", name.removeprefix(f"{prefix}.")
-            return longer if longer in own else shorter
-
-    return renamed
 
 
 def _tried(build: Callable[[str], nn.Module]) -> nn.Module | None:

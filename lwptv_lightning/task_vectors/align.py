@@ -210,7 +210,10 @@ def _align_expert(
     elif is_task_vector(expert):
         difference, replaced = expert, None
     else:
-        named = match_names(expert if model is None else sizes.converted(expert, base.headers), base.headers, model)
+        found = expert if model is None else sizes.converted(expert, base.headers)
+        # A base that is a module of transformers tells what its library's files are named.
+        naming = [each for each in modules if model is None and hasattr(each, "base_model_prefix")]
+        named = match_names(found, base.headers, model or next(iter(naming), None))
         return sizes.fitted(named, base)
     # A task vector is of all weights, and from those at their own size.
     home = raw_base if difference is expert and sizes.has_changed_base else base

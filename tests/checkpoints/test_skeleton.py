@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lwptv_lightning.checkpoints import Checkpoint, TensorHeader, model_names, skeleton_of
+from lwptv_lightning.checkpoints import Checkpoint, TensorHeader, skeleton_of
 from lwptv_lightning.checkpoints.skeleton import tied_names
 
 
@@ -65,20 +65,6 @@ def test_of_several_configurations_the_one_counts_whose_names_fit(tmp_path):
     write(tmp_path, "config.json", config)
     for name, kind in (("blocks.0.norm1.weight", "VisionTransformer"), ("h.0.ln_1.weight", "GPT2Model")):
         assert type(skeleton_of(checkpoint_in(tmp_path, [name]))).__name__ == kind
-
-
-def test_names_of_a_transformers_file_are_those_of_its_model():
-    transformers = pytest.importorskip("transformers")
-    small = {"n_embd": 4, "n_layer": 1, "n_head": 1, "vocab_size": 5, "bos_token_id": 0, "eos_token_id": 0}
-    with torch.device("meta"):
-        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**small))
-    found = model_names(model, ["h.0.ln_1.weight", "transformer.wpe.weight", "lm_head.weight", "strange"])
-    assert found == {
-        "h.0.ln_1.weight": "transformer.h.0.ln_1.weight",
-        "transformer.wpe.weight": "transformer.wpe.weight",
-        "lm_head.weight": "lm_head.weight",
-    }
-    assert tied_names(model) == {"transformer.wte.weight", "lm_head.weight"}
 
 
 def test_tied_weights_have_several_names():
