@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from lwptv_lightning.checkpoints import Checkpoint, FunctionReader, ModelConfig,
 from lwptv_lightning.engine import Ranks
 from lwptv_lightning.evaluation.heads_file import heads_path
 from lwptv_lightning.evaluation.stored import described
-from lwptv_lightning.merging import Beside, plan_output, require_output
+from lwptv_lightning.merging import Beside, card_beside, plan_output, require_output
 from lwptv_lightning.task_vectors import checkpoints_of, tied_in
 
 if TYPE_CHECKING:
@@ -61,15 +61,24 @@ def save_module(
     )
     if is_file and max_shard_size is None:
         output = replace(output, shard_size=None)
+    card = card_beside(output, (origin,) if vectors is None else checkpoints_of(vectors), **_measured(module))
     if not is_file and Ranks.current().rank > 0:
         return Path(path)
     if heads and is_file:
         module.write_heads(heads_path(path))
-    beside = [_write_heads(module)] if heads and not is_file else []
+    beside = [*([_write_heads(module)] if heads and not is_file else []), card]
     with output.writing(described(module), beside) as writer:
         for name, tensor in state.items():
             writer.write(name, tensor.detach().reshape(-1))
     return output.final(writer)
+
+
+def _measured(module: MergeModule) -> dict[str, Any]:
+    """Return the figures of the last evaluation for a card, if they are of what the module holds."""
+    measured = module.measured
+    if measured is None or not measured.still_of(module):
+        return {}
+    return {"figures": measured.figures, "controls": measured.controls, "metric": measured.metric}
 
 
 def _write_heads(module: MergeModule) -> Beside:

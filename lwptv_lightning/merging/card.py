@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lwptv_lightning.checkpoints import CheckpointError, Provenance, open_checkpoint
+from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, Provenance, hub_name, open_checkpoint
 from lwptv_lightning.layers import layers_from_names
-from lwptv_lightning.merging.base_card import BaseCard
+from lwptv_lightning.merging.base_card import CARD, BaseCard
 from lwptv_lightning.merging.card_metadata import card_metadata, heading
 from lwptv_lightning.merging.loading import Loading
+from lwptv_lightning.merging.output import Beside, Output
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import (
     GRANULARITIES,
@@ -122,6 +123,33 @@ def card_of(path: str | Path, figures: Mapping[str, float] | None = None, **opti
     return model_card(Provenance.of(stored), figures, **given)
 
 
+def card_beside(
+    output: Output, checkpoints: Sequence[Checkpoint], figures: Mapping[str, float] | None = None, **options: Any
+) -> Beside:
+    """Return what writes the card of a merged model into its folder.
+
+    Args:
+        output: Where the model is written.
+        checkpoints: The base and the tasks' models, beside which their own cards may stand.
+        figures: As for `model_card`.
+        options: Its others.
+    """
+    base, *tasks = checkpoints
+    given = {
+        "names": [name for name, header in output.headers.items() if header.dtype.is_floating_point],
+        "name": output.path.absolute().name,
+        "base": BaseCard.beside(base.folder),
+        "merged_from": [name for each in tasks if each.folder and (name := hub_name(each.folder)) is not None],
+        **options,
+    }
+
+    def write(folder: Path, made: Provenance) -> None:
+        text = model_card(made, figures, loading=Loading.of(folder), **given)
+        (folder / CARD).write_text(text, encoding="utf-8")
+
+    return write
+
+
 def _opening(made: Provenance, base: BaseCard) -> str:
     recipe = dict(made.recipe or {})
     try:
@@ -142,6 +170,10 @@ def _opening(made: Provenance, base: BaseCard) -> str:
         text += (
             f"\n\nAfter the merge, {len(made.changed)} of its tensors were changed, such as statistics measured anew."
         )
+    if made.left_out:
+        text += f"\n\nIt is without {len(made.left_out)} tensors of the base, its classifier: the tasks have their own."
+    for note in made.notes:
+        text += f"\n\n{literal(note)}"
     if made.evaluated_in:
         text += f"\n\nIt was held in {literal(', '.join(made.evaluated_in))} when it was written."
     return text

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.layers import Layers
+from lwptv_lightning.merging.card import card_beside
 from lwptv_lightning.merging.merge import Merge, MergeOptions
-from lwptv_lightning.merging.output import Output, base_classifier, plan_output
+from lwptv_lightning.merging.output import Beside, Output, base_classifier, plan_output
 from lwptv_lightning.merging.plan import MergePlan
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.task_vectors import TaskVectors, checkpoints_of
@@ -94,7 +95,7 @@ def save_merged(
         pieces = ((name, slice(0, None), tensor.reshape(-1)) for name, tensor in plan.tensors())
     with ranks.sharing_errors():
         try:
-            final = None if output is None else _written(output, plan, pieces)
+            final = None if output is None else _written(output, plan, pieces, card_beside(output, inputs))
             deque(pieces, maxlen=0)  # where another process writes
         except Exception:
             if ranks.size > 1:
@@ -103,9 +104,9 @@ def save_merged(
     return Path(ranks.exchange(final)[0] or path)
 
 
-def _written(output: Output, plan: MergePlan, pieces: Iterator[tuple[str, slice, Tensor]]) -> Path:
+def _written(output: Output, plan: MergePlan, pieces: Iterator[tuple[str, slice, Tensor]], card: Beside) -> Path:
     made = plan.provenance(hashed=False)
-    with output.writing(made) as writer:
+    with output.writing(made, [card]) as writer:
         for name, elements, values in pieces:
             writer.write(name, values, elements.start)
         # Only now, while what was written goes to the disk and is read back.

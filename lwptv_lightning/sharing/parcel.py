@@ -13,22 +13,19 @@ from tempfile import TemporaryDirectory
 from lwptv_lightning.checkpoints import CheckpointError, index_of, open_checkpoint
 from lwptv_lightning.files import InputFile, beside
 from lwptv_lightning.inspection import Verification, verification_text, verify
+from lwptv_lightning.libraries import PROCESSING
 from lwptv_lightning.merging import TAGS, card_of
-from lwptv_lightning.registry import parse_json, printable, shown
+from lwptv_lightning.registry import matches, parse_json, printable, shown
 
 CARD = "README.md"
 _ADAPTER = "adapter_config.json"
 _ON_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 _ALLOWED = re.compile(
-    r"config\.json|open_clip_config\.json|generation_config\.json|adapter_config\.json"
-    r"|(pre|video_pre)?processor_config\.json|image_processor_config\.json"
-    r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json"
-    r"|vocab\.(json|txt)|merges\.txt|tokenizer\.model|spiece\.model|sentencepiece\.bpe\.model"
-    r"|chat_template\.(jinja|json)|(.+[.-])?heads\.(safetensors|json)"
-    r"|lwptv_adapter\.json|recipe\.json|report\.md|results\.csv|saliency\.png|id_ood\.png"
-    r"|(LICENSE|LICENCE|NOTICE|USE_POLICY)(\.(md|txt))?",
+    r"(open_clip_|generation_|adapter_)?config\.json|(.+\.)?heads\.safetensors|lwptv_adapter\.json"
+    r"|(configuration|modeling|tokenization|processing|image_processing|feature_extraction)_\w+\.py"
+    r"|recipe\.json|report\.md|results\.csv|saliency\.png|id_ood\.png|USE_POLICY(\.(md|txt))?"
 )
-"""Names of what belongs to a model besides its weights and its card; nothing of another name is uploaded."""
+"""Names of what belongs to a model besides weights, card and the files of its processing; no other is uploaded."""
 _PICKLED = re.compile(rb"PK\x03\x04|\x80[\x02-\x05]")
 """How archives of torch and pickles begin, which run code in whoever loads them."""
 
@@ -144,7 +141,7 @@ def _require_base_of_all(path: Path) -> None:
 
 def _is_allowed(folder: Path, name: str) -> bool:
     """Tell whether a file is one that may be seen by all: by its name, and by not being a pickle or a way elsewhere."""
-    if _ALLOWED.fullmatch(name) is None:
+    if _ALLOWED.fullmatch(name) is None and not matches(name, PROCESSING):
         return False
     try:
         with InputFile.at(beside(folder, name)).open() as file:

@@ -133,7 +133,7 @@ def test_what_is_for_whole_models_is_not_for_an_adapter(option, files):
 def test_a_folder_is_written_and_replaced_only_when_that_is_said(files, capsys):
     out = run_merge(files, out="out")
     assert "into" in capsys.readouterr().out
-    assert [file.name for file in out.iterdir()] == ["model.safetensors"]
+    assert {file.name for file in out.iterdir()} == {"README.md", "model.safetensors"}
     with pytest.raises(SystemExit, match="out exists; give another path or --overwrite"):
         run_merge(files, out="out")
     run_merge(files, "--overwrite", "--format", "dcp", out="out")

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -7,6 +8,7 @@ from torchmetrics.classification import MulticlassF1Score
 
 from lwptv_lightning import MergeModule, TaskVectors
 from lwptv_lightning.callbacks import CollectDataStatistics, PruneAndMerge
+from lwptv_lightning.merging.card_metadata import heading
 
 
 def module_of(**options):
@@ -81,3 +83,20 @@ def test_figures_of_others_models_are_none():
         module = module_of()
         trainer(callback).validate(module, loaders(), verbose=False)
         assert module.measured is None
+
+
+def test_a_saved_folder_has_the_figures_of_what_is_saved(tmp_path):
+    module = module_of(expert_accuracy={"a": 0.75})
+    trainer().validate(module, loaders(), verbose=False)
+    figures = {
+        each.dataset_name: each.metric_value for each in card_in(module.save_merged(tmp_path / "out")).eval_results
+    }
+    assert figures == pytest.approx({heading(name): value for name, value in module.measured.figures.items()})
+    assert "| experts | 0.7500 |" in (tmp_path / "out" / "README.md").read_text()
+    module.merge_(recipe={"rule": "ties", "scale": 0.5})
+    assert card_in(module.save_merged(tmp_path / "other")).eval_results is None
+    assert "None: no evaluation was at hand" in (tmp_path / "other" / "README.md").read_text()
+
+
+def card_in(folder):
+    return ModelCard((folder / "README.md").read_text()).data

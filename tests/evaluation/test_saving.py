@@ -55,14 +55,19 @@ def test_a_model_of_no_library_is_written_as_its_base_is(tmp_path):
     inner = make(3)
     vectors = vectors_of(inner, tmp_path / "base")
     out = MergeModule(inner, vectors, RECIPE).save_merged(tmp_path / "out", format="safetensors")
-    assert {file.name for file in out.iterdir()} == {"model.safetensors"}
+    assert {file.name for file in out.iterdir()} == {"README.md", "model.safetensors"}
 
 
 def test_heads_stand_in_the_folder_or_beside_the_file_and_give_the_logits_again(module, tmp_path):
     inputs = torch.randn(2, 3, 64, 64)
     module.merge_().eval()
     out = module.save_merged(tmp_path / "out", heads=True)
-    assert sorted(file.name for file in out.iterdir()) == ["config.json", "heads.safetensors", "model.safetensors"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        "README.md",
+        "config.json",
+        "heads.safetensors",
+        "model.safetensors",
+    ]
     file = module.save_merged(tmp_path / "m.safetensors", heads=True)
     assert (tmp_path / "m.heads.safetensors").read_bytes() == (out / "heads.safetensors").read_bytes()
     features = timm.create_model(f"local-dir:{out}", pretrained=True).eval()

@@ -19,7 +19,7 @@ def test_a_file_by_itself_gives_a_folder_of_weights(tmp_path):
     (tmp_path / "config.json").write_text('{"api_key": "SECRET"}')  # of nobody's library
     vectors = TaskVectors.open(file, {"a": {"a.weight": torch.zeros(2, 2)}})
     out = save_merged(vectors, RECIPE, tmp_path / "out")
-    assert [each.name for each in out.iterdir()] == ["model.safetensors"]
+    assert {each.name for each in out.iterdir()} == {"README.md", "model.safetensors"}
     assert open_checkpoint(out).read("a.weight").tolist() == [[0.5, 0.5], [0.5, 0.5]]
 
 

@@ -24,7 +24,7 @@ def test_a_folder_gives_a_folder_that_open_clip_loads_and_not_the_one_of_another
     (tmp_path / "base" / "config.json").write_text('{"model_type": "clip", "architectures": ["CLIPModel"]}')
     out = save_merged(vectors, RECIPE, tmp_path / "out")
     names = {file.name for file in out.iterdir()}
-    assert names == {"open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json"}
+    assert names == {"README.md", "open_clip_config.json", "open_clip_model.safetensors", "tokenizer.json"}
     assert not names & set(SECRETS)
     assert_loads(out, merge(vectors, RECIPE))
     assert_loads(MergeModule(base, vectors, RECIPE).save_merged(tmp_path / "module"), merge(vectors, RECIPE))

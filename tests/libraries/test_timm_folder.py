@@ -74,7 +74,7 @@ def test_a_folder_gives_a_folder_with_what_its_own_configuration_alone_says(tmp_
     ]
     for out in outs:
         assert config_of(out) == config
-        assert sorted(file.name for file in out.iterdir()) == ["config.json", "model.safetensors"]
+        assert sorted(file.name for file in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
         assert_loads(out, merge(vectors, RECIPE))
 
 

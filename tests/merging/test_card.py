@@ -9,9 +9,10 @@ import torch
 import yaml
 from _helpers.odd_names import HONEST, HOSTILE, steering
 from huggingface_hub import ModelCard, ModelCardData
+from safetensors.torch import save_file
 from torch import nn
 
-from lwptv_lightning import MergeRecipe, Provenance, TaskVectors, save_merged, trace_layers
+from lwptv_lightning import MergeRecipe, Provenance, TaskVectors, open_checkpoint, save_merged, trace_layers
 from lwptv_lightning.checkpoints import CheckpointError
 from lwptv_lightning.merging import BaseCard, Loading, card_of, model_card
 
@@ -226,3 +227,27 @@ def test_an_adapter_has_a_card_of_its_own():
     assert "as a LoRA adapter for it" in text
     assert "--as-lora RANK --out OUT\n```" in section(text, "Make it again")
     assert "lwptv verify" not in text
+
+
+def test_a_folder_has_its_card_with_what_the_bases_card_says(tmp_path):
+    base = tmp_path / "models--owner--base" / "snapshots" / "0"
+    expert = tmp_path / "models--owner--svhn" / "snapshots" / "0"
+    for folder, value in ((base, 0.0), (expert, 1.0)):
+        folder.mkdir(parents=True)
+        save_file({"fc.weight": torch.full((2, 2), value), "fc.bias": torch.zeros(2)}, folder / "model.safetensors")
+    (base / "README.md").write_text("---\nlicense: apache-2.0\npipeline_tag: image-classification\n---\n# Base\n")
+    out = save_merged(TaskVectors.open(base, {"svhn": expert}), "ties", tmp_path / "my model")
+    text = (out / "README.md").read_text()
+    data = ModelCard(text).data
+    assert data.base_model == ["owner/base", "owner/svhn"]
+    assert (data.license, data.pipeline_tag) == ("apache-2.0", "image-classification")
+    assert "\n# my model\n" in text
+    assert Provenance.of(open_checkpoint(out)).tasks["svhn"] in text
+    assert str(tmp_path) not in text
+    assert text == card_of(out, name="my model", base=BaseCard.beside(base), merged_from=["owner/svhn"])
+
+
+def test_what_a_model_is_without_is_said():
+    text = model_card(replace(MADE, left_out=["head.weight", "head.bias"], notes=["Resized to 32 <b>."]))
+    assert "It is without 2 tensors of the base, its classifier: the tasks have their own." in text
+    assert "Resized to 32 \\<b\\>." in text

@@ -40,12 +40,12 @@ def test_any_other_name_is_a_folders(name, vectors, tmp_path):
 def test_a_folder_that_is_there_stays_unless_it_may_be_replaced(vectors, tmp_path):
     out = save_merged(vectors, RECIPE, tmp_path / "out", max_shard_size=16)
     before = sorted(os.listdir(out))
-    assert len(before) == 3
+    assert len(before) == 4
     with pytest.raises(FileExistsError, match=r"out exists; give another path or overwrite=True"):
         save_merged(vectors, RECIPE, out, overwrite=False)
     assert sorted(os.listdir(out)) == before
     save_merged(vectors, RECIPE, out)
-    assert os.listdir(out) == ["model.safetensors"]
+    assert sorted(os.listdir(out)) == ["README.md", "model.safetensors"]
     (out / "thesis.txt").write_text("years")
     with pytest.raises(FileExistsError, match=r"holds 'thesis\.txt'"):
         save_merged(vectors, RECIPE, out)
