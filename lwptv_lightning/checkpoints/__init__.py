@@ -35,6 +35,7 @@ from lwptv_lightning.checkpoints.names import (
     is_quantized,
     match_names,
     quantization_config,
+    stated_head,
     without_wrappers,
 )
 from lwptv_lightning.checkpoints.open import CheckpointSource, open_checkpoint

@@ -16,6 +16,9 @@ from lwptv_lightning.functional import plain_module
 _OF_TRANSFORMERS = "transformers.modeling_utils"
 """Where transformers has the class that its models inherit; told by name, since importing it takes seconds."""
 
+_USUAL_CLASSES = 2
+"""How many transformers' configurations mean that do not say it."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -52,6 +55,39 @@ class ModelConfig:
         if isinstance(about, Mapping) and isinstance(about.get("architecture"), str):
             return _of_timm(model)
         return None
+
+
+@dataclass(frozen=True)
+class StatedHead:
+    """What a ``config.json`` beside weights says of their classifier.
+
+    Attributes:
+        paths: The module paths of timm's.
+        classes: How many classes transformers' tells apart; None where it says nothing.
+    """
+
+    paths: tuple[str, ...] = ()
+    classes: int | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> StatedHead:
+        """Read a configuration of timm or transformers.
+
+        Example:
+            >>> StatedHead.of({"architecture": "resnet18", "pretrained_cfg": {"classifier": "fc"}}).paths
+            ('fc',)
+            >>> StatedHead.of({"architectures": ["ViTForImageClassification"], "id2label": {"0": "a"}}).classes
+            1
+        """
+        if isinstance(config.get("architecture"), str):
+            about = config.get("pretrained_cfg", config)
+            paths = about.get("classifier") if isinstance(about, Mapping) else None
+            given = [paths] if isinstance(paths, str) else paths if isinstance(paths, list) else []
+            return cls(paths=tuple(path for path in given if isinstance(path, str)))
+        kinds, labels = config.get("architectures"), config.get("id2label")
+        if isinstance(kinds, list) and any(str(kind).endswith("Classification") for kind in kinds):
+            return cls(classes=len(labels) if isinstance(labels, Mapping) else _USUAL_CLASSES)
+        return cls()
 
 
 def _of_timm(model: nn.Module) -> ModelConfig:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, TensorHeader
 from lwptv_lightning.checkpoints.conversion import convert
 from lwptv_lightning.checkpoints.library_names import model_names
+from lwptv_lightning.checkpoints.model_config import StatedHead
 from lwptv_lightning.files import InputFile
 from lwptv_lightning.functional import plain_name
 from lwptv_lightning.registry import parse_json
@@ -283,6 +284,11 @@ def quantization_config(checkpoint: Checkpoint) -> dict[str, Any]:
 def is_quantized(checkpoint: Checkpoint) -> bool:
     """Whether the configuration beside a checkpoint says that weights in it are quantized."""
     return bool(quantization_config(checkpoint))
+
+
+def stated_head(checkpoint: Checkpoint) -> StatedHead:
+    """Return what the configuration beside a checkpoint says of its classifier."""
+    return StatedHead() if checkpoint.folder is None else StatedHead.of(_json(checkpoint.folder / "config.json"))
 
 
 def _json(path: Path) -> dict[str, Any]:

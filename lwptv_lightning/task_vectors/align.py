@@ -31,7 +31,12 @@ from lwptv_lightning.checkpoints import (
 )
 from lwptv_lightning.functional import plain_module
 from lwptv_lightning.registry import matcher, nearest, require_kind, require_matches, require_texts, shown
-from lwptv_lightning.task_vectors.classifiers import classifier_paths, output_paths, own_classifiers
+from lwptv_lightning.task_vectors.classifiers import (
+    classifier_paths,
+    output_paths,
+    own_classifiers,
+    stated_classifiers,
+)
 from lwptv_lightning.task_vectors.integers import quantized_alone, telling_quantized
 from lwptv_lightning.task_vectors.sizes import ImageSizes
 from lwptv_lightning.task_vectors.ties import complete, tied_to, ties_of
@@ -155,7 +160,10 @@ def align(
     )
     require_matches("exclude pattern", exclude, every_name)
     others = [(expert.headers, expert.foreign) for expert in experts.values()]
-    classifiers = own_classifiers(model, aligned_base.headers, others, exclude)
+    if model is None:
+        classifiers = stated_classifiers(aligned_base, others, exclude)
+    else:
+        classifiers = own_classifiers(model, aligned_base.headers, others, exclude)
     ignored = (*exclude, *(f"{path}.*" for path in classifiers))
     # A tied weight is excluded by any of its names; not by one that a task has without it, as an encoder alone does.
     is_ignored = matcher(ignored)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from lwptv_lightning.checkpoints import HeaderComparison, TensorHeader, compare_headers
+from lwptv_lightning.checkpoints import Checkpoint, HeaderComparison, TensorHeader, compare_headers, stated_head
 from lwptv_lightning.functional import plain_module, plain_name
 from lwptv_lightning.registry import matcher
 
@@ -77,6 +77,35 @@ def own_classifiers(
             found += _of_other_sizes(model, base, headers, compared)
             found += [path for path in output_paths(model) if _is_in_one_alone(path, base, headers, compared)]
     return tuple(dict.fromkeys(found))
+
+
+def stated_classifiers(
+    base: Checkpoint,
+    others: Iterable[tuple[Mapping[str, TensorHeader], Sequence[str]]],
+    exclude: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """Do the same without a model, by the configuration beside the base.
+
+    timm's names the classifier. Of transformers' it is the layers that differ in the number of their outputs alone,
+    which in the base are the classes that the configuration says.
+    """
+    stated, found = stated_head(base), list[str]()
+    is_excluded = matcher(exclude)
+    for headers, foreign in others if stated.paths or stated.classes is not None else ():
+        compared = compare_headers(base.headers, headers, exclude)
+        differing = [*compared.missing, *compared.extra, *compared.reshaped]
+        differing += [name for name in foreign if not is_excluded(name)]
+        found += [path for path in stated.paths if any(name.startswith(f"{path}.") for name in differing)]
+        if all(_is_of_classes(stated.classes, base.headers.get(name), headers.get(name)) for name in differing):
+            found += [name.rpartition(".")[0] for name in differing]
+    return tuple(dict.fromkeys(found))
+
+
+def _is_of_classes(classes: int | None, ours: TensorHeader | None, theirs: TensorHeader | None) -> bool:
+    """Tell whether a tensor of two checkpoints differs in the number of classes alone."""
+    if classes is None or ours is None or theirs is None or not ours.shape:
+        return False
+    return ours.shape[0] == classes and ours.shape[1:] == theirs.shape[1:]
 
 
 def _of_other_sizes(

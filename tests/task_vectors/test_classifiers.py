@@ -1,7 +1,9 @@
 import copy
+import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from lwptv_lightning import CheckpointError, TaskVectors
@@ -106,3 +108,50 @@ def _moved(model):
     with torch.no_grad():
         model.stem.weight.add_(1.0)
     return model
+
+
+def _in_folder(tmp_path, config, state):
+    tmp_path.mkdir(exist_ok=True)
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def _state(classes, hidden=4):
+    return {
+        "encoder.weight": torch.ones(hidden, hidden),
+        "out.weight": torch.ones(classes, hidden),
+        "out.bias": torch.ones(classes),
+    }
+
+
+TIMMS = {"architecture": "own", "pretrained_cfg": {"classifier": "out"}}
+TRANSFORMERS = {"architectures": ["OwnForImageClassification"], "id2label": {"0": "a", "1": "b", "2": "c"}}
+
+
+@pytest.mark.parametrize("config", [TIMMS, TRANSFORMERS])
+def test_the_configuration_beside_the_base_tells_the_classifier_without_a_model(config, tmp_path):
+    base, other = _state(3), _state(5)
+    like_it = {**base, "out.bias": torch.zeros(3)}
+    other["encoder.weight"] = like_it["encoder.weight"] = torch.zeros(4, 4)
+    vectors = TaskVectors.open(_in_folder(tmp_path / "base", config, base), {"a": other, "b": like_it})
+    assert vectors.classifiers == ("out",)
+    assert vectors.names == ("encoder.weight",)
+    assert vectors.classifier_state("a")["out.weight"].shape == (5, 4)
+    same = TaskVectors.open(tmp_path / "base", {"b": like_it})
+    assert not same.classifiers
+
+
+@pytest.mark.parametrize(
+    ("config", "state"),
+    [
+        ({"architectures": ["OwnModel"], "id2label": TRANSFORMERS["id2label"]}, _state(5)),  # no classifier at all
+        (TRANSFORMERS | {"id2label": {"0": "a"}}, _state(5)),  # another number of classes than the tensors
+        (TRANSFORMERS, _state(5, hidden=6)),  # another model
+        (TRANSFORMERS, {**_state(5), "encoder.weight": torch.ones(5, 4)}),
+        ({}, _state(5)),
+    ],
+)
+def test_what_the_configuration_does_not_tell_is_refused_as_before(config, state, tmp_path):
+    with pytest.raises(CheckpointError, match=r"has shape .*expected .* as in the base"):
+        TaskVectors.open(_in_folder(tmp_path / "base", config, _state(3)), {"a": state})
