@@ -55,3 +55,12 @@ def run(options: argparse.Namespace) -> None:
         raise WrongArgumentsError(str(error)) from error
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
+    except ValueError as error:
+        raise _as_raised(error) from error
+
+
+def _as_raised(error: BaseException) -> BaseException:
+    """Return what a function of the configuration raised, of which jsonargparse says that no type fits."""
+    while str(error).startswith("Does not validate against any of the Union subtypes") and error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,7 +18,7 @@ HeadsGiven: TypeAlias = "Mapping[str, nn.Module | CheckpointSource] | str | Path
 
 
 def resolve(
-    given: HeadsGiven, known: Collection[str], model: nn.Module, *, are_all: bool = True
+    given: HeadsGiven, known: Collection[str], model: nn.Module, *, paths: Sequence[str] = (), are_all: bool = True
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Return the modules that are given or made of checkpoints, and set name to the name of another set.
 
@@ -29,6 +29,7 @@ def resolve(
         given: As for `MergeModule`.
         known: Sets that have a head besides.
         model: The architecture of the checkpoints.
+        paths: Of its classifier, where they are known.
         are_all: Whether no other sets will come, so that a text that is neither is refused.
 
     Raises:
@@ -51,7 +52,7 @@ def resolve(
         elif value == name and name in known:
             continue  # its own one
         elif isinstance(value, str | Path | Mapping | Checkpoint):
-            modules[name] = _of_checkpoint(name, value, model, {*known, *given} - {name})
+            modules[name] = _of_checkpoint(name, value, model, paths, {*known, *given} - {name})
         else:
             raise TypeError(
                 f"the head of {name!r} must be a module, a checkpoint or the name of another set, not a "
@@ -60,7 +61,9 @@ def resolve(
     return modules, aliases
 
 
-def _of_checkpoint(name: str, source: CheckpointSource, model: nn.Module, sets: Collection[str]) -> nn.Module:
+def _of_checkpoint(
+    name: str, source: CheckpointSource, model: nn.Module, paths: Sequence[str], sets: Collection[str]
+) -> nn.Module:
     try:
         opened = open_checkpoint(source)
     except FileNotFoundError as error:
@@ -69,7 +72,7 @@ def _of_checkpoint(name: str, source: CheckpointSource, model: nn.Module, sets: 
             f"there is no such file{nearest(str(source), sets)}"
         ) from error
     if not is_heads_file(opened):
-        return heads_from({name: opened}, model)[name]
+        return heads_from({name: opened}, model, classifier=paths)[name]
     found = read_heads(opened, model)
     require_known(f"head in {opened.source}:", name, found)
     return found[name]

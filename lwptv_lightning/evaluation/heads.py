@@ -85,13 +85,14 @@ class Heads(nn.Module):
         if vectors is None:
             modules, aliases = resolve(given, (), model, are_all=False)
             return cls(modules, aliases=aliases)
-        modules, aliases = resolve(given, vectors.tasks if vectors.classifiers else (), model)
+        paths = vectors.classifiers
+        modules, aliases = resolve(given, vectors.tasks if paths else (), model, paths=paths)
         own = own_heads(model, vectors, [task for task in vectors.tasks if task not in {**modules, **aliases}])
         return cls(
             {**own, **modules},
-            on_features=bool(vectors.classifiers),
+            on_features=bool(paths),
             instead_of=unset_by(model, vectors),
-            in_place_of=vectors.classifiers,
+            in_place_of=paths,
             aliases=aliases,
         )
 
@@ -195,9 +196,9 @@ class Heads(nn.Module):
         self.in_place_of = tuple(described.get("in_place_of", ()))
         kinds = described.get("kinds", {})
         for name in described["names"]:
-            if name not in self:
-                start = f"{prefix}{_key(name)}."
-                own = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+            start = f"{prefix}{_key(name)}."
+            own = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+            if name not in self or self._is_of_another_place(name, own):
                 about = kinds.get(name, {"type": "Linear", "in_place_of": ()})  # all that earlier versions knew
                 if self.on_features and not about["in_place_of"]:
                     about = {**about, "in_place_of": output_paths(model) or ("head",)}
@@ -205,6 +206,13 @@ class Heads(nn.Module):
                     raise ValueError(f"the checkpoint has a head for {name!r}: give heads={{{name!r}: module, ...}}.")
                 self._add(name, remake(about, own, model, f"the checkpoint's head for {name!r}"))
         self.aliases = {**described.get("aliases", {}), **self.aliases}
+
+    def _is_of_another_place(self, name: str, state: Mapping[str, Tensor]) -> bool:
+        """Tell whether a head by `heads_from` was made of another part of the model than a stored one."""
+        shapes, stored = (
+            {key: value.shape for key, value in each.items()} for each in (self[name].state_dict(), state)
+        )
+        return bool(place_of(self[name])) and shapes != stored
 
 
 def _require_taken(name: str, head: nn.Module, features: Tensor, model: nn.Module) -> None:

@@ -22,7 +22,7 @@ from lwptv_lightning.evaluation.classifiers import Classifiers, classifier_of, p
 from lwptv_lightning.evaluation.zero_shot import ZeroShotHead
 from lwptv_lightning.functional import plain_module
 from lwptv_lightning.merging import whole_state
-from lwptv_lightning.registry import parse_json, require_known
+from lwptv_lightning.registry import parse_json, require_known, shown
 
 HEADS_KEY = "lwptv_heads"
 """Where a file's metadata say which heads are in it."""
@@ -60,8 +60,9 @@ def make_head(about: Mapping[str, Any], state: Mapping[str, Tensor], model: nn.M
         ValueError: It is of another kind, which the caller must give.
     """
     paths, plain = tuple(about["in_place_of"]), state.keys() <= {"weight", "bias"}
-    if about["type"] == ZeroShotHead.__name__ and [*state] == ["weight"]:
-        head: nn.Module = ZeroShotHead(state["weight"], about["scale"])
+    if about["type"] == ZeroShotHead.__name__:
+        weight = next(iter(state.values()))  # under the name of each place
+        head: nn.Module = ZeroShotHead(weight, about["scale"])
         head.in_place_of = paths  # type: ignore[assignment]
     elif paths:
         head = classifier_of(model, paths, state, label)
@@ -152,7 +153,7 @@ def read_heads(
     opened = open_checkpoint(path, prefix="")
     if HEADS_KEY not in opened.metadata:
         raise CheckpointError(f"{opened.source}: this is no file of heads, as save_merged(..., heads=True) writes.")
-    about = parse_json(opened.metadata[HEADS_KEY], f"{opened.source}: {HEADS_KEY}")
+    about = _described(opened)
     found = {}
     for name in modules or ():
         require_known(f"head in {opened.source}:", name, about)
@@ -165,6 +166,22 @@ def read_heads(
         else:
             found[name] = make_head(entry, state, model, label)
     return found
+
+
+def _described(opened: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Return set name to description of a file's heads; a `CheckpointError` where it is broken."""
+    label = f"{opened.source}: {HEADS_KEY}"
+    try:
+        about: dict[str, dict[str, Any]] = parse_json(opened.metadata[HEADS_KEY], label)
+        for name, entry in about.items():
+            places, scale, kind = entry["in_place_of"], entry.get("scale", 1.0), entry["type"]
+            is_list = isinstance(places, list) and all(isinstance(place, str) for place in places)
+            has_tensors = any(tensor.rpartition("/")[0] == name for tensor in opened.names) or "scale" not in entry
+            if not (is_list and has_tensors and isinstance(kind, str) and isinstance(scale, int | float)):
+                raise TypeError(f"{name!r} is {shown(entry)}")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{label} is broken ({error}).") from error
+    return about
 
 
 def is_heads_file(opened: Checkpoint) -> bool:

@@ -116,7 +116,7 @@ def _of_other_sizes(
     named = tuple(f"{path}." for path in output_paths(model))
     found = []
     for name in compared.reshaped:
-        path = name.rpartition(".")[0]
+        path = name.rpartition(".")[0].partition(".parametrizations.")[0]  # such as a weight norm's
         is_output = isinstance(modules.get(path), nn.Linear | _ConvNd) or name.startswith(named)
         if not (is_output and base[name].shape and base[name].shape[1:] == other[name].shape[1:]):
             return []  # something else is amiss, which is to be told

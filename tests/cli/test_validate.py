@@ -1,7 +1,14 @@
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import torchvision
+import yaml
+from PIL import Image
 
+from lwptv_lightning import read_heads
 from lwptv_lightning.cli import main
 
 CONFIGURATION = """
@@ -19,8 +26,6 @@ trainer:
 
 
 def test_validate_runs_a_configuration(tmp_path, monkeypatch, capsys):
-    from pathlib import Path
-
     configuration = (Path(__file__).parents[2] / "examples" / "demo.yaml").read_text()
     (tmp_path / "demo.yaml").write_text(configuration.replace("size: 150", "size: 20").replace("auto", "cpu"))
     monkeypatch.chdir(tmp_path)
@@ -42,3 +47,89 @@ def test_what_is_wrong_is_told_in_one_line_as_text(capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["validate", "--a\x1b[2J=1"])
     assert capsys.readouterr() == ("", "lwptv validate: error: unrecognized arguments: --a\\x1b[2J=1\n")
+
+
+def images(folder, classes):
+    generator = np.random.default_rng(classes)
+    for label in range(classes):
+        (folder / str(label)).mkdir(parents=True)
+        for number in range(2):
+            pixels = generator.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / str(label) / f"{number}.png")
+
+
+@pytest.fixture
+def own_classifiers(tmp_path, monkeypatch, fine_tuned):
+    """A configuration of one expert whose classifier is its own, and of two OOD sets."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    base, expert = (torchvision.models.squeezenet1_1(num_classes=classes) for classes in (4, 3))
+    own = {name: value for name, value in expert.state_dict().items() if name.startswith("classifier.")}
+    torch.save(base.state_dict(), "base.pt")
+    torch.save(fine_tuned(base.state_dict(), 1, 0.001) | own, "a.pt")
+    images(tmp_path / "images", 3)
+    model = {"class_path": "torchvision.models.squeezenet1_1", "init_args": {"num_classes": 4}}
+    arguments = {"model": model, "base": "base.pt", "tasks": {"a": "a.pt"}, "recipe": "simple_average"}
+    sets = {"id": {"a": "images"}, "ood": {"far": "images", "other": "images"}}
+    quiet = {"logger": False, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+    report = {"class_path": "lwptv_lightning.MergeReport", "init_args": {"folder": "report"}}
+    return {
+        "model": {"class_path": "lwptv_lightning.validate.files_module", "init_args": arguments},
+        "data": {
+            "class_path": "lwptv_lightning.validate.image_folders",
+            "init_args": {**sets, "image_size": 48, "num_workers": 0},
+        },
+        "trainer": {**quiet, "callbacks": [report]},
+    }
+
+
+HEADS = {
+    "names of others": {"far": "a", "other": "far"},
+    "checkpoints": {"far": "a.pt", "other": "a"},
+    "modules": {
+        "far": {
+            "class_path": "torch.nn.Conv2d",
+            "init_args": {"in_channels": 512, "out_channels": 3, "kernel_size": 1},
+        },
+        "other": "far",
+    },
+}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_heads_are_said_in_a_configuration(case, own_classifiers):
+    own_classifiers["model"]["init_args"]["heads"] = HEADS[case]
+    Path("all.yaml").write_text(yaml.safe_dump(own_classifiers))
+    main(["validate", "--config", "all.yaml", "--save", "merged.safetensors"])
+    report = Path("report/results.csv").read_text().splitlines()[0]
+    assert all(name in report for name in ("id/a", "ood/far", "ood/other"))
+    assert list(read_heads("merged.heads.safetensors")) == ["a", "far", "other"] or case == "modules"
+    assert Path("merged.safetensors").exists()
+
+
+WRONG = {
+    "unknown": ({"far": "b", "other": "a"}, "lwptv validate: the head of 'far' is 'b', which is neither another set"),
+    "circle": ({"far": "other", "other": "far"}, "lwptv validate: heads name each other in a circle: 'far' -> 'other'"),
+    "none": ({"far": "a"}, "lwptv validate: unknown head for loader 'ood/other': 'other'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_heads_are_told_as_they_are(case, own_classifiers):
+    own_classifiers["model"]["init_args"]["heads"], message = WRONG[case]
+    Path("all.yaml").write_text(yaml.safe_dump(own_classifiers))
+    with pytest.raises(SystemExit, match=f"^{message}"):
+        main(["validate", "--config", "all.yaml"])
+    own_classifiers["model"]["init_args"]["heads"] = {"far": 3}
+    Path("all.yaml").write_text(yaml.safe_dump(own_classifiers))
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["validate", "--config", "all.yaml"])
+
+
+def test_where_a_model_cannot_be_saved_is_told_first(own_classifiers, monkeypatch):
+    own_classifiers["model"]["init_args"]["heads"] = {"far": "a", "other": "a"}
+    Path("all.yaml").write_text(yaml.safe_dump(own_classifiers))
+    Path("file").touch()
+    with pytest.raises(SystemExit, match="lwptv validate: .*file/merged"):
+        main(["validate", "--config", "all.yaml", "--save", "file/merged.safetensors"])
+    assert not Path("report").exists()

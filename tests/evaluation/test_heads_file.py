@@ -122,3 +122,23 @@ def test_a_file_of_heads_is_no_model_of_its_folder(tmp_path):
         assert json.loads(file.metadata()[HEADS_KEY]) == {"a": {"in_place_of": [], "type": "Linear"}}
     save_file(Net().state_dict(), tmp_path / "merged.safetensors")
     assert open_checkpoint(tmp_path).names == open_checkpoint(tmp_path / "merged.safetensors").names
+
+
+BROKEN = {
+    "no JSON": "{",
+    "a list": "[]",
+    "no description": '{"a": 3}',
+    "no type": '{"a": {"in_place_of": []}}',
+    "one place": '{"a": {"in_place_of": "fc", "type": "Linear"}}',
+    "no number": '{"a": {"in_place_of": [], "type": "ZeroShotHead", "scale": "x"}}',
+    "no weight": '{"b": {"in_place_of": [], "type": "ZeroShotHead", "scale": 1.0}}',
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_description_is_told(case, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"a/weight": torch.zeros(2, 3)}, tmp_path / "heads.safetensors", {HEADS_KEY: BROKEN[case]})
+    with pytest.raises(CheckpointError, match=r"heads\.safetensors: lwptv_heads is broken"):
+        read_heads(tmp_path / "heads.safetensors")
