@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,13 @@ from torch import nn
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint
 from lwptv_lightning.checkpoints.library_names import model_names
 from lwptv_lightning.checkpoints.names import _json
+
+_REPEATS = ("layer", "depth", "block", "stage", "repeat")
+_WIDTHS = ("hidden", "width", "dim", "embd", "inner", "intermediate", "channel", "vocab", "mlp", "size")
+"""Parts of what libraries call the number of a model's layers, and their sizes."""
+_MOST_LAYERS = 1_000
+_WIDER = 8
+"""How many times as wide as the widest tensor of a file a model may be that is built in memory."""
 
 
 def skeleton_of(checkpoint: Checkpoint) -> nn.Module | None:
@@ -34,12 +41,17 @@ def skeleton_of(checkpoint: Checkpoint) -> nn.Module | None:
         return None
     plain = _json(checkpoint.folder / "config.json")
     of_clip = _json(checkpoint.folder / "open_clip_config.json")
+    # A stranger's model of a billion layers takes for ever to build even without memory, and a wide one takes it all.
+    if _largest((plain, of_clip), _REPEATS) > max(_MOST_LAYERS, len(checkpoint.names)):
+        return None
+    widest = max((max(header.shape, default=1) for header in checkpoint.headers.values()), default=1)
+    places = ("meta", "cpu") if _largest((plain, of_clip), _WIDTHS) <= _WIDER * widest else ("meta",)
     known: list[tuple[bool, Callable[[str], nn.Module]]] = [
         ("architectures" in plain, lambda _: _of_transformers(checkpoint.folder, plain)),
         ("architecture" in plain, lambda _: _of_timm(checkpoint.folder)),
         ("model_cfg" in of_clip, lambda device: _of_open_clip(checkpoint.folder, device)),
     ]
-    built = [model for is_there, build in known if is_there and (model := _tried(build)) is not None]
+    built = [model for is_there, build in known if is_there and (model := _tried(build, places)) is not None]
     names = set(checkpoint.names)
     return max(built, key=lambda model: len(names & model_names(model, checkpoint.names).keys()), default=None)
 
@@ -55,8 +67,18 @@ def tied_names(model: nn.Module) -> set[str]:
     return {name for each in names.values() if len(each) > 1 for name in each}
 
 
-def _tried(build: Callable[[str], nn.Module]) -> nn.Module | None:
-    for place in ("meta", "cpu"):  # some constructors compute with numbers, which the meta device has not
+def _largest(value: Any, parts: Sequence[str], is_wanted: bool = False) -> int:
+    """Return the largest whole number of a configuration under keys that hold one of some parts."""
+    if isinstance(value, dict):
+        found = (_largest(each, parts, any(part in str(key).lower() for part in parts)) for key, each in value.items())
+        return max(found, default=0)
+    if isinstance(value, list | tuple):
+        return max((_largest(each, parts, is_wanted) for each in value), default=0)
+    return value if is_wanted and type(value) is int else 0
+
+
+def _tried(build: Callable[[str], nn.Module], places: Sequence[str]) -> nn.Module | None:
+    for place in places:  # some constructors compute with numbers, which the meta device has not
         try:
             with _quietly(), torch.device(place), torch.random.fork_rng([]):
                 return build(place)
@@ -84,7 +106,10 @@ def _of_transformers(folder: Path | None, plain: dict[str, Any]) -> nn.Module:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    model: nn.Module = getattr(transformers, plain["architectures"][0])(config)
+    kind = getattr(transformers, plain["architectures"][0])
+    if not issubclass(kind, transformers.PreTrainedModel):  # which names no model
+        raise TypeError(kind)
+    model: nn.Module = kind(config)
     return model
 
 

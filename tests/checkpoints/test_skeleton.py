@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lwptv_lightning.checkpoints import Checkpoint, TensorHeader, skeleton_of
+from lwptv_lightning.checkpoints import Checkpoint, TensorHeader, skeleton, skeleton_of
 from lwptv_lightning.checkpoints.skeleton import tied_names
 
 
@@ -46,6 +46,10 @@ def test_a_transformers_folder_describes_its_model_without_weights(tmp_path):
         {"architectures": ["GPT2Model"]},
         {"architectures": ["NoSuchModel"], "model_type": "gpt2"},
         {"architectures": [], "model_type": "gpt2"},
+        {"architectures": ["Trainer"], "model_type": "gpt2"},
+        {"architectures": ["pipeline"], "model_type": "gpt2"},
+        {"architectures": ["GPT2Model"], "model_type": "gpt2", "n_layer": 10**9},
+        {"architecture": "test_vit", "model_args": {"depth": 10**9}},
         {"architectures": ["Mine"], "model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}},
     ],
 )
@@ -71,3 +75,14 @@ def test_tied_weights_have_several_names():
     model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2), "c": nn.Linear(2, 2)})
     model["c"].weight = model["a"].weight
     assert tied_names(model) == {"a.weight", "c.weight"}
+
+
+def test_a_wide_model_is_built_without_memory_alone(tmp_path, monkeypatch):
+    places = []
+    monkeypatch.setattr(skeleton, "_of_timm", lambda folder: places.append(str(torch.empty(0).device)) or 1 / 0)
+    config = {"architecture": "test_vit", "model_args": {"embed_dim": 100}}
+    write(tmp_path, "config.json", config)
+    for width in (100, 10):
+        headers = {"w": TensorHeader((width, 2), torch.float32)}
+        assert skeleton_of(Checkpoint("memory", headers, reader=None, folder=tmp_path)) is None
+    assert places == ["meta", "cpu", "meta"]
