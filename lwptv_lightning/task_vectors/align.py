@@ -37,7 +37,7 @@ from lwptv_lightning.task_vectors.classifiers import (
     own_classifiers,
     stated_classifiers,
 )
-from lwptv_lightning.task_vectors.integers import quantized_alone, telling_quantized
+from lwptv_lightning.task_vectors.integers import require_one_form, telling_quantized
 from lwptv_lightning.task_vectors.sizes import ImageSizes
 from lwptv_lightning.task_vectors.ties import complete, tied_to, ties_of
 
@@ -138,8 +138,8 @@ def align(
     for task, source in named.items():
         try:
             opened[task] = _open_unprefixed(source, prefix, ema)
-            if (wrong := quantized_alone(raw_base, opened[task], exclude)) and not _is_difference(opened[task]):
-                raise CheckpointError(f"{opened[task].source}: {wrong}" if strict else wrong)
+            if not _is_difference(opened[task]):
+                require_one_form(raw_base, opened[task], exclude, strict)
             aligned = _align_expert(opened[task], raw_base, aligned_base, model, apart, modules, sizes)
             own = [source] if isinstance(source, nn.Module) else []
             experts[task] = complete(aligned_base, aligned, [*modules, *own])

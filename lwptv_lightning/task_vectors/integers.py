@@ -86,8 +86,15 @@ def quantized(headers: Mapping[str, TensorHeader], *, declared: bool = False) ->
     return found
 
 
-def quantized_alone(base: Checkpoint, expert: Checkpoint, ignored: Sequence[str]) -> str:
-    """Return what is wrong where either base or expert has quantized weights, by any names, and the other none."""
+def require_one_form(base: Checkpoint, expert: Checkpoint, ignored: Sequence[str], named: bool) -> None:
+    """Raise a `CheckpointError` where either base or expert has quantized weights, by any names, and the other none.
+
+    Args:
+        base: The base.
+        expert: Whole weights, by names of their own.
+        ignored: Globs of tensors that are not merged.
+        named: Whether to say which file it is.
+    """
     is_ignored = matcher(ignored)
     held = {}
     for checkpoint in (expert, base):
@@ -95,8 +102,10 @@ def quantized_alone(base: Checkpoint, expert: Checkpoint, ignored: Sequence[str]
         # Globs are of names that this file may have under a prefix.
         held[checkpoint] = {name: scales for name, scales in found.items() if not any(map(is_ignored, _ends(name)))}
     if all(held.values()) or not any(held.values()):
-        return ""
-    return next(_told(found, checkpoint) for checkpoint, found in held.items() if found)
+        return
+    holder, found = next((checkpoint, found) for checkpoint, found in held.items() if found)
+    whose = "the base's " if holder is base else ""
+    raise CheckpointError((f"{holder.source}: " if named else "") + whose + _told(found, holder))
 
 
 def quantized_apart(

@@ -35,10 +35,12 @@ def test_the_library_is_named_before_anything_else_is_wrong(file):
     base = plain().state_dict() | {"another": torch.ones(2)}
     with pytest.raises(CheckpointError, match=rf"^{path}: {words}"):
         TaskVectors.open(base, {"a": path})
-    with pytest.raises(CheckpointError, match=f"^task 'a': state dict|^{path}: {words}"):
+    with pytest.raises(CheckpointError, match=f"{path}: the base's {words}"):
         TaskVectors.open(path, {"a": base})
     (found,) = check(base, {"a": path})
     assert found.verdict.startswith("quantized weights: 'fc.")
+    (found,) = check(path, {"a": base})
+    assert found.verdict.startswith("the base's quantized weights: 'fc.")
 
 
 @pytest.mark.parametrize("file", WRITTEN)
