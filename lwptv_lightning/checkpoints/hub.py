@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from lwptv_lightning.checkpoints.checkpoint import CheckpointError
@@ -60,6 +61,31 @@ def hub_name(folder: Path) -> str | None:
         if parts[place + 1] == "snapshots" and (found := _CACHED.fullmatch(part)):
             return f"{found['owner']}/{found['model']}"
     return None
+
+
+def fetch_beside(folder: Path, patterns: Sequence[str]) -> bool:
+    """Fetch the files of some globs that belong beside a checkpoint of the hub, and tell whether the hub was asked.
+
+    Args:
+        folder: Where the checkpoint stands; one that is in no cache of the hub has all that belongs there.
+        patterns: The globs.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    if (repo := hub_name(folder)) is None:
+        return True
+    parts = folder.absolute().parts
+    place = len(parts) - 1 - parts[::-1].index("snapshots")
+    revision, inside = parts[place + 1], "/".join(parts[place + 2 :])
+    wanted = [f"{inside}/{pattern}".lstrip("/") for pattern in patterns]
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        HfApi().repo_info(repo, revision=revision)  # as the next call would be content with the cache
+        snapshot_download(repo, revision=revision, allow_patterns=wanted)
+    except Exception:  # of the network's libraries, or of the hub
+        return False
+    return True
 
 
 def _download_companions(name: str, repo: str, revision: str | None, wanted: str, path: Path) -> None:

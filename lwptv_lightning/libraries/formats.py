@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from lwptv_lightning.checkpoints import Checkpoint, TensorHeader
-from lwptv_lightning.libraries.beside import CONFIG, OPEN_CLIP_CONFIG, configuration, processing_files
+from lwptv_lightning.checkpoints import Checkpoint, TensorHeader, fetch_beside
+from lwptv_lightning.libraries.beside import (
+    CONFIG,
+    GENERATION_CONFIG,
+    OPEN_CLIP_CONFIG,
+    PROCESSING,
+    configuration,
+    processing_files,
+)
 from lwptv_lightning.libraries.folder import FolderError, ModelFolder, Wanted
 from lwptv_lightning.libraries.open_clip_folder import is_open_clips, open_clip_folder
 from lwptv_lightning.libraries.timm_folder import is_timms, timm_folder
@@ -14,6 +22,9 @@ from lwptv_lightning.registry import require_kind, require_known
 
 DISTRIBUTED = "dcp"
 PLAIN = "safetensors"
+_OF_THE_CACHE = (
+    "The hub could not be asked: of the base's tokenizer and processor files, those in the cache were copied."
+)
 
 
 def plan_folder(
@@ -33,9 +44,11 @@ def plan_folder(
     """
     require_format(format)
     wanted = Wanted(origin, headers, tuple(left_out))
+    was_asked = origin.folder is None or fetch_beside(origin.folder, (*PROCESSING, GENERATION_CONFIG, "*.py"))
     kind = _kind_of(wanted) if format is None else format
     try:
-        return _MAKERS[kind](wanted)
+        made = _MAKERS[kind](wanted)
+        return made if was_asked else replace(made, notes=(*made.notes, _OF_THE_CACHE))
     except FolderError as error:
         other = _kind_of(wanted)
         nearest = f"format={other!r}, or {PLAIN!r}" if other not in (kind, PLAIN) else f"format={PLAIN!r}"

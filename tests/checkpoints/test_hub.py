@@ -10,7 +10,7 @@ from huggingface_hub import errors
 from safetensors.torch import load_file, save_file
 
 from lwptv_lightning import CheckpointError, TaskVectors, open_checkpoint
-from lwptv_lightning.checkpoints import fetch, hub_name
+from lwptv_lightning.checkpoints import fetch, fetch_beside, hub_name
 from lwptv_lightning.cli import main
 from lwptv_lightning.inspection import SAME_BASE
 
@@ -139,3 +139,25 @@ def test_the_card_is_fetched_beside_the_weights(repository, monkeypatch):
     )
     fetch("hf-hub:owner/model")
     assert "README.md" in wanted
+
+
+def test_what_belongs_beside_is_fetched_at_the_revision_that_was_opened(repository, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **options: asked.append((repo, options)))
+    assert not fetch_beside(repository, ["vocab*.json"])  # without a network
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *arguments, **options: None)
+    assert fetch_beside(repository, ["vocab*.json"])
+    assert fetch_beside(repository / "sub", ["vocab*.json"])
+    assert asked == [
+        ("owner/model", {"revision": COMMIT, "allow_patterns": ["vocab*.json"]}),
+        ("owner/model", {"revision": COMMIT, "allow_patterns": ["sub/vocab*.json"]}),
+    ]
+    assert fetch_beside(tmp_path, ["vocab*.json"])
+    assert len(asked) == 2
+
+    def refuse(*arguments, **options):
+        raise ConnectionError("no way")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", refuse)
+    assert not fetch_beside(repository, ["vocab*.json"])

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from _helpers.library_folders import make_transformers, save_base, tuned, vectors_of
+from huggingface_hub import constants
 
 from lwptv_lightning import MergeRecipe, TaskVectors, open_checkpoint, save_merged
 from lwptv_lightning.checkpoints import write_safetensors
@@ -81,3 +82,11 @@ def test_every_format_is_planned_or_refused():
         except FolderError:
             continue
     assert made == {"safetensors", "dcp"}
+
+
+def test_a_base_of_the_hub_that_cannot_be_asked_is_said(tmp_path, monkeypatch):
+    folder = tmp_path / "models--owner--model" / "snapshots" / "abc"
+    write_safetensors(PLAIN, folder / "model.safetensors", {})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    origin = open_checkpoint(folder)
+    assert "The hub could not be asked" in plan_folder(origin, origin.headers).notes[-1]
