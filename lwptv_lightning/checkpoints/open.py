@@ -162,7 +162,7 @@ def _from_folder(folder: Path, ema: bool | None) -> Checkpoint:
         # A shard without its index is left of a model, and none by itself.
         every = sorted(path for path in folder.glob(pattern) if not is_part(path.name))
         if pattern.endswith(METADATA):  # other programs have folders of that name
-            every = [path for path in every if path.is_file()]
+            every = [path for path in every if not path.is_dir()]
         # Heads beside a merged model are none by themselves.
         found = [path for path in every if not f".{path.name}".endswith(".heads.safetensors")] or every
         if found and pattern == HUGGING_FACE_SHARDS:

@@ -93,19 +93,28 @@ def grids_in(headers: Mapping[str, TensorHeader], model: nn.Module | None = None
     return found
 
 
-def sizes_told(names: Iterable[str], theirs: Mapping[str, TensorHeader], ours: Mapping[str, TensorHeader]) -> str:
+def sizes_told(
+    names: Iterable[str],
+    theirs: Mapping[str, TensorHeader],
+    ours: Mapping[str, TensorHeader],
+    model: nn.Module | None = None,
+) -> str:
     """Say of the first of some tensors whose shape is the image size's which sizes two checkpoints have; else nothing.
 
     Args:
         names: Those of other shapes.
         theirs: Headers of the checkpoint that is told of.
         ours: Those of what it should be like.
+        model: The module of the latter, if any.
     """
     names = list(names)
-    their_grids, our_grids = grids_in(theirs), grids_in(ours)
+    their_grids, our_grids = grids_in(theirs), grids_in(ours, model)
     for name in names:
-        if name in their_grids and name in our_grids and their_grids[name].size != our_grids[name].size:
-            return f" The {grids_told(name, their_grids[name], our_grids[name])}"
+        old, new = their_grids.get(name), our_grids.get(name)
+        if old is None or new is None or old.size == new.size:
+            continue
+        if _are_of_one_kind(old, new, theirs[name].shape, ours[name].shape):
+            return f" The {grids_told(name, old, new)}"
     if buffer := next((name for name in names if name.endswith(_COMPUTED)), None):
         return f" The image sizes differ, as {buffer!r} tells. {_ADVICE}"
     return ""
@@ -154,7 +163,7 @@ def resized(
             continue
         if name.endswith(_COMPUTED):
             changes[name] = partial(reference.read, name)
-        elif name in ours and name in theirs and _are_alike(name, theirs[name], ours[name], header.shape, shape):
+        elif name in ours and name in theirs and _are_alike(theirs[name], ours[name], header.shape, shape):
             changes[name] = partial(_read_resampled, checkpoint, name, theirs[name], ours[name], shape)
     if not changes:
         return checkpoint, ()
@@ -212,11 +221,15 @@ _one_at_a_time = Lock()
 """Of several threads that leave the same warnings out, one would leave out all that follow."""
 
 
-def _are_alike(name: str, old: Grid, new: Grid, old_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Whether two tensors differ in their grids alone."""
+def _are_of_one_kind(old: Grid, new: Grid, old_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether two tensors have the same dimensions and channels, whatever their grids are."""
     channels = {"tokens": -1, "nhwc": -1, "nchw": 1, "flat": -1, "square": 0}[new.layout]
-    same = (old.layout, old.extra) == (new.layout, new.extra) and old_shape[channels] == shape[channels]
-    return same and old.size != new.size
+    return old.layout == new.layout and len(old_shape) == len(shape) and old_shape[channels] == shape[channels]
+
+
+def _are_alike(old: Grid, new: Grid, old_shape: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether two tensors differ in their grids alone."""
+    return _are_of_one_kind(old, new, old_shape, shape) and old.extra == new.extra and old.size != new.size
 
 
 def _table_grid(shape: tuple[int, ...]) -> Grid | None:

@@ -22,6 +22,7 @@ def timm_module(
     heads: dict[str, str | nn.Module] | str | None = None,
     metric: Metric | MetricCollection | dict[str, Metric | MetricCollection] | None = None,
     expert_accuracy: dict[str, float] | None = None,
+    resize_position_embedding: bool = False,
 ) -> MergeModule:
     """Return a timm model merged from checkpoint files; classifiers whose shapes differ become the tasks' heads.
 
@@ -36,11 +37,22 @@ def timm_module(
             to a module, such as a `zero_shot_head`. Or a file of heads.
         metric: A metric, or one for each loader; top-1 accuracy by default.
         expert_accuracy: Set name to the accuracy of its expert.
+        resize_position_embedding: Whether to resample what is of another image size; see `TaskVectors.open`.
     """
     import timm
 
     made = timm.create_model(model, pretrained=False, **(model_arguments or {}))
-    return files_module(made, base, tasks, recipe, exclude, heads=heads, metric=metric, expert_accuracy=expert_accuracy)
+    return files_module(
+        made,
+        base,
+        tasks,
+        recipe,
+        exclude,
+        heads=heads,
+        metric=metric,
+        expert_accuracy=expert_accuracy,
+        resize_position_embedding=resize_position_embedding,
+    )
 
 
 def files_module(
@@ -55,6 +67,7 @@ def files_module(
     expert_accuracy: dict[str, float] | None = None,
     batch_keys: list[Any] | None = None,
     output_key: str | int | None = None,
+    resize_position_embedding: bool = False,
 ) -> MergeModule:
     """Return any model merged from checkpoint files; classifiers whose shapes differ become the tasks' heads.
 
@@ -70,8 +83,10 @@ def files_module(
         expert_accuracy: Set name to the accuracy of its expert.
         batch_keys: Where a batch has inputs and targets; see `MergeModule`.
         output_key: Where the logits are in what the model returns.
+        resize_position_embedding: As for `timm_module`.
     """
-    vectors = TaskVectors.open(base, tasks, exclude=exclude or (), model=model, prefix=prefix)
+    resizes = {"resize_position_embedding": resize_position_embedding}
+    vectors = TaskVectors.open(base, tasks, exclude=exclude or (), model=model, prefix=prefix, **resizes)
     given: Any = heads
     return MergeModule(
         model,

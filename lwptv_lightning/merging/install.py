@@ -106,7 +106,7 @@ def require_fit(model: nn.Module, vectors: TaskVectors, *, with_heads: bool = Tr
         )
     for name in vectors.shared_names:
         if own[name] != vectors.headers[name].shape:
-            told = sizes_told([name], vectors.headers, TensorHeader.of_all(plain_state(model)))
+            told = sizes_told([name], vectors.headers, TensorHeader.of_all(plain_state(model)), plain_module(model))
             raise ValueError(
                 f"{label}: {shown(name)} has shape {own[name]}, the base {vectors.headers[name].shape}.{told}"
             )

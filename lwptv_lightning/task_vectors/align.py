@@ -187,7 +187,7 @@ def require_fit(task: str, expert: Checkpoint, base: Mapping[str, TensorHeader],
         if ours.shape != theirs.shape:
             told = sizes_told(found.reshaped, expert.headers, base)
             raise CheckpointError(
-                f"{tensor} has shape {theirs.shape}, expected {ours.shape} as in the base.{told or hint}"
+                f"{tensor} has shape {theirs.shape}, expected {ours.shape} as in the base.{told}{hint}"
             )
         raise CheckpointError(f"{tensor} is {theirs.dtype}, expected {ours.dtype} as in the base.")
 
@@ -260,7 +260,7 @@ def _require_model(
     apart = (*exclude, *(f"{path}.*" for path in own))
     reshaped = compare_headers(wanted, base.headers, apart).reshaped
     for name in reshaped:
-        told = sizes_told(reshaped, base.headers, wanted)
+        told = sizes_told(reshaped, base.headers, wanted, model)
         raise CheckpointError(
             f"{label}: {name!r} has shape {base.headers[name].shape}, expected {wanted[name].shape}.{told}"
         )

@@ -1,4 +1,6 @@
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,18 +8,17 @@ from safetensors.torch import save_file
 
 from lwptv_lightning import CheckpointError, TaskVectors, open_checkpoint
 
+DEEPSPEED = Path(__file__).parents[1] / "data" / "deepspeed_zero"
 STATE = {"w": torch.arange(4.0)}
 
 
 def deepspeed(folder):
-    """What DeepSpeed's engine writes for ZeRO 2, as transformers' trainer has it in its folders."""
-    (folder / "global_step5").mkdir()
-    (folder / "latest").write_text("global_step5")
-    (folder / "zero_to_fp32.py").write_text("print()")
-    part = {"optimizer_state_dict": {"zero_stage": 2}, "ds_config": {}, "ds_version": "0.16"}
-    torch.save(part, folder / "global_step5" / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")
-    model = {"module": STATE, "buffer_names": [], "param_shapes": [], "ds_version": "0.16"}
-    torch.save(model, folder / "global_step5" / "mp_rank_00_model_states.pt")
+    """What DeepSpeed 0.19 wrote, but for its scripts.
+
+    That is ``engine.save_checkpoint(folder)`` after a step of ``deepspeed.initialize`` with ``{"zero_optimization":
+    {"stage": 2}}`` on one process; transformers' trainer has the same in its folders.
+    """
+    shutil.copytree(DEEPSPEED, folder, dirs_exist_ok=True)
 
 
 def deepspeed_of_lightning(folder):

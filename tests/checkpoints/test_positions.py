@@ -153,6 +153,19 @@ def test_what_is_said_of_two_sizes():
     assert "as 'blocks.0.attn_mask' tells" in sizes_told(["blocks.0.attn_mask"], theirs, ours)
 
 
+def test_another_width_is_not_another_image_size():
+    ours, theirs = (
+        TensorHeader.of_all(vit(size, embed_dim=width).state_dict()) for size, width in ((32, 32), (48, 64))
+    )
+    assert sizes_told(["pos_embed"], theirs, ours) == ""
+
+
+def test_an_oblong_grid_is_told_by_the_model():
+    model = vit((32, 48))
+    ours, theirs = (TensorHeader.of_all(each.state_dict()) for each in (model, vit()))
+    assert "expected 4x6 (32x48 px)" in sizes_told(["pos_embed"], theirs, ours, model)
+
+
 def test_a_model_without_values_is_a_reference_too():
     with torch.device("meta"):
         model = nn.Linear(2, 2)

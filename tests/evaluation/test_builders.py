@@ -5,7 +5,7 @@ from _helpers.states import assert_same_bits, noise
 from PIL import Image
 from safetensors.torch import save_file
 
-from lwptv_lightning import MergeRecipe, TaskVectors, merge
+from lwptv_lightning import CheckpointError, MergeRecipe, TaskVectors, merge
 from lwptv_lightning.evaluation import image_folders, timm_module
 
 TINY = {"img_size": 32, "depth": 2, "embed_dim": 48, "num_heads": 3, "num_classes": 0}
@@ -22,6 +22,17 @@ def test_a_timm_model_is_merged_from_files(make_vit, tmp_path):
     assert module.recipe == MergeRecipe("ties")
     expected = merge(TaskVectors.open(base, {task: states[task] for task in "ab"}), MergeRecipe("ties"))
     assert_same_bits(module.merge_().model.state_dict(), expected)
+
+
+def test_files_of_another_image_size(make_vit, tmp_path):
+    save_file(base := make_vit().state_dict(), tmp_path / "base.safetensors")
+    save_file(noise(base, 1), tmp_path / "a.safetensors")
+    arguments = (str(tmp_path / "base.safetensors"), {"a": str(tmp_path / "a.safetensors")}, "ties")
+    larger = {"model_arguments": TINY | {"img_size": 64}}
+    with pytest.raises(CheckpointError, match=r"has positions of 2x2 \(32 px\), expected 4x4 \(64 px\)"):
+        timm_module("vit_tiny_patch16_224", *arguments, **larger)
+    module = timm_module("vit_tiny_patch16_224", *arguments, **larger, resize_position_embedding=True)
+    assert module.merge_().vectors.resized == ("pos_embed",)
 
 
 @pytest.fixture
