@@ -61,7 +61,7 @@ from lwptv_lightning.checkpoints.provenance import Provenance
 from lwptv_lightning.checkpoints.safetensors import SAFETENSORS_DTYPES
 from lwptv_lightning.checkpoints.safetensors_writer import SafetensorsWriter, write_safetensors
 from lwptv_lightning.checkpoints.shards import index_of
-from lwptv_lightning.checkpoints.skeleton import skeleton_of
+from lwptv_lightning.checkpoints.skeleton import skeleton_of, skeleton_problem
 from lwptv_lightning.checkpoints.spool import Spool
 from lwptv_lightning.checkpoints.storable import require_place, require_safetensors_path, require_storable
 from lwptv_lightning.checkpoints.training import TAKEN

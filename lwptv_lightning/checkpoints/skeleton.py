@@ -18,6 +18,7 @@ from torch import nn
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint
 from lwptv_lightning.checkpoints.library_names import model_names
 from lwptv_lightning.checkpoints.names import _json
+from lwptv_lightning.registry import shown
 
 _REPEATS = ("layer", "depth", "block", "stage", "repeat")
 _WIDTHS = ("hidden", "width", "dim", "embd", "inner", "intermediate", "channel", "vocab", "mlp", "size")
@@ -37,23 +38,41 @@ def skeleton_of(checkpoint: Checkpoint) -> nn.Module | None:
         >>> skeleton_of(Checkpoint("memory", {}, reader=None)) is None
         True
     """
-    if checkpoint.folder is None:
-        return None
-    plain = _json(checkpoint.folder / "config.json")
-    of_clip = _json(checkpoint.folder / "open_clip_config.json")
-    # A stranger's model of a billion layers takes for ever to build even without memory, and a wide one takes it all.
-    if _largest((plain, of_clip), _REPEATS) > max(_MOST_LAYERS, len(checkpoint.names)):
-        return None
-    widest = max((max(header.shape, default=1) for header in checkpoint.headers.values()), default=1)
-    places = ("meta", "cpu") if _largest((plain, of_clip), _WIDTHS) <= _WIDER * widest else ("meta",)
-    known: list[tuple[bool, Callable[[str], nn.Module]]] = [
-        ("architectures" in plain, lambda _: _of_transformers(checkpoint.folder, plain)),
-        ("architecture" in plain, lambda _: _of_timm(checkpoint.folder)),
-        ("model_cfg" in of_clip, lambda device: _of_open_clip(checkpoint.folder, device)),
-    ]
-    built = [model for is_there, build in known if is_there and (model := _tried(build, places)) is not None]
+    built, _ = _attempts(checkpoint)
     names = set(checkpoint.names)
     return max(built, key=lambda model: len(names & model_names(model, checkpoint.names).keys()), default=None)
+
+
+def skeleton_problem(checkpoint: Checkpoint) -> str | None:
+    """Return why no model is built of the configuration beside a checkpoint; None where one is, or there is none.
+
+    Example:
+        >>> skeleton_problem(Checkpoint("memory", {}, reader=None)) is None
+        True
+    """
+    built, problems = _attempts(checkpoint)
+    return "; ".join(problems) if problems and not built else None
+
+
+def _attempts(checkpoint: Checkpoint) -> tuple[list[nn.Module], list[str]]:
+    """Return the models that libraries build, and why others build none of what is theirs."""
+    if (folder := checkpoint.folder) is None:
+        return [], []
+    plain, of_clip = _json(folder / "config.json"), _json(folder / "open_clip_config.json")
+    known: list[tuple[bool, str, Callable[[str], nn.Module]]] = [
+        ("architectures" in plain, "transformers", lambda _: _of_transformers(folder, plain)),
+        ("architecture" in plain, "timm", lambda _: _of_timm(folder)),
+        ("model_cfg" in of_clip, "open_clip", lambda device: _of_open_clip(folder, device)),
+    ]
+    wanted = [(library, build) for is_there, library, build in known if is_there]
+    # A stranger's model of a billion layers takes for ever to build even without memory, and a wide one takes it all.
+    if _largest((plain, of_clip), _REPEATS) > max(_MOST_LAYERS, len(checkpoint.names)):
+        return [], [f"the model for {library} has too many layers for its file" for library, _ in wanted]
+    widest = max((max(header.shape, default=1) for header in checkpoint.headers.values()), default=1)
+    places = ("meta", "cpu") if _largest((plain, of_clip), _WIDTHS) <= _WIDER * widest else ("meta",)
+    attempts = [_tried(library, build, places) for library, build in wanted]
+    problems = [each for each in attempts if isinstance(each, str)]
+    return [each for each in attempts if isinstance(each, nn.Module)], problems
 
 
 def tied_names(model: nn.Module) -> set[str]:
@@ -77,16 +96,18 @@ def _largest(value: Any, parts: Sequence[str], is_wanted: bool = False) -> int:
     return value if is_wanted and type(value) is int else 0
 
 
-def _tried(build: Callable[[str], nn.Module], places: Sequence[str]) -> nn.Module | None:
+def _tried(library: str, build: Callable[[str], nn.Module], places: Sequence[str]) -> nn.Module | str:
+    """Return a library's model, or why there is none."""
+    problem = ""
     for place in places:  # some constructors compute with numbers, which the meta device has not
         try:
             with _quietly(), torch.device(place), torch.random.fork_rng([]):
                 return build(place)
-        except ImportError:
-            return None
-        except Exception:
-            continue
-    return None
+        except ImportError as error:
+            return f"{library} cannot be imported ({error}); pip install 'lwptv-lightning[clip]' installs it"
+        except Exception as error:  # a configuration may say anything
+            problem = f"{library} builds no model of it ({type(error).__name__}: {shown(str(error))})"
+    return problem
 
 
 @contextmanager
@@ -102,7 +123,7 @@ def _quietly() -> Iterator[None]:
         logging.disable(before)
 
 
-def _of_transformers(folder: Path | None, plain: dict[str, Any]) -> nn.Module:
+def _of_transformers(folder: Path, plain: dict[str, Any]) -> nn.Module:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
@@ -113,14 +134,14 @@ def _of_transformers(folder: Path | None, plain: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _of_timm(folder: Path | None) -> nn.Module:
+def _of_timm(folder: Path) -> nn.Module:
     import timm
 
     model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=False)
     return model
 
 
-def _of_open_clip(folder: Path | None, device: str) -> nn.Module:
+def _of_open_clip(folder: Path, device: str) -> nn.Module:
     import open_clip
 
     options: dict[str, Any] = {"load_weights": False, "pretrained_text": False, "device": device}

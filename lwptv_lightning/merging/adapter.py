@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,16 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 
-from lwptv_lightning.checkpoints import FACTORS, WHOLE, AdapterLayout, Checkpoint, Spool, model_names, skeleton_of
+from lwptv_lightning.checkpoints import (
+    FACTORS,
+    WHOLE,
+    AdapterLayout,
+    Checkpoint,
+    Spool,
+    model_names,
+    skeleton_of,
+    skeleton_problem,
+)
 from lwptv_lightning.files import require_free_folder, whole_folder
 from lwptv_lightning.functional import plain_module
 from lwptv_lightning.layers import Layers
@@ -112,6 +122,9 @@ def save_adapter(
             there are several processes; or as in `merge`.
         FileExistsError: There is such a folder, and ``overwrite`` is false.
 
+    Warns:
+        UserWarning: The base's configuration is there, and its library builds no model of it.
+
     Example:
         >>> import tempfile
         >>> base = {"fc.weight": torch.zeros(3, 2), "fc.bias": torch.zeros(3)}
@@ -199,7 +212,11 @@ def _belongs(entry: Path) -> bool:
 
 def _skeleton(vectors: TaskVectors) -> nn.Module | None:
     """Return the model that the base's folder describes, where the task vectors have names of it."""
-    model = skeleton_of(vectors.checkpoints[0])
+    base = vectors.checkpoints[0]
+    model = skeleton_of(base)
+    if model is None and (problem := skeleton_problem(base)) is not None:
+        told = "names and shapes alone tell what its layers are; model=... tells for sure."
+        warnings.warn(f"{base.folder}: {problem}; {told}", stacklevel=3)
     return model if model is not None and model_names(model, list(vectors.headers)) else None
 
 

@@ -1,10 +1,11 @@
 import json
+import sys
 
 import pytest
 import torch
 from torch import nn
 
-from lwptv_lightning.checkpoints import Checkpoint, TensorHeader, skeleton, skeleton_of
+from lwptv_lightning.checkpoints import Checkpoint, TensorHeader, skeleton, skeleton_of, skeleton_problem
 from lwptv_lightning.checkpoints.skeleton import tied_names
 
 
@@ -55,7 +56,25 @@ def test_a_transformers_folder_describes_its_model_without_weights(tmp_path):
 )
 def test_what_no_library_builds_is_none(config, tmp_path):
     write(tmp_path, "mine.py", "raise SystemExit('run')")
-    assert skeleton_of(checkpoint_in(write(tmp_path, "config.json", config))) is None
+    checkpoint = checkpoint_in(write(tmp_path, "config.json", config))
+    assert skeleton_of(checkpoint) is None
+    problem = skeleton_problem(checkpoint)
+    if not config:
+        assert problem is None
+    elif 10**9 in (config.get("n_layer"), *config.get("model_args", {}).values()):
+        assert problem.endswith("has too many layers for its file")
+    else:
+        library = "timm" if "architecture" in config else "transformers"
+        assert problem.startswith(f"{library} builds no model of it (")
+
+
+def test_a_library_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    checkpoint = checkpoint_in(write(tmp_path, "config.json", {"architectures": ["GPT2Model"], "model_type": "gpt2"}))
+    assert skeleton_of(checkpoint) is None
+    problem = skeleton_problem(checkpoint)
+    assert problem.startswith("transformers cannot be imported (")
+    assert problem.endswith("pip install 'lwptv-lightning[clip]' installs it")
 
 
 def test_without_a_folder_there_is_none(tmp_path):

@@ -338,6 +338,16 @@ def test_the_library_reads_it_again_as_the_same_differences(tmp_path):
     assert open_checkpoint(folder).metadata["lwptv_kind"] == "adapter"
 
 
+def test_a_configuration_of_which_no_model_is_built_is_said(tmp_path):
+    state = {name: tensor.clone() for name, tensor in linear().state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architectures": ["Mine"], "model_type": "mine"}')
+    vectors = TaskVectors.open(tmp_path, {"a": tuned(state, 1)})
+    with pytest.warns(UserWarning, match="transformers builds no model of it .* names and shapes alone tell"):
+        saved = save(vectors, RECIPE, tmp_path / "adapter", 1)
+    assert saved.told_by == "names"
+
+
 def test_a_base_of_a_single_file_is_named(tmp_path):
     model = linear()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
