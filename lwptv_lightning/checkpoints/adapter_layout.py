@@ -10,16 +10,25 @@ PEFT loads an adapter in three ways, of which a tensor gets the first that fits:
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
+from lwptv_lightning.checkpoints.adapter_modules import (
+    ATTENTION,
+    CONVOLUTION,
+    EMBEDDING,
+    LINEAR,
+    TRANSPOSED,
+    AdaptedModule,
+    modules_by_names,
+    modules_of,
+)
 from lwptv_lightning.checkpoints.checkpoint import TensorHeader
 from lwptv_lightning.checkpoints.library_names import model_names
 from lwptv_lightning.checkpoints.skeleton import tied_names
@@ -27,17 +36,9 @@ from lwptv_lightning.checkpoints.skeleton import tied_names
 ROOT = "base_model.model."
 """What PEFT puts before every name."""
 FACTORS, MODULE, WHOLE = "factors", "module", "whole"
-LINEAR, TRANSPOSED, EMBEDDING, CONVOLUTION, ATTENTION = "linear", "transposed", "embedding", "convolution", "attention"
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_COLLECTIONS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
-"""What PEFT puts into no ``modules_to_save``."""
 _MARK = "lora_"
 _PLAIN_PATH = re.compile(r"[\w-]+(\.[\w-]+)*")
 """A path that means itself where PEFT takes it for a pattern."""
-_TAKEN = r"(?<!isinstance\()self\.{}\.(?:in_proj_)?weight\b(?!\.(?:dtype|device|shape|size|ndim))"
-"""How code takes a module's weight, and not what it asks of it."""
-_LINEAR_NAME = re.compile(r"(.*_)?(proj|projection|qkv|query|key|value|dense|fc\d*|lin\d*|linear\d*|head|classifier)")
-"""What linear layers without biases are called, whose weights could be embeddings."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +59,6 @@ class Home:
 
 
 @dataclass(frozen=True)
-class _Module:
-    """What is known of a module.
-
-    Attributes:
-        tensors: Own name to the name in the checkpoint; None where the checkpoint has no such tensor.
-        kind: What its weight's factors are for; None for a weight that has none.
-        is_plain: Whether it can be copied as a whole: it has all its state by itself, and the checkpoint has all of it.
-    """
-
-    tensors: Mapping[str, str | None] = field(default_factory=dict)
-    kind: str | None = None
-    is_plain: bool = True
-
-
-@dataclass(frozen=True)
 class AdapterLayout:
     """Where an adapter holds the change of each tensor.
 
@@ -81,7 +67,7 @@ class AdapterLayout:
         tied: Names in the checkpoint of tensors that are further ones of the model, too.
     """
 
-    modules: Mapping[str, _Module]
+    modules: Mapping[str, AdaptedModule]
     tied: Collection[str] = ()
 
     @classmethod
@@ -96,17 +82,8 @@ class AdapterLayout:
             {'0.weight': 'factors', '0.bias': 'whole', '1.weight': 'module', '1.bias': 'module'}
         """
         named = {new: name for name, new in model_names(model, list(headers)).items()}
-        state = _by_path(model.state_dict())
-        inner = {path[:place] for path in state for place in _dots(path)}
-        modules, bypassed = {}, _bypassed(model)
-        for path, module in model.named_modules(remove_duplicate=False):
-            tensors = {own: named.get(full) for own, full in state.get(path, {}).items()}
-            is_plain = path not in inner and None not in tensors.values() and _is_copyable(path, module)
-            # PEFT replaces modules, but for the model itself; what is not called as a module is not replaced.
-            kind = _kind_of(module) if path and path not in bypassed else None
-            modules[path] = _Module(tensors, kind, is_plain)
         tied = tied_names(model)
-        return cls(modules, frozenset(name for new, name in named.items() if new in tied))
+        return cls(modules_of(model, named), frozenset(name for new, name in named.items() if new in tied))
 
     @classmethod
     def of_names(cls, headers: Mapping[str, TensorHeader], tied: Collection[str] = ()) -> AdapterLayout:
@@ -114,23 +91,7 @@ class AdapterLayout:
 
         What may be something else than a linear layer, as all convolutions may, which can have groups, is held whole.
         """
-        state = _by_path(headers)
-        inner = {path[:place] for path in state for place in _dots(path)}
-        shapes = {path: {own: headers[name].shape for own, name in tensors.items()} for path, tensors in state.items()}
-        fused = {path for path, own in shapes.items() if "in_proj_weight" in own}  # which takes its output's weight
-        kinds = {
-            path: _kind_by_shape(path, own)
-            for path, own in shapes.items()
-            if path and path not in inner and path.rpartition(".")[0] not in fused
-        }
-        if TRANSPOSED in kinds.values():  # a square matrix beside may be either
-            kinds = {path: None if _is_square(shapes[path]) else kind for path, kind in kinds.items()}
-        modules = {path: _Module(is_plain=False) for path in inner}
-        for path, tensors in state.items():
-            is_list = any(own.isdigit() for own in tensors)
-            is_plain = path not in inner and not is_list and "parametrizations" not in path.split(".")
-            modules[path] = _Module(tensors, kinds.get(path), is_plain)
-        return cls(modules, frozenset(tied))
+        return cls(modules_by_names(headers), frozenset(tied))
 
     @cached_property
     def homes(self) -> Mapping[str, Home]:
@@ -224,7 +185,7 @@ class AdapterLayout:
 
         return frozenset(path for path in copied if fits(path))
 
-    def _is_copied(self, path: str, module: _Module) -> bool:
+    def _is_copied(self, path: str, module: AdaptedModule) -> bool:
         parent = self.modules.get(path.rpartition(".")[0])
         in_attention = parent is not None and parent.kind == ATTENTION
         is_tied = any(name in self.tied for name in module.tensors.values())
@@ -249,78 +210,3 @@ def factor_tensors(home: Home, b: Tensor, a: Tensor, shape: tuple[int, ...]) -> 
         found[f"{output}.lora_A.weight"] = a.new_zeros(len(a), size)
         found[f"{output}.lora_B.weight"] = a.new_zeros(size, len(a))
     return found
-
-
-def _kind_of(module: nn.Module) -> str | None:
-    """Return what PEFT adapts a module as; None for classes of which it does not know how they use their weights."""
-    if type(module) is nn.Linear:
-        return LINEAR
-    if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
-        return TRANSPOSED
-    if type(module) is nn.Embedding and module.max_norm is None:
-        return EMBEDDING
-    if type(module) in _CONVOLUTIONS and isinstance(module, _CONVOLUTIONS):
-        # PEFT gives its factors neither groups, nor dilation, nor another padding than zeros.
-        is_usual = module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros"
-        return CONVOLUTION if is_usual else None
-    if type(module) is nn.MultiheadAttention and module.in_proj_weight is not None:
-        return ATTENTION
-    return None
-
-
-def _is_copyable(path: str, module: nn.Module) -> bool:
-    """Whether PEFT can put a copy of a module in its place, which one with hooks, as of a weight norm, would not be."""
-    is_parametrized = "parametrizations" in path.split(".")
-    return not isinstance(module, _COLLECTIONS) and not is_parametrized and not module._forward_pre_hooks
-
-
-def _bypassed(model: nn.Module) -> set[str]:
-    """Return the paths of modules whose weights the code around them takes, without calling them, as timm's BEiT does.
-
-    Their factors would have no effect until they are merged.
-    """
-    found = set()
-    for path, module in model.named_modules(remove_duplicate=False):
-        children = [name for name, _ in module.named_children()]
-        source = _source(type(module).forward) if children else ""
-        found |= {
-            f"{path}.{name}".lstrip(".") for name in children if re.search(_TAKEN.format(re.escape(name)), source)
-        }
-    return found
-
-
-@cache
-def _source(function: Callable[..., Any]) -> str:
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):  # made by other means than a file
-        return ""
-
-
-def _kind_by_shape(path: str, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    weight, bias = shapes.get("weight", ()), shapes.get("bias")
-    if len(weight) != 2 or not shapes.keys() <= {"weight", "bias"}:
-        return None
-    if bias is None:
-        return LINEAR if _LINEAR_NAME.fullmatch(path.rpartition(".")[2]) else None
-    if bias == weight[:1]:
-        return LINEAR
-    return TRANSPOSED if bias == weight[1:] else None
-
-
-def _is_square(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    return len(set(shapes.get("weight", ()))) == 1
-
-
-def _by_path(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Return path to own name to full name."""
-    found: dict[str, dict[str, str]] = {}
-    for name in names:
-        path, _, own = name.rpartition(".")
-        found.setdefault(path, {})[own] = name
-    return found
-
-
-def _dots(path: str) -> list[int]:
-    """Return where the paths end of the modules around one; the model itself is around all but itself."""
-    return [0, *(place for place, letter in enumerate(path) if letter == ".")] if path else []
