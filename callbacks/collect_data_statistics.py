@@ -20,6 +20,7 @@ from lwptv_lightning.evaluation import (
     input_grams,
     inputs_of,
     loaders_of,
+    naming_loader,
     on_rank_zero,
     owner_of,
     replicas_of,
@@ -134,7 +135,8 @@ class CollectDataStatistics(Callback):
             install_(module.model, {name: read(name) for name in vectors.shared_names})
         if own_task is None:
             return
-        inputs = inputs_of(module, batch)
+        with naming_loader(loader):
+            inputs = inputs_of(module, batch)
         wanted = self._wanted(loader, batches, batch_idx, count_samples(inputs))
         if wanted or batch_idx == 0:
             # A process without an example of its own adds zeros, so that all processes sum up the same names.

@@ -15,7 +15,7 @@ from lwptv_lightning.evaluation.inputs import (
     take_samples,
     tensors_of,
 )
-from lwptv_lightning.evaluation.interface import Interface
+from lwptv_lightning.evaluation.interface import Interface, naming_loader
 from lwptv_lightning.evaluation.labels import require_classified, require_labels
 from lwptv_lightning.evaluation.lightning import (
     averages_of,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeAlias
 
@@ -124,6 +125,25 @@ class Interface:
                 f"tensor. It returns {_described(found)}."
             )
         return part
+
+
+@contextmanager
+def naming_loader(loader: str) -> Iterator[None]:
+    """Have an error about a batch, or about what a model returns for it, begin with the loader's name.
+
+    Example:
+        >>> with naming_loader("id/a"):
+        ...     Interface((0, 3)).unpack((1, 2))
+        Traceback (most recent call last):
+        lwptv_lightning.registry.lookup.UnknownNameError: loader 'id/a': unknown key in batch_keys: 3. Known: 0, 1.
+    """
+    try:
+        yield
+    except UnknownNameError as error:
+        error.message = f"loader {loader!r}: {error.message}"
+        raise
+    except TypeError as error:
+        raise TypeError(f"loader {loader!r}: {error}") from error
 
 
 def require_one_tensor(output: Any, model: Any) -> Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from lwptv_lightning.registry import LoaderName, UnknownNameError, nearest, printable_name, shown
+from lwptv_lightning.registry import LoaderName, UnknownNameError, nearest, printable_name, require_texts, shown
 
 AnyMetric: TypeAlias = "Metric | MetricCollection"
 Metrics: TypeAlias = "AnyMetric | Mapping[str, AnyMetric] | Callable[[nn.Module], AnyMetric]"
@@ -42,10 +42,11 @@ class MetricChoice:
         self.is_default = given is None
         self.stored: str | None = None  # what a checkpoint says of its module's, which only the caller can give
         metric: Any = MulticlassAccuracy(average="micro") if given is None else given
-        self._one = metric if isinstance(metric, Metric | MetricCollection) else None
+        self._one = _require_metric("metric", metric) if isinstance(metric, Metric | MetricCollection) else None
         self.named: dict[str, AnyMetric] = {}
         self._make: Callable[[nn.Module], AnyMetric] | None = None
         if isinstance(metric, Mapping):
+            require_texts("the loaders in metric", metric, "names such as 'id/svhn', or of sets such as 'svhn'")
             self.named = {name: _require_metric(f"metric of {shown(name)}", each) for name, each in metric.items()}
             if not self.named:
                 raise ValueError("metric is an empty mapping: expected a metric for each loader, {'id/svhn': metric}.")
@@ -98,8 +99,18 @@ class MetricChoice:
         if self._one is not None:
             return self._one
         if self._make is not None:
-            return _require_metric(f"what metric=... makes for loader {loader!r}", self._make(head))
+            return _require_metric(f"what metric=... makes for loader {loader!r}", self._made(loader, head))
         return self.named[loader if loader in self.named else LoaderName.parse(loader).name]
+
+    def _made(self, loader: str, head: nn.Module) -> object:
+        assert self._make is not None
+        try:
+            return self._make(head)
+        except Exception as error:
+            raise TypeError(
+                f"metric=... failed for loader {loader!r}: it must be a function of one argument, what makes the "
+                f"loader's logits, here a {type(head).__name__}, that returns a metric. {type(error).__name__}: {error}"
+            ) from error
 
     def _require_named(self, loaders: Iterable[str], partly: bool) -> None:
         names = {loader: LoaderName.parse(loader).name for loader in loaders}
@@ -226,4 +237,6 @@ def _is_multiclass(metric: Metric) -> bool:
 def _require_metric(what: str, given: Any) -> AnyMetric:
     if not isinstance(given, Metric | MetricCollection):
         raise TypeError(f"{what} must be a torchmetrics Metric or MetricCollection, not {shown(given)}.")
+    if isinstance(given, MetricCollection) and not len(given):
+        raise ValueError(f"{what} is an empty MetricCollection, which measures nothing.")
     return given

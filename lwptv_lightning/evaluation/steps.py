@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lwptv_lightning.evaluation.heads import Heads
 from lwptv_lightning.evaluation.inputs import inputs_of
-from lwptv_lightning.evaluation.interface import Interface
+from lwptv_lightning.evaluation.interface import Interface, naming_loader
 from lwptv_lightning.evaluation.labels import require_labels, require_logits
 from lwptv_lightning.evaluation.lightning import (
     forget_logged_,
@@ -82,8 +82,9 @@ class EvaluationSteps(LightningModule):
     def count(self, loader: str, batch: Any, batch_idx: int) -> int:
         """Update a prepared loader's metric with the samples of a batch that count, and return how many these are."""
         with self.metrics.counting(loader):
-            inputs, targets = self.unpack(batch)
-            logits = self(inputs, self.head_of(loader))
+            with naming_loader(loader):
+                inputs, targets = self.unpack(batch)
+                logits = self(inputs, self.head_of(loader))
             require_labels(loader, logits, targets, self.metrics[loader])
             return self.metrics.count(loader, self._loaders[loader], batch_idx, logits, targets, inputs)
 

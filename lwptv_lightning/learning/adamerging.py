@@ -10,7 +10,14 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lwptv_lightning.engine import Execution, Stream
-from lwptv_lightning.evaluation import MergeModule, count_samples, inputs_of, require_classified, require_every_loader
+from lwptv_lightning.evaluation import (
+    MergeModule,
+    count_samples,
+    inputs_of,
+    naming_loader,
+    require_classified,
+    require_every_loader,
+)
 from lwptv_lightning.functional import call_with, plain_name
 from lwptv_lightning.merging import installable, merge
 from lwptv_lightning.recipe import MergeRecipe
@@ -154,7 +161,10 @@ class AdaMergingModule(LightningModule):
         if not isinstance(batch, Mapping):
             given = type(batch).__name__
             raise TypeError(f"train on a dict of loaders such as {{'id/svhn': loader}}; a step got a {given}.")
-        inputs = {name: inputs_of(self.merge_module, part) for name, part in batch.items()}
+        inputs = {}
+        for name, part in batch.items():
+            with naming_loader(name):
+                inputs[name] = inputs_of(self.merge_module, part)
         loss = self.entropy(inputs)
         self.log("entropy", loss, prog_bar=True, batch_size=sum(map(count_samples, inputs.values())))
         return loss

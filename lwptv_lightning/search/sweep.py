@@ -17,6 +17,7 @@ from lwptv_lightning.evaluation import (
     draws_kept,
     in_precision,
     loaders_of,
+    naming_loader,
     replicas_of,
     require_classified,
     require_labels,
@@ -156,7 +157,8 @@ class _SweepModule(LightningModule):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         loader = tuple(self._collected)[dataloader_idx]
         with self._replicas.ranks.telling_errors():
-            inputs, targets = self.module.unpack(batch)
+            with naming_loader(loader):
+                inputs, targets = self.module.unpack(batch)
             arguments = inputs, self.module.head_of(loader)
             with torch.compiler.set_stance("force_eager"):  # compiled code would be compiled anew for each candidate
                 logits = [call_with(self.module, weights, *arguments) for weights in self._weights]

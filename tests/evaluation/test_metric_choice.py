@@ -38,6 +38,9 @@ def test_a_function_of_the_head():
     assert [metric.num_classes for metric in found.values()] == [2, 5, 5]
     with pytest.raises(TypeError, match="what metric=... makes for loader 'id/a' must be a torchmetrics .*, not 0.5"):
         MetricChoice(lambda head: 0.5).of(HEADS)
+    for make in (lambda head, loader: MeanSquaredError(), lambda head: MulticlassF1Score(head.classes)):
+        with pytest.raises(TypeError, match=r"failed for loader 'id/a'.*one argument.*here a Linear.*Error: "):
+            MetricChoice(make).of(HEADS)
 
 
 def test_a_loader_without_a_metric_is_refused_with_the_nearest_name():
@@ -57,6 +60,9 @@ def test_a_metric_without_a_loader_is_refused_unless_only_some_loaders_are_there
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
+        (MetricCollection([]), ValueError, "metric is an empty MetricCollection"),
+        ({"a": MetricCollection([])}, ValueError, "metric of 'a' is an empty MetricCollection"),
+        ({1: MeanSquaredError()}, TypeError, "the loaders in metric must be names such as 'id/svhn'"),
         ({}, ValueError, "empty mapping: expected a metric for each loader"),
         ({"id/a": 0.5}, TypeError, "metric of 'id/a' must be a torchmetrics Metric or MetricCollection, not 0.5"),
         (MulticlassAccuracy, TypeError, "metric must be a torchmetrics Metric or MetricCollection, not <class"),

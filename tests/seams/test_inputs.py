@@ -223,8 +223,19 @@ def test_batches_of_inputs_alone(states, sets, make_trainer):
 
 def test_a_batch_of_an_unknown_kind_is_refused(states, sets, make_trainer):
     module = MergeModule(AsTensor(), TaskVectors.open(*states))
-    with pytest.raises(TypeError, match=r"a batch must be \(inputs, targets\), not dict; override unpack"):
+    with pytest.raises(TypeError, match=r"loader 'id/a': a batch must be \(inputs, targets\), not dict; override"):
         make_trainer().validate(module, loaders_of(sets, collate_dicts), verbose=False)
+    named = MergeModule(AsTensor(), TaskVectors.open(*states), batch_keys=("inputs", "label"))
+    message = "loader 'id/a': unknown key in batch_keys: 'inputs'. Known: left, right"
+    loaders = loaders_of(sets, collate_dicts)
+    with pytest.raises(ValueError, match=message):
+        make_trainer().test(named, loaders, verbose=False)
+    with pytest.raises(ValueError, match=message):
+        sweep(make_trainer(), named, {"own": named.recipe}, loaders)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(callbacks=[CollectDataStatistics("gram")]).validate(named, loaders, verbose=False)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(max_steps=1).fit(AdaMergingModule(named), loaders)
 
 
 @pytest.mark.parametrize("mode", ["min_size", "max_size", "max_size_cycle"])
