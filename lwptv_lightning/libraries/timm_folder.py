@@ -113,10 +113,12 @@ def _problem(config: Mapping[str, Any], wanted: Wanted) -> str | None:
 
 
 def _as_loaded(model: nn.Module, headers: Mapping[str, TensorHeader]) -> dict[str, TensorHeader]:
-    """Return tensors as timm names them when it loads a file of an earlier version."""
+    """Return tensors as timm names them when it loads a file of an earlier version; as they are where it resamples."""
     converted = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
     state = {name: torch.empty(each.shape, dtype=each.dtype, device="meta") for name, each in headers.items()}
     try:
-        return TensorHeader.of_all(state if converted is None else converted(state, model))
+        found = TensorHeader.of_all(state if converted is None else converted(state, model))
+        is_resampled = any(name in headers and each.numel != headers[name].numel for name, each in found.items())
+        return dict(headers) if is_resampled else found
     except Exception:  # it is written for files of its models, and these may be any
         return dict(headers)

@@ -134,3 +134,19 @@ def test_a_module_that_timm_cannot_describe_is_refused(tmp_path):
     with pytest.raises(FolderError, match=r"timm cannot say how the given model is built \(ValueError.*'block'"):
         save_merged(vectors, RECIPE, tmp_path / "out", format="timm")
     assert not list(tmp_path.iterdir())
+
+
+def test_resampled_position_embeddings_give_a_folder_of_their_size(tmp_path):
+    def make_vit(size):
+        return timm.create_model("vit_tiny_patch16_224", img_size=size, depth=1, num_classes=3).eval()
+
+    base = make_vit(64)
+    save_base(base, tmp_path / "base")
+    tasks = {"a": tuned(base, 1, scale=0.001)}
+    options = {"model": make_vit(96), "resize_position_embedding": True}
+    vectors = TaskVectors.open(tmp_path / "base", tasks, **options)
+    module = MergeModule(make_vit(96), vectors, RECIPE)
+    for out in (save_merged(vectors, RECIPE, tmp_path / "out"), module.save_merged(tmp_path / "module")):
+        loaded = assert_loads(out, merge(vectors, RECIPE))
+        assert loaded.patch_embed.img_size == (96, 96)
+        assert config_of(out)["pretrained_cfg"]["input_size"] == [3, 96, 96]
