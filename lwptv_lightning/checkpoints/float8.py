@@ -19,10 +19,12 @@ from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, 
 from lwptv_lightning.checkpoints.names import quantization_config
 
 _ACTIVATIONS = {
-    *("input_scale", "output_scale", "activation_scale", "scale_input", "scale_output", "comfy_quant"),
-    *("q_scale", "k_scale", "v_scale", "prob_output_scale", "scaled_fp8"),
+    *("input_scale", "output_scale", "activation_scale", "scale_input", "scale_output"),
+    *("q_scale", "k_scale", "v_scale", "prob_output_scale"),
 }
-"""Last parts of names of what belongs to the inputs of quantized layers, or says that they are quantized."""
+"""Last parts of names of single numbers by which inputs of quantized layers are scaled."""
+_MARKS = {"comfy_quant", "scaled_fp8"}
+"""Last parts of names of what says that a layer, or a model, is quantized."""
 _MORE_SCALES = ("scale_2", "global_scale", "zero_point")
 """What a weight has beside its scale that is more than numbers times a scale."""
 _USUAL_BLOCK = 128
@@ -90,9 +92,10 @@ def _is_float8(header: TensorHeader) -> bool:
 
 def _is_left_over(name: str, checkpoint: Checkpoint) -> bool:
     """Whether a tensor serves quantized layers alone; transformers writes scales of some weights that are not."""
-    return name.rpartition(".")[2] in _ACTIVATIONS or (
-        name.endswith("_scale_inv") and name.removesuffix("_scale_inv") in checkpoint.headers
-    )
+    last = name.rpartition(".")[2]
+    if name.endswith("_scale_inv"):
+        return name.removesuffix("_scale_inv") in checkpoint.headers
+    return last in _MARKS or (last in _ACTIVATIONS and checkpoint.headers[name].numel == 1)
 
 
 def _pairs(checkpoint: Checkpoint, float8: Sequence[str], config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

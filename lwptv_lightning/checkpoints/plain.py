@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 
@@ -47,7 +48,9 @@ def _has_no_values(tensor: Tensor) -> bool:
 @cache
 def _computes(dtype: torch.dtype) -> bool:
     try:
-        numbers = torch.zeros(1, dtype=dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a dtype is new to torch
+            numbers = torch.zeros(1, dtype=dtype)
         numbers.clone().to(torch.complex128 if dtype.is_complex else torch.float64)
     except Exception:  # each kind refuses in its own way
         return False

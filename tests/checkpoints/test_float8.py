@@ -90,7 +90,7 @@ SHAPES = [  # of weight, scale and block
     ((3, 4, 6), (3, 1, 6), (1, 4, 1)),
     ((3, 8, 6), (3, 2, 3), (1, 4, 2)),
     ((6, 3, 2, 2), (6,), (1, 3, 2, 2)),
-    ((130, 258), (2, 3), (128, 128)),
+    ((130, 3), (2, 1), (128, 3)),
     ((6,), (1,), (6,)),
     ((6,), (6,), (1,)),
     ((0, 4), (1, 4), (1, 1)),
@@ -126,8 +126,9 @@ def test_what_serves_activations_is_left_out():
     extras |= {"scaled_fp8": torch.zeros(2).to(E4M3), "b.weight_scale_inv": torch.ones(1, 1)}
     found = open_checkpoint(state | extras | {"b.weight": torch.ones(2, 2, dtype=torch.bfloat16)})
     assert found.names == ("a.weight", "a.bias", "b.weight")
-    alone = {"a.weight": torch.ones(2, 3), "a.k_scale": torch.ones(2)}
+    alone = {"a.weight": torch.ones(2, 3), "a.k_scale": torch.ones(1)}
     assert open_checkpoint(alone).names == tuple(alone)
+    assert "a.q_scale" in open_checkpoint(state | {"a.q_scale": torch.ones(2)}).names
 
 
 def test_float8_without_a_scale_is_a_number_like_any_other():
