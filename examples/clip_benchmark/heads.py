@@ -1,47 +1,16 @@
-"""Zero-shot heads: a class's weight is the mean of what the text encoder makes of its name in several sentences."""
+"""Zero-shot heads, kept in files: the text encoder is made only for those that no earlier run has stored."""
 
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch import nn
 
-SENTENCES = ("a photo of a {}.", "a blurry photo of a {}.", "a photo of the {}.", "an image of a {}.")
-
-
-class ZeroShotHead(nn.Module):
-    """``logits = scale * normalize(features) @ weight.T``.
-
-    Args:
-        weight: ``(classes, features)``, of unit length each.
-        scale: CLIP's inverse temperature.
-    """
-
-    def __init__(self, weight: Tensor, scale: float = 100.0) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.scale = scale
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.scale * normalize(features, dim=-1) @ self.weight.T
-
-
-def zero_shot_weight(
-    text_model: nn.Module, tokenize: Any, classes: Sequence[str], sentences: Sequence[str] = SENTENCES
-) -> Tensor:
-    """Return ``(classes, features)`` from an open_clip model and its tokenizer."""
-    rows = []
-    with torch.no_grad():
-        for name in classes:
-            words = name.replace("_", " ")
-            embedded = text_model.encode_text(tokenize([sentence.format(words) for sentence in sentences]))
-            rows.append(normalize(normalize(embedded, dim=-1).mean(0), dim=-1))
-    return torch.stack(rows)
+from lwptv_lightning import ZeroShotHead, zero_shot_head
+from lwptv_lightning.evaluation import SENTENCES
 
 
 def cached_heads(
@@ -59,7 +28,7 @@ def cached_heads(
         about = {"sentences": json.dumps(list(own))}
         if not path.exists():
             encoder = encoder or make_text_encoder()
-            save_file({"weight": zero_shot_weight(*encoder, names, own)}, path, about)
+            save_file({"weight": zero_shot_head(*encoder, names, own).weight}, path, about)
         with safe_open(path, framework="pt") as file:
             heads[name], stored = ZeroShotHead(file.get_tensor("weight")), file.metadata() or {}
         if len(heads[name].weight) != len(names):

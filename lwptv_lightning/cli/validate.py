@@ -6,11 +6,12 @@ or classes of your own, in any importable module, do as well.
 
 import argparse
 import warnings
+from pathlib import Path
 
 from lwptv_lightning.cli.ending import WrongArgumentsError
 from lwptv_lightning.registry import printable
 
-_SAVE = "where to write the merged model that was validated, a .safetensors file; heads, where it has some, beside it"
+_SAVE = "where to write the merged model that was validated, a .safetensors file or a folder; with its heads, if any"
 
 
 def run(options: argparse.Namespace) -> None:
@@ -20,11 +21,13 @@ def run(options: argparse.Namespace) -> None:
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from lwptv_lightning.checkpoints import require_place
-    from lwptv_lightning.evaluation import EvaluationSuite, MergeModule
+    from lwptv_lightning.evaluation import EvaluationSuite, MergeModule, heads_path
+    from lwptv_lightning.merging import require_output
 
     class Command(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.add_argument("--save", type=str | None, default=None, help=_SAVE)
+            parser.add_argument("--overwrite", type=bool, default=False, help="replace a model that is there")
 
     try:
         with warnings.catch_warnings():
@@ -46,9 +49,12 @@ def run(options: argparse.Namespace) -> None:
                 },
             )
         if (path := cli.config["save"]) is not None:
-            require_place(path)
+            require_output(path, overwrite=cli.config["overwrite"])
+            if cli.model.heads and Path(path).suffix == ".safetensors":
+                require_place(heads_path(path), overwrite=cli.config["overwrite"])
         cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)
         if path is not None:
+            # Looked at before, as several processes of one run write the same.
             written = cli.model.save_merged(path, heads=bool(cli.model.heads))
             print(printable(f"The merged model is in {written}"))
     except argparse.ArgumentError as error:

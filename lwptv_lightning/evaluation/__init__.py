@@ -46,7 +46,7 @@ from lwptv_lightning.evaluation.module import MergeModule
 from lwptv_lightning.evaluation.reload import load_merged
 from lwptv_lightning.evaluation.shares import Replicas, is_located, share_loaders, share_of
 from lwptv_lightning.evaluation.weights import WeightsOwner, owner_of
-from lwptv_lightning.evaluation.zero_shot import ZeroShotHead, zero_shot_head
+from lwptv_lightning.evaluation.zero_shot import SENTENCES, ZeroShotHead, zero_shot_head
 from lwptv_lightning.registry import LoaderName
 
 __all__ = [

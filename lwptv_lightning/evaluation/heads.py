@@ -15,9 +15,9 @@ from lwptv_lightning.evaluation.given_heads import HeadsGiven, resolve
 from lwptv_lightning.evaluation.heads_file import describe_head, remake
 from lwptv_lightning.evaluation.in_place import in_place
 from lwptv_lightning.evaluation.interface import Interface, require_one_tensor
-from lwptv_lightning.functional import plain_module
+from lwptv_lightning.functional import plain_module, plain_name
 from lwptv_lightning.merging import unset_by
-from lwptv_lightning.registry import LoaderName, UnknownNameError, require_kind
+from lwptv_lightning.registry import LoaderName, UnknownNameError, require_kind, require_known
 from lwptv_lightning.task_vectors import TaskVectors, output_paths
 
 
@@ -84,7 +84,7 @@ class Heads(nn.Module):
         """Return given heads, and those that task vectors bring along because their shapes differ: the classifiers."""
         if vectors is None:
             modules, aliases = resolve(given, (), model, are_all=False)
-            return cls(modules, aliases=aliases)
+            return cls(modules, aliases=aliases)._in(model)
         paths = vectors.classifiers
         modules, aliases = resolve(given, vectors.tasks if paths else (), model, paths=paths)
         own = own_heads(model, vectors, [task for task in vectors.tasks if task not in {**modules, **aliases}])
@@ -94,7 +94,15 @@ class Heads(nn.Module):
             instead_of=unset_by(model, vectors),
             in_place_of=paths,
             aliases=aliases,
-        )
+        )._in(model)
+
+    def _in(self, model: nn.Module) -> Heads:
+        """Return the heads; an `UnknownNameError` names a place that the model has not."""
+        known = dict.fromkeys(plain_name(path) for path, _ in plain_module(model).named_modules() if path)
+        for name, head in ((unquote(key), head) for key, head in self._modules.items() if head is not None):
+            for path in place_of(head):
+                require_known(f"module in whose place the head of {name!r} acts:", path, known)
+        return self
 
     def keys(self) -> tuple[str, ...]:
         """Return the names."""

@@ -126,10 +126,16 @@ def test_wrong_heads_are_told_as_they_are(case, own_classifiers):
         main(["validate", "--config", "all.yaml"])
 
 
-def test_where_a_model_cannot_be_saved_is_told_first(own_classifiers, monkeypatch):
+def test_where_a_model_cannot_be_saved_is_told_first(own_classifiers):
     own_classifiers["model"]["init_args"]["heads"] = {"far": "a", "other": "a"}
     Path("all.yaml").write_text(yaml.safe_dump(own_classifiers))
     Path("file").touch()
-    with pytest.raises(SystemExit, match="lwptv validate: .*file/merged"):
-        main(["validate", "--config", "all.yaml", "--save", "file/merged.safetensors"])
+    Path("there.heads.safetensors").touch()
+    for path in ("file/merged.safetensors", "there.safetensors"):
+        with pytest.raises(SystemExit, match=f"lwptv validate: .*{path.partition('.')[0]}"):
+            main(["validate", "--config", "all.yaml", "--save", path])
     assert not Path("report").exists()
+    main(["validate", "--config", "all.yaml", "--save", "there.safetensors", "--overwrite", "true"])
+    assert list(read_heads("there.heads.safetensors")) == ["a", "far", "other"]
+    main(["validate", "--config", "all.yaml", "--save", "folder", "--trainer.callbacks=null"])
+    assert list(read_heads("folder/heads.safetensors")) == ["a", "far", "other"]

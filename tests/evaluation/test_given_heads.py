@@ -121,3 +121,14 @@ def test_names_to_come_are_left_to_a_checkpoint_of_the_trainers(base):
     modules, aliases = resolve({"x": "a", "y": "missing.pt"}, (), base, are_all=False)
     assert not modules
     assert aliases == {"x": "a", "y": "missing.pt"}
+
+
+def test_a_place_that_the_model_has_not_is_told_at_once(base, vectors):
+    head = nn.Linear(4, 2)
+    head.in_place_of = "fcc"
+    for given in (vectors, None):
+        with pytest.raises(UnknownNameError, match=r"in whose place the head of 'x' acts: 'fcc'\. Did you mean 'fc'"):
+            MergeModule(base, given, heads={"x": head})
+    head.in_place_of = "fc"
+    module = MergeModule(base, vectors, heads={"x": head}).merge_()
+    assert torch.equal(module(INPUTS, "x"), head(features(module)))
