@@ -39,7 +39,7 @@ from lwptv_lightning.task_vectors.classifiers import (
 )
 from lwptv_lightning.task_vectors.integers import require_one_form, telling_quantized
 from lwptv_lightning.task_vectors.sizes import ImageSizes
-from lwptv_lightning.task_vectors.ties import complete, tied_to, ties_of
+from lwptv_lightning.task_vectors.ties import complete, tied_to, ties_of, without_repeated
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,7 @@ def _align_expert(
     if is_adapter(expert):
         difference, replaced = expand_adapter(expert, (base, raw_base), modules, ties_of)
     elif is_task_vector(expert):
+        expert = without_repeated(expert, (base, raw_base), modules)
         difference, replaced = expert, None
     else:
         found = expert if model is None else sizes.converted(expert, base.headers)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, TensorHeader, compare_headers
+from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, TensorHeader, compare_headers, match_names
 from lwptv_lightning.functional import plain_name
 
 _LEAST = 16
@@ -141,6 +141,25 @@ def complete(base: Checkpoint, expert: Checkpoint, modules: Iterable[nn.Module] 
     if not added and not needless:
         return expert
     return expert.renamed({**{name: name for name in expert.names if name not in needless}, **added})
+
+
+def without_repeated(
+    difference: Checkpoint, bases: Iterable[Checkpoint], modules: Sequence[nn.Module] = ()
+) -> Checkpoint:
+    """Return a difference without the further names of tied weights that none of some bases has.
+
+    So a run that knew a tied weight under all of its names fits the files that hold it once.
+    """
+    for base in bases:
+        named = match_names(difference, base.headers)
+        found = compare_headers(base.headers, named.headers)
+        held = found.matched
+        told = [group for module in modules for group in tied_in(module, {*base.names, *named.names})]
+        extra = {name for name in found.extra for group in told if name in group and _repeats(named, name, group, held)}
+        extra |= _twins(named, [name for name in found.extra if name not in extra], held).keys()
+        if extra and extra == set(found.extra):
+            return named.renamed({name: name for name in named.names if name not in extra})
+    return difference
 
 
 def _told(

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from _helpers.states import assert_same_bits
+from lightning.pytorch import LightningModule
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -22,6 +23,7 @@ from lwptv_lightning import (
     open_checkpoint,
     save_merged,
 )
+from lwptv_lightning.callbacks import TaskVectorCheckpoint
 from lwptv_lightning.checkpoints import Provenance
 from lwptv_lightning.inspection import check, verify
 from lwptv_lightning.search import sweep
@@ -216,6 +218,38 @@ def test_a_model_that_is_built_without_memory_stays_tied(held_once):
     module = MergeModule(build, held_once, SUM).merge_()
     assert module.model.decode.weight is module.model.embed.weight
     assert torch.equal(module.model.embed.weight, merge(held_once, SUM)["embed.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:.*another base")
+def test_a_run_that_knew_all_names_fits_files_that_hold_one(held_once, make_trainer, tmp_path):
+    class Run(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = Tied()
+            install_(self.net, {name: held_once.base(name) for name in held_once.names})
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    run = Run()
+    data = torch.utils.data.DataLoader([(torch.tensor(i), torch.tensor(7 - i)) for i in range(8)], batch_size=4)
+    recorder = TaskVectorCheckpoint(tmp_path, "a", backbone="net")
+    make_trainer(max_epochs=1, callbacks=[recorder]).fit(run, data)
+    assert "decode.weight" in open_checkpoint(tmp_path).names
+    base = {name: held_once.base(name) for name in held_once.names}
+    vectors = TaskVectors.open(base, {"a": tmp_path})
+    tuned = run.net.state_dict()
+    assert vectors.names == tuple(base)
+    assert torch.equal(vectors.stack("embed.weight")[0], tuned["embed.weight"] - base["embed.weight"])
+    other = {name: tensor.clone() for name, tensor in load_file(tmp_path / "task_vector.safetensors").items()}
+    other["decode.weight"] += 1
+    about = open_checkpoint(tmp_path).metadata
+    save_file(other, tmp_path / "task_vector.safetensors", metadata=about)
+    with pytest.raises(CheckpointError, match=r"the base has no tensor decode\.weight"):
+        TaskVectors.open(base, {"a": tmp_path})
 
 
 def test_ties_that_were_undone_are_named():
