@@ -236,9 +236,9 @@ class Expansion:
             return []
         found = [group for group in self.home.tied if not changed.isdisjoint(group)] + self._copied
         lacking = {name for name in changed if not (self.home.header(name) or _is_numbered(name))}
-        if not lacking.difference(*found):
-            return found
-        return found + [group for group in self.home.tied_by_description if not lacking.isdisjoint(group)]
+        if lacking.difference(*found):
+            found += [group for group in self.home.tied_by_description if not lacking.isdisjoint(group)]
+        return _joined(found)
 
     @cached_property
     def _copied(self) -> list[list[str]]:
@@ -264,7 +264,7 @@ class Expansion:
         every = {name: self.home.rename(f"{path}.{name}") for name in found}
         held = [name for name, renamed in every.items() if self.home.header(renamed)]
         if not held and every and not any(self.home.header(self.home.rename(f"{path}.{each}")) for each in WEIGHTS):
-            self._require(min(every.values()))  # such as a mixture's experts, whose files hold each by itself
+            self._require(min(every.values()), " Where a file holds experts one by one, give the base as a module.")
         return held
 
     def _weight(self, module: AdaptedModule) -> str:
@@ -293,15 +293,25 @@ class Expansion:
     def _shape(self, name: str) -> tuple[int, ...]:
         return self.adapter.headers[name].shape
 
-    def _require(self, name: str) -> TensorHeader:
+    def _require(self, name: str, hint: str = "") -> TensorHeader:
         header = self.home.header(name)
         if header is None:
             base = self.home.base
             raise CheckpointError(
                 f"{self.adapter.source}: the base has no tensor {name}.{nearest(name, base.names)} "
-                f"Expected {base.source} to be the model that was fine-tuned."
+                f"Expected {base.source} to be the model that was fine-tuned.{hint}"
             )
         return header
+
+
+def _joined(groups: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Return groups without a name in common, each of those that had one joined."""
+    found: list[list[str]] = []
+    for group in groups:
+        meeting = [each for each in found if not set(each).isdisjoint(group)]
+        found = [each for each in found if each not in meeting]
+        found.append(list(dict.fromkeys(name for each in (*meeting, group) for name in each)))
+    return found
 
 
 def _is_numbered(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 
 import pytest
 import timm
@@ -39,6 +40,7 @@ class Every(nn.Module):
 
 
 LAYERS = ["line", "points", "image", "volume", "words", "square", "fc", "bare"]
+OF_DORA = LAYERS if hasattr(peft.tuners.lora.dora, "DoraConv1dLayer") else LAYERS[2:]
 WITH_BIAS = ["line", "image", "volume", "square", "fc"]
 
 
@@ -58,6 +60,16 @@ def vit():
 def timms():
     sizes = {"img_size": 32, "embed_dim": 24, "num_heads": 2, "depth": 2, "num_classes": 3}
     return timm.create_model("vit_tiny_patch16_224", pretrained=False, **sizes)
+
+
+def t5():
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 11}
+    tokens = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **tokens))
+
+
+def masked_bert():
+    return transformers.BertForMaskedLM(transformers.BertConfig(**SIZES, vocab_size=30))
 
 
 def mixtral():
@@ -80,11 +92,10 @@ CASES = {
     "bias of the factors": (Every, {"target_modules": WITH_BIAS, "lora_bias": True}),
     "both biases": (Every, {"target_modules": WITH_BIAS, "lora_bias": True, "bias": "all"}),
     "saved whole": (Every, {"target_modules": LAYERS, "modules_to_save": ["head", "norm"], "bias": "all"}),
-    "DoRA": (Every, {"target_modules": LAYERS, "use_dora": True, "bias": "all"}),
+    "DoRA": (Every, {"target_modules": OF_DORA, "use_dora": True, "bias": "all"}),
     "DoRA of Conv1D": (gpt2, {"target_modules": ["c_attn", "c_proj"], "use_dora": True}),
     "fused attention": (Every, {"target_modules": ["attention", "fc"], "alpha_pattern": {"attention": 3}}),
     "biases of a fused attention": (Every, {"target_modules": ["attention"], "lora_bias": True, "bias": "all"}),
-    "orthogonal": (Every, {"target_modules": ["fc"], "init_lora_weights": "orthogonal"}),
     "Conv1D": (gpt2, {"target_modules": ["c_attn", "c_proj", "c_fc"], "bias": "all"}),
     "square Conv1D alone": (gpt2, {"target_modules": ["attn.c_proj"]}),
     "Conv1D and Linear": (gpt2, {"target_modules": ["c_attn", "c_proj", "lm_head"]}),
@@ -93,6 +104,8 @@ CASES = {
     "tied embedding, saved": (gpt2, {"target_modules": ["wte"], "saving": {"save_embedding_layers": True}}),
     "tokens": (gpt2, {"target_modules": ["c_attn"], "trainable_token_indices": [1, 4]}),
     "tokens by name": (gpt2, {"target_modules": ["c_attn"], "trainable_token_indices": {"wte": [4, 1]}}),
+    "tied head that is not saved": (masked_bert, {"target_modules": ["decoder", "query"]}),
+    "four names of one tensor": (t5, {"target_modules": ["embed_tokens", "lm_head", "q"]}),
     "BERT": (bert, {"target_modules": ["query", "dense", "word_embeddings"], "task_type": "SEQ_CLS"}),
     "ViT": (vit, {"target_modules": ["q_proj", "fc1", "projection"], "modules_to_save": ["classifier"]}),
     "timm": (timms, {"target_modules": ["qkv", "proj", "fc1"], "modules_to_save": ["head"]}),
@@ -102,6 +115,7 @@ NEWER = {  # options that earlier versions of PEFT do not have
         mixtral,
         {"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "experts.down_proj"]},
     ),
+    "orthogonal": lambda: (Every, {"target_modules": ["fc"], "init_lora_weights": "orthogonal"}),
     "mica": lambda: (Every, {"target_modules": ["square", "words"], "init_lora_weights": "mica", "r": 3}),
     "use_bdlora": lambda: (Every, {"target_modules": ["square", "bare"], "use_bdlora": blocks(["square"], ["bare"])}),
     "velora_config": lambda: (Every, {"target_modules": ["fc"], "velora_config": {"num_groups": 2}}),
@@ -117,6 +131,7 @@ VARIANTS = {field.name for field in FIELDS if field.metadata.get("is_lora_varian
 VARIANTS |= {name for field in FIELDS for name in field.metadata.get("lora_variants", ())}
 """The options and initialisations that this version of PEFT calls variants of LoRA."""
 KNOWN = VARIANTS | {field.name for field in FIELDS}
+KNOWN |= set(re.findall(r"'(\w+)'", next(str(field.type) for field in FIELDS if field.name == "init_lora_weights")))
 
 
 def factors(path):
@@ -149,15 +164,16 @@ def test_every_variant_of_lora_is_tried_or_refused():
     assert VARIANTS - refused - {"use_dora"} <= set(NEWER)
 
 
-@pytest.mark.parametrize("name", ["tied head", "tied head and embedding", "tokens", "tied embedding, saved", "BERT"])
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("tied", "tokens", "four", "BERT"))])
 def test_the_base_is_the_folder_of_a_transformers_model(name, tmp_path):
     model, options = case(name)
     model.save_pretrained(tmp_path / "base")  # without the tied head
     expected = write_lora(model, tmp_path / "a", **options)
-    vectors = TaskVectors.open(tmp_path / "base", {"a": tmp_path / "a"})
-    for each in vectors.names:
-        torch.testing.assert_close(vectors.expert("a", each), expected[each], atol=1e-5, rtol=0)
-        assert bool(vectors.stack(each).any()) == (not torch.equal(expected[each], model.state_dict()[each]))
+    for given in (None, model):
+        vectors = TaskVectors.open(tmp_path / "base", {"a": tmp_path / "a"}, model=given)
+        for each in (*vectors.names, *vectors.tied):
+            torch.testing.assert_close(vectors.expert("a", each), expected[each], atol=1e-5, rtol=0)
+            assert bool(vectors.stack(each).any()) == (not torch.equal(expected[each], model.state_dict()[each]))
 
 
 def test_the_configuration_of_the_base_tells_what_its_head_is_tied_to(tmp_path):
@@ -227,7 +243,8 @@ def test_an_adapter_with_a_name_of_its_own(tmp_path):
 def test_adalora(tmp_path):
     torch.manual_seed(1)
     model = Every()
-    options = {"target_modules": ["square", "fc", "image"], "total_step": 10, "init_r": 5, "lora_alpha": 6}
+    layers = ["square", "fc", *(["image"] if hasattr(peft.tuners.adalora.layer, "SVDConv2d") else [])]
+    options = {"target_modules": layers, "total_step": 10, "init_r": 5, "lora_alpha": 6}
     expected = save(adapted(model, peft.AdaLoraConfig(**options)), tmp_path)
     require_equal(TaskVectors.open(model, {"a": tmp_path}), model.state_dict(), expected)
 
