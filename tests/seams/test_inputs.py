@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lwptv_lightning import AdaMergingModule, CollectDataStatistics, MergeModule, TaskVectors, merge
 from lwptv_lightning.callbacks import RecalibrateBatchNorm
+from lwptv_lightning.registry import UnknownNameError
 from lwptv_lightning.search import sweep
 
 SIZE = 14
@@ -211,6 +212,27 @@ def test_recalibration_of_a_module_of_ones_own(make_trainer, sets):
     module = Foreign()
     RecalibrateBatchNorm(DataLoader(sets["a"], 4, collate_fn=collate_dicts)).recalibrate_(module)
     assert module.net.norm.num_batches_tracked == 4
+
+
+def test_recalibration_of_a_module_of_ones_own_by_keys(sets):
+    class Foreign(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, left, right):
+            return self.net(left, right)
+
+    torch.manual_seed(0)
+    module = Foreign()
+    batches = DataLoader(sets["a"], SIZE, collate_fn=collate_dicts)
+    RecalibrateBatchNorm(batches, batch_keys=(("left", "right"), "label")).recalibrate_(module)
+    inputs = sets["a"].tensors[0]
+    with torch.no_grad():
+        expected = (module.net.left(inputs[:, :3]) + module.net.right(inputs[:, 3:])).mean(0)
+    torch.testing.assert_close(module.net.norm.running_mean, expected)
+    with pytest.raises(UnknownNameError, match="'lefd'. Did you mean 'left'"):
+        RecalibrateBatchNorm(batches, batch_keys=("lefd", "label")).recalibrate_(module)
 
 
 def test_batches_of_inputs_alone(states, sets, make_trainer):
