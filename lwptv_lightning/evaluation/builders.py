@@ -23,6 +23,7 @@ def timm_module(
     metric: Metric | MetricCollection | dict[str, Metric | MetricCollection] | None = None,
     expert_accuracy: dict[str, float] | None = None,
     resize_position_embedding: bool = False,
+    batch_keys: list[Any] | None = None,
 ) -> MergeModule:
     """Return a timm model merged from checkpoint files; classifiers whose shapes differ become the tasks' heads.
 
@@ -38,6 +39,7 @@ def timm_module(
         metric: A metric, or one for each loader; top-1 accuracy by default.
         expert_accuracy: Set name to the accuracy of its expert.
         resize_position_embedding: Whether to resample what is of another image size; see `TaskVectors.open`.
+        batch_keys: Where a batch has inputs and targets; see `MergeModule`.
     """
     import timm
 
@@ -52,6 +54,7 @@ def timm_module(
         metric=metric,
         expert_accuracy=expert_accuracy,
         resize_position_embedding=resize_position_embedding,
+        batch_keys=batch_keys,
     )
 
 

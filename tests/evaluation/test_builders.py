@@ -18,7 +18,9 @@ def test_a_timm_model_is_merged_from_files(make_vit, tmp_path):
     for name, state in states.items():
         save_file(state, paths[name])
     files = {task: paths[task] for task in "ab"}
-    module = timm_module("vit_tiny_patch16_224", paths["base"], files, {"rule": "ties"}, model_arguments=TINY)
+    arguments = {"model_arguments": TINY, "batch_keys": [["x"], "label"]}
+    module = timm_module("vit_tiny_patch16_224", paths["base"], files, {"rule": "ties"}, **arguments)
+    assert module.unpack({"x": 1, "label": 2}) == ({"x": 1}, 2)
     assert module.recipe == MergeRecipe("ties")
     expected = merge(TaskVectors.open(base, {task: states[task] for task in "ab"}), MergeRecipe("ties"))
     assert_same_bits(module.merge_().model.state_dict(), expected)
