@@ -39,6 +39,7 @@ HUGGING_FACE_SHARDS = f"shard-{'[0-9]' * 5}-model-*-of-*.safetensors"
 """The files of torch's HuggingFaceStorageWriter, where each process writes its own."""
 _OFFSETS = "DCP_SHARDING_INFO"
 _LIGHTNINGS_OWN = "meta.pt"
+_OPTIMIZERS_OWN = {"state", "param_groups"}
 _OPTIMIZER = re.compile(r"optim(izer)?s?(_?states?)?(_\d+)?")
 
 
@@ -148,7 +149,7 @@ class _StoredPieces:
 
 
 def _nested(described: Described, source: str) -> dict[str, Any]:
-    """Return the state that was stored, nested as it was, with flat names in the place of the tensors."""
+    """Return the state that was stored, nested as it was: flat names in the place of tensors, None of all else."""
     state: dict[str, Any] = {}
     for flat, path in described.paths.items():
         inner = state
@@ -157,13 +158,19 @@ def _nested(described: Described, source: str) -> dict[str, Any]:
         if not isinstance(inner, dict) or path[-1] in inner:
             raise CheckpointError(f"{source}: {flat!r} stands where another tensor does.")
         inner[path[-1]] = flat
+    for path in described.objects:
+        inner = state
+        for key in path[:-1]:
+            inner = inner.setdefault(key, {}) if isinstance(inner, dict) else inner
+        if isinstance(inner, dict):
+            inner.setdefault(path[-1], None)
     return state
 
 
 def _weights_of(state: Mapping[str, Any], source: str, ema: bool | None) -> tuple[dict[str, str], Weights]:
     """Return name to flat name of the model's tensors in a state that may hold more, and where they stand."""
     while True:
-        state = {key: value for key, value in state.items() if not _is_optimizers(key, value)}
+        state = {key: value for key, value in state.items() if value is not None and not _is_optimizers(key, value)}
         key, inner = next(iter(state.items()), ("", None))
         if len(state) > 1 or key in (*WRAPPERS, *AVERAGED) or not isinstance(inner, Mapping):
             break
@@ -180,13 +187,16 @@ def _flat(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
     for key, value in state.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
-        else:
+        elif value is not None:
             yield f"{prefix}{key}", value
 
 
 def _is_optimizers(key: str, value: Any) -> bool:
     """Whether a part of a state is an optimizer's; a tensor that is merely called so may be a weight."""
-    return isinstance(value, Mapping) and _OPTIMIZER.fullmatch(key) is not None
+    if not isinstance(value, Mapping):
+        return False
+    parts = {inner.partition(".")[0] for inner in value}
+    return _OPTIMIZER.fullmatch(key) is not None or {"param_groups"} <= parts <= _OPTIMIZERS_OWN
 
 
 def _from_hugging_face_shards(folder: Path, paths: Sequence[Path]) -> Checkpoint:

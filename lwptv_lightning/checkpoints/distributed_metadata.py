@@ -44,11 +44,13 @@ class Described:
         headers: Flat name to shape and dtype of each tensor.
         pieces: Flat name to the pieces of each tensor.
         paths: Flat name to where a tensor stands in the nested state, its keys.
+        objects: Where what is no tensor stands there, such as a learning rate.
     """
 
     headers: dict[str, TensorHeader] = field(default_factory=dict)
     pieces: dict[str, tuple[StoredPiece, ...]] = field(default_factory=dict)
     paths: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    objects: dict[tuple[str, ...], None] = field(default_factory=dict)
 
     def add(self, other: Described) -> None:
         """Add what another process says that it stored.
@@ -62,6 +64,7 @@ class Described:
             own = {(each.offsets, each.sizes): each for each in (*self.pieces.get(name, ()), *other.pieces[name])}
             self.pieces[name] = tuple(own.values())
         self.paths |= other.paths
+        self.objects |= other.objects
 
     def require_whole(self, names: Sequence[str], source: str) -> None:
         """Raise a `CheckpointError` where some tensors have pieces that do not make a whole."""
@@ -109,13 +112,14 @@ def _described(content: Any) -> Described:
     paths = about.get("planner_data")
     found = Described()
     for name, value in _mapping(about["state_dict_metadata"], "state_dict_metadata").items():
-        if _kind(value) == "BytesStorageMetadata":  # an object, such as a learning rate
-            continue
-        header, chunks = _tensor(_fields(value, "TensorStorageMetadata"))
-        found.headers[_text(name)] = header
-        found.pieces[name] = tuple(_piece(name, *chunk, stored) for chunk in chunks if 0 not in chunk[1])
         path = paths.get(name) if type(paths) is dict else None
-        found.paths[name] = _path(path) if type(path) is tuple and path else (name,)
+        place = _path(path) if type(path) is tuple and path else (_text(name),)
+        if _kind(value) == "BytesStorageMetadata":
+            found.objects[place] = None
+            continue
+        found.headers[name], chunks = _tensor(_fields(value, "TensorStorageMetadata"))
+        found.pieces[name] = tuple(_piece(name, *chunk, stored) for chunk in chunks if 0 not in chunk[1])
+        found.paths[name] = place
     return found
 
 

@@ -15,6 +15,7 @@ from _helpers.states import assert_same_bits
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 
 from lwptv_lightning import CheckpointError, TaskVectors, merge, open_checkpoint
 
@@ -165,6 +166,18 @@ def test_optimizers_are_not_read(name, tmp_path):
     state = make_model().state_dict()
     dcp.save({"net": state, name: {"state": {"0": {"moments": torch.ones(3)}}}}, checkpoint_id=tmp_path)
     assert_same_bits(read(tmp_path), state)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_optimizers_are_known_by_what_they_hold_too(flat, tmp_path):
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model[0](torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    own = get_optimizer_state_dict(model, optimizer, options=options)
+    dcp.save({"net": model.state_dict(), "opt": own, "epoch": 3}, checkpoint_id=tmp_path)
+    assert_same_bits(read(tmp_path), model.state_dict())
 
 
 def test_weights_may_be_called_as_an_optimizer_is(tmp_path):
