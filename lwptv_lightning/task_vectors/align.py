@@ -37,7 +37,7 @@ from lwptv_lightning.task_vectors.classifiers import (
     own_classifiers,
     stated_classifiers,
 )
-from lwptv_lightning.task_vectors.integers import require_one_form, telling_quantized
+from lwptv_lightning.task_vectors.integers import telling_forms, telling_quantized
 from lwptv_lightning.task_vectors.sizes import ImageSizes
 from lwptv_lightning.task_vectors.ties import complete, tied_to, ties_of, without_repeated
 
@@ -138,9 +138,8 @@ def align(
     for task, source in named.items():
         try:
             opened[task] = _open_unprefixed(source, prefix, ema)
-            if not _is_difference(opened[task]):
-                require_one_form(raw_base, opened[task], exclude, strict)
-            aligned = _align_expert(opened[task], raw_base, aligned_base, model, apart, modules, sizes)
+            with telling_forms(raw_base, opened[task], exclude, named=strict):
+                aligned = _align_expert(opened[task], raw_base, aligned_base, model, apart, modules, sizes)
             own = [source] if isinstance(source, nn.Module) else []
             experts[task] = complete(aligned_base, aligned, [*modules, *own])
             owned = {name: None for name in owned if name in aligned.headers}
@@ -232,10 +231,6 @@ def _align_expert(
         made = sizes.fitted(match_names(made, base.headers, model), base)
     made.is_sum = difference is expert
     return made
-
-
-def _is_difference(checkpoint: Checkpoint) -> bool:
-    return is_adapter(checkpoint) or is_task_vector(checkpoint)
 
 
 def _require_whole(base: Checkpoint) -> None:

@@ -14,7 +14,15 @@ from contextlib import contextmanager
 
 import torch
 
-from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, TensorHeader, is_quantized, some_of
+from lwptv_lightning.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    TensorHeader,
+    is_adapter,
+    is_quantized,
+    is_task_vector,
+    some_of,
+)
 from lwptv_lightning.registry import matcher
 from lwptv_lightning.task_vectors.schemes import scheme_of
 
@@ -86,15 +94,27 @@ def quantized(headers: Mapping[str, TensorHeader], *, declared: bool = False) ->
     return found
 
 
-def require_one_form(base: Checkpoint, expert: Checkpoint, ignored: Sequence[str], named: bool) -> None:
-    """Raise a `CheckpointError` where either base or expert has quantized weights, by any names, and the other none.
+@contextmanager
+def telling_forms(base: Checkpoint, expert: Checkpoint, ignored: Sequence[str], *, named: bool) -> Iterator[None]:
+    """Tell in the place of a `CheckpointError` within that either base or expert has quantized weights, by any names.
 
     Args:
         base: The base.
-        expert: Whole weights, by names of their own.
+        expert: Weights by names of their own.
         ignored: Globs of tensors that are not merged.
         named: Whether to say which file it is.
     """
+    try:
+        yield
+    except CheckpointError as error:
+        if is_adapter(expert) or is_task_vector(expert) or not (wrong := _quantized_alone(base, expert, ignored)):
+            raise
+        holder, words = wrong
+        raise CheckpointError(f"{holder.source}: {words}" if named else words) from error
+
+
+def _quantized_alone(base: Checkpoint, expert: Checkpoint, ignored: Sequence[str]) -> tuple[Checkpoint, str] | None:
+    """Return which of base and expert has quantized weights where the other has none, and words of it."""
     is_ignored = matcher(ignored)
     held = {}
     for checkpoint in (expert, base):
@@ -102,10 +122,9 @@ def require_one_form(base: Checkpoint, expert: Checkpoint, ignored: Sequence[str
         # Globs are of names that this file may have under a prefix.
         held[checkpoint] = {name: scales for name, scales in found.items() if not any(map(is_ignored, _ends(name)))}
     if all(held.values()) or not any(held.values()):
-        return
+        return None
     holder, found = next((checkpoint, found) for checkpoint, found in held.items() if found)
-    whose = "the base's " if holder is base else ""
-    raise CheckpointError((f"{holder.source}: " if named else "") + whose + _told(found, holder))
+    return holder, ("the base's " if holder is base else "") + _told(found, holder)
 
 
 def quantized_apart(
@@ -121,7 +140,7 @@ def quantized_apart(
     """
     found: dict[str, tuple[str, ...]] = {}
     holders: dict[str, Checkpoint] = {}
-    for checkpoint in (expert, base):
+    for checkpoint in (base, expert):
         own = quantized(checkpoint.headers, declared=is_quantized(checkpoint))
         found |= own
         holders |= dict.fromkeys(own, checkpoint)
@@ -134,7 +153,8 @@ def quantized_apart(
             wrong.append(weight)
     if not wrong:
         return ""
-    return _told({name: found[name] for name in wrong}, holders[wrong[0]])
+    holder = holders[wrong[0]]
+    return ("the base's " if holder is base else "") + _told({name: found[name] for name in wrong}, holder)
 
 
 def quantized_by(checkpoint: Checkpoint) -> dict[str, str]:

@@ -135,8 +135,17 @@ def test_scales_alone_make_another_model_too(form):
 def test_one_side_alone_is_quantized():
     base, task = PLAIN | {"fc.weight": floats(0, 8, 8)}, PLAIN | FORMS["uint8"](1)
     for first, second in ((base, task), (task, base), ({f"net.{name}": each for name, each in base.items()}, task)):
-        with pytest.raises(CheckpointError, match=r"quantized weights: 'fc\.weight' is uint8 with 'fc\.weight_scale'"):
+        with pytest.raises(
+            CheckpointError, match=r"quantized weights: '(net\.)?fc\.weight' is uint8 with '.*weight_scale'"
+        ):
             TaskVectors.open(first, {"a": second})
+
+
+def test_a_quantized_part_that_is_not_merged_is_no_matter():
+    base, teacher = PLAIN | {"fc.weight": floats(0, 8, 8)}, FORMS["GPTQ"](1) | FORMS["no weight by name"](1)
+    task = {f"net.{name}": each for name, each in noise(base, 1, 0.01).items()}
+    task |= {f"teacher.{name}": each for name, each in teacher.items()}
+    assert TaskVectors.open(base, {"a": task}).names == tuple(base)
 
 
 @pytest.mark.parametrize("form", ["bitsandbytes, 4 bits", "GPTQ", "uint8"])

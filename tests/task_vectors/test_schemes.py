@@ -33,9 +33,9 @@ def plain():
 def test_the_library_is_named_before_anything_else_is_wrong(file):
     path, words = FILES / f"{file}.safetensors", f"quantized weights: {WRITTEN[file]}"
     base = plain().state_dict() | {"another": torch.ones(2)}
-    with pytest.raises(CheckpointError, match=rf"^{path}: {words}"):
+    with pytest.raises(CheckpointError, match=rf"^(task 'a' \()?{path}\)?: {words}"):
         TaskVectors.open(base, {"a": path})
-    with pytest.raises(CheckpointError, match=f"{path}: the base's {words}"):
+    with pytest.raises(CheckpointError, match=f"the base's {words}"):
         TaskVectors.open(path, {"a": base})
     (found,) = check(base, {"a": path})
     assert found.verdict.startswith("quantized weights: 'fc.")
