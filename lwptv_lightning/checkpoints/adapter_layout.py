@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -127,7 +127,9 @@ class AdapterLayout:
             path = f"{parent}.base_layer.{last}.base_layer"  # PEFT adapts the output's projection together with it
         return f"{ROOT}{path}.{home.own}" if path else f"{ROOT}{home.own}"
 
-    def configuration(self, ranks: Mapping[str, int], saved: Collection[str], whole: Iterable[Home]) -> dict[str, Any]:
+    def configuration(
+        self, ranks: Mapping[str, int], saved: Collection[str], whole: Collection[Home]
+    ) -> dict[str, Any]:
         """Return what ``adapter_config.json`` says.
 
         Args:
@@ -146,7 +148,7 @@ class AdapterLayout:
             "alpha_pattern": unusual,
             "target_modules": self._targets(ranks),
             "modules_to_save": sorted(saved) or None,
-            "bias": "all" if any("bias" in home.own for home in whole) else "none",
+            "bias": "all" if whole else "none",  # by which PEFT knows that the base is changed
             "fan_in_fan_out": linear == {TRANSPOSED},
             "lora_dropout": 0.0,
             "use_rslora": False,

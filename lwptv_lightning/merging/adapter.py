@@ -221,6 +221,8 @@ def _skeleton(vectors: TaskVectors) -> nn.Module | None:
 
 
 def _layout(vectors: TaskVectors, model: nn.Module | None) -> AdapterLayout:
+    if model is not None:
+        _require_shapes(vectors, model)
     if model is None:
         layout = AdapterLayout.of_names(vectors.headers, {*vectors.tied, *vectors.tied.values()})
     else:
@@ -233,6 +235,15 @@ def _layout(vectors: TaskVectors, model: nn.Module | None) -> AdapterLayout:
             f"adapts, whose weight is the base's and not tied to another.{hint}"
         )
     return layout
+
+
+def _require_shapes(vectors: TaskVectors, model: nn.Module) -> None:
+    """Raise a `ValueError` where the model has a merged tensor in another shape."""
+    own, named = model.state_dict(), model_names(model, list(vectors.headers))
+    for name in vectors.names + vectors.averaged:
+        found, expected = vectors.headers[name].shape, tuple(own[named[name]].shape) if name in named else None
+        if expected not in (None, found):
+            raise ValueError(f"{shown(name)} has shape {found}, and {expected} in the model, {type(model).__name__}.")
 
 
 def _saved(made: Factors, path: Path, told_by: str) -> SavedAdapter:

@@ -121,3 +121,9 @@ def test_the_factors_of_a_change_make_it_again(module, shape):
 def test_what_has_the_mark_of_factors_in_its_name_has_no_home_but_factors():
     model = nn.ModuleDict({"lora_fc": nn.Linear(2, 2), "lora_norm": nn.LayerNorm(2), "fc": nn.Linear(2, 2)})
     assert set(layout_of(model).homes) == {"lora_fc.weight", "fc.weight", "fc.bias"}
+
+
+def test_where_the_base_itself_is_changed_peft_is_told_by_the_option_for_biases():
+    layout = layout_of(nn.ModuleDict({"fc": nn.Linear(2, 2)}))
+    assert layout.configuration({"fc": 1}, (), ())["bias"] == "none"
+    assert layout.configuration({"fc": 1}, (), [layout.homes["fc.bias"]])["bias"] == "all"

@@ -112,6 +112,9 @@ def test_at_full_rank_a_transformers_model_is_the_dense_merge(name, tmp_path):
         return found.logits_per_image if name == "CLIPModel" else found.logits
 
     check_as_peft_loads_it(model, run, tmp_path / "adapter", merge(vectors, RECIPE))
+    again = TaskVectors.open(tmp_path / "base", {"merged": tmp_path / "adapter"})
+    dense = merge(vectors, RECIPE)
+    assert largest_difference(merge(again, MergeRecipe(scale=1.0)), dense) < 1e-6
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
     assert config["fan_in_fan_out"] == (name == "GPT2LMHeadModel")
@@ -130,7 +133,10 @@ def test_at_full_rank_an_open_clip_model_is_the_dense_merge(tmp_path):
         images, texts = net(torch.ones(2, 3, 16, 16), torch.arange(16).reshape(2, 8))[:2]
         return images @ texts.T
 
-    check_as_peft_loads_it(model, run, tmp_path / "adapter", merge(vectors, RECIPE))
+    dense = merge(vectors, RECIPE)
+    check_as_peft_loads_it(model, run, tmp_path / "adapter", dense)
+    again = TaskVectors.open(folder, {"merged": tmp_path / "adapter"})
+    assert largest_difference(merge(again, MergeRecipe(scale=1.0)), dense) < 1e-6
 
 
 def linear(**options):
@@ -261,6 +267,22 @@ def test_a_model_without_a_layer_to_adapt_is_refused(tmp_path):
     for model, words in ((None, "the names tell no linear"), (nn.LayerNorm(3), "LayerNorm has no linear")):
         with pytest.raises(ValueError, match=f"no adapter can be made: {words}"):
             save(vectors, RECIPE, tmp_path / "adapter", 1, model=model)
+
+
+def test_a_model_of_other_shapes_is_refused(tmp_path):
+    other = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 4))
+    with pytest.raises(ValueError, match=r"'0.weight' has shape \(5, 6\), and \(5, 7\) in the model, Sequential"):
+        save(vectors_of(linear()), RECIPE, tmp_path / "adapter", 1, model=other)
+
+
+def test_a_base_of_the_hub_is_named_as_there(tmp_path):
+    folder = tmp_path / "models--owner--some--model/snapshots/0123"
+    folder.mkdir(parents=True)
+    state = {name: tensor.clone() for name, tensor in linear().state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    save(TaskVectors.open(folder, {"a": tuned(state, 1)}), RECIPE, tmp_path / "adapter", 1)
+    config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "owner/some--model"
 
 
 @pytest.mark.parametrize("rank", [0, -1, 1.0, 2.5, 0.0, True, None, "x", "0", "1.0", "-3", "", "nan", float("inf")])
