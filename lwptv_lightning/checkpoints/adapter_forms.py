@@ -6,7 +6,9 @@ PEFT's own folders are read; what holds an adapter in another form is refused by
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lwptv_lightning.checkpoints.adapter_config import CONFIG_FILE, has_configuration
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError
@@ -20,39 +22,56 @@ class _Form:
 
     Attributes:
         what: What a checkpoint with such names is.
-        names: Matches the name of a tensor of it.
+        has: Whether a name is that of a tensor of it, told in time that is proportional to the name's length.
         instead: What to do about it.
     """
 
     what: str
-    names: re.Pattern[str]
+    has: Callable[[str], object]
     instead: str
 
 
+_FACTORS = {"lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"}
+_FACTORS |= {"trainable_tokens_delta", "ranknum"}
+_WRAPPERS = {"base_layer", "original_module", "modules_to_save"}
+_KINDS = ("weight", "bias")
+
+
+def _has_own_name(name: str) -> bool:
+    """Whether a name has that of an adapter in it, such as ``default``, which PEFT's files leave out."""
+    parts = name.split(".")
+    ends = parts[:-1] if parts[-1] in _KINDS else parts
+    return len(ends) > 1 and ends[-2] in _FACTORS and ends[-1] not in _KINDS
+
+
+def _is_of_training(name: str) -> bool:
+    """Whether a name has that of an adapter in it, or that of a wrapper within PEFT's own root."""
+    parts = name.split(".")
+    roots = [at for at, pair in enumerate(pairwise(parts)) if pair == ("base_model", "model")]
+    inside = parts[roots[0] + 2 :] if roots else []
+    is_default = len(inside) > 1 and "default" in (inside[-1], inside[-2] if inside[-1] in _KINDS else "")
+    return _has_own_name(name) or not _WRAPPERS.isdisjoint(inside[:-1]) or is_default
+
+
 _FORMS = (
-    _Form(
-        "the weights of a PEFT model in training",
-        re.compile(
-            r".*(\.|^)(lora_(embedding_)?[AB]|lora_E|lora_magnitude_vector|trainable_tokens_delta|ranknum)"
-            r"\.(?!weight$|bias$)[^.]+(\.weight|\.bias)?"
-            r"|(.*\.)?base_model\.model\..*\.(base_layer|original_module|modules_to_save)\..+"
-            r"|(.*\.)?base_model\.model\..*\.default(\.weight|\.bias)?"
-        ),
-        f"which holds no scaling; {_MERGE}.",
-    ),
+    _Form("the weights of a PEFT model in training", _is_of_training, f"which holds no scaling; {_MERGE}."),
     _Form(
         "a LoRA of kohya-ss or LyCORIS",
-        re.compile(r".*\.(lora_(up|down|mid)\.weight|hada_[wt][12](_[ab])?|lokr_[wt][12](_[ab])?|oft_blocks)"),
+        re.compile(
+            r".*\.(lora_(up|down|mid)\.weight|hada_[wt][12](_[ab])?|lokr_[wt][12](_[ab])?|oft_blocks)"
+        ).fullmatch,
         "whose names are not those of a model's tensors; merge it into its base first, with the scripts that wrote it.",
     ),
     _Form(
         "a LoRA of diffusers",
-        re.compile(r".*[._]lora\.(up|down)\.weight|(unet|transformer|text_encoder(_\d)?)\..*\.lora_[AB]\.weight"),
+        re.compile(
+            r".*[._]lora\.(up|down)\.weight|(unet|transformer|text_encoder(_\d)?)\..*\.lora_[AB]\.weight"
+        ).fullmatch,
         "which says nothing of its scaling; merge it into its base first, by fuse_lora() of the pipeline.",
     ),
     _Form(
         "a LoRA of torchtune",
-        re.compile(r".*\.lora_[ab]\.weight"),
+        re.compile(r".*\.lora_[ab]\.weight").fullmatch,
         "which says nothing of its scaling; write it in PEFT's form, or merge it into its base first.",
     ),
 )
@@ -77,10 +96,14 @@ def require_readable_form(adapter: Checkpoint) -> None:
 
 def _foreign_form(checkpoint: Checkpoint) -> tuple[_Form, str] | None:
     """Return the form of the first name that no weights of a model and no file of PEFT's have."""
-    beside = checkpoint.folder is not None and (checkpoint.folder / CONFIG_FILE).exists()
-    for form in _FORMS:
+    training, *others = _FORMS
+    if checkpoint.folder is not None and (checkpoint.folder / CONFIG_FILE).exists():
+        # A file of PEFT's under another name than PEFT's own, whose names may begin as those of diffusers do.
+        found = next(filter(_has_own_name, checkpoint.names), None)
+        if found is not None or any(".lora_" in name for name in checkpoint.names):
+            return None if found is None else (training, found)
+    for form in (training, *others):
         for name in checkpoint.names:
-            # Beside a configuration, names of PEFT's are read however they begin.
-            if form.names.fullmatch(name) and not (beside and form.what.endswith("diffusers") and ".lora_" in name):
+            if form.has(name):
                 return form, name
     return None

@@ -1,14 +1,16 @@
 """Adapters in other forms than PEFT's folder: their names are those that the libraries write."""
 
 import copy
+import time
 
 import lightning
 import pytest
 import torch
-from _helpers.adapters import Small, adapted
+from _helpers.adapters import Small, adapted, require_equal, write_lora
 from safetensors.torch import save_file
 
-from lwptv_lightning import CheckpointError, TaskVectors
+from lwptv_lightning import CheckpointError, TaskVectors, open_checkpoint
+from lwptv_lightning.checkpoints import is_adapter
 from lwptv_lightning.inspection import check
 
 peft = pytest.importorskip("peft")
@@ -70,6 +72,16 @@ def test_factors_alone_without_their_folder(tmp_path):
         TaskVectors.open(Small(), {"a": tmp_path / "a.pt"})
 
 
+def test_a_file_of_peft_may_have_another_name(tmp_path):
+    model = Small()
+    expected = write_lora(model, tmp_path, target_modules=["fc1"], bias="lora_only")
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "mine.safetensors")
+    require_equal(TaskVectors.open(model, {"a": tmp_path / "mine.safetensors"}), model.state_dict(), expected)
+    torch.save(adapted(model, peft.LoraConfig(target_modules=["fc1"])).state_dict(), tmp_path / "all.pt")
+    with pytest.raises(CheckpointError, match="is of the weights of a PEFT model in training"):
+        TaskVectors.open(model, {"a": tmp_path / "all.pt"})
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
@@ -95,3 +107,11 @@ def test_names_of_whole_models_are_those_of_no_adapter():
     vectors = TaskVectors.open(base, {"a": {name: tensor + 1 for name, tensor in base.items()}})
     assert all(vectors.stack(name).all() for name in vectors.names)
     assert copy.copy(vectors.names) == tuple(names)
+
+
+@pytest.mark.parametrize("part", ["base_model.model.", "a.base_layer.", "lora_A.", "lora.", "default.", "."])
+def test_long_names_are_told_apart_at_once(part):
+    name = part * 100_000
+    begin = time.monotonic()
+    assert not is_adapter(open_checkpoint({f"{name}x": torch.ones(1), f"x.{name}y": torch.ones(1)})) or "lora_" in part
+    assert time.monotonic() - begin < 5
