@@ -57,6 +57,7 @@ class Heads(nn.Module):
         self.instead_of = tuple(instead_of)
         self.in_place_of = tuple(in_place_of)
         self.aliases = dict(aliases or {})
+        self.own_tasks: tuple[str, ...] = ()  # whose heads are their own classifiers
         require_kind("heads", heads, Mapping, "a mapping of set names to modules")
         for name, head in heads.items():
             require_kind("a head's name", name, str, "a text")
@@ -88,13 +89,15 @@ class Heads(nn.Module):
         paths = vectors.classifiers
         modules, aliases = resolve(given, vectors.tasks if paths else (), model, paths=paths)
         own = own_heads(model, vectors, [task for task in vectors.tasks if task not in {**modules, **aliases}])
-        return cls(
+        heads = cls(
             {**own, **modules},
             on_features=bool(paths),
             instead_of=unset_by(model, vectors),
             in_place_of=paths,
             aliases=aliases,
-        )._in(model)
+        )
+        heads.own_tasks = tuple(own)
+        return heads._in(model)
 
     def _in(self, model: nn.Module) -> Heads:
         """Return the heads; an `UnknownNameError` names a place that the model has not."""
@@ -256,10 +259,10 @@ def own_heads(model: nn.Module, vectors: TaskVectors, tasks: Iterable[str] | Non
     }
 
 
-def require_same_classifiers(own: TaskVectors, others: TaskVectors) -> None:
-    """Raise a `ValueError` where other task vectors have other classifiers for the tasks than the heads are made of."""
-    for task in others.tasks if others.classifiers and others is not own else ():
-        if task in own.tasks and own.classifiers:
+def require_same_classifiers(own: TaskVectors, others: TaskVectors, tasks: Iterable[str]) -> None:
+    """Raise a `ValueError` where other task vectors have other classifiers for tasks whose heads are made of them."""
+    for task in tasks if others.classifiers and others is not own else ():
+        if task in others.tasks and task in own.tasks and own.classifiers:
             heads, classifiers = own.classifier_state(task), others.classifier_state(task)
             equal = heads.keys() == classifiers.keys() and all(
                 torch.equal(value, classifiers[name]) for name, value in heads.items()

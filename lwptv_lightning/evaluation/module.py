@@ -227,7 +227,7 @@ class MergeModule(EvaluationSteps):
             return self  # what was loaded is this merge
         vectors = self.vectors if vectors is None else vectors
         require_fit(self.model, vectors)
-        require_same_classifiers(self._heads_of or vectors, vectors)
+        require_same_classifiers(self._heads_of or vectors, vectors, self.heads.own_tasks)
         with Undo() as undo:
             plan = merge_model_(self.model, vectors, recipe, self.layers, options, undo, whole=True)
             undo.remember(self, "plan", "treatment", "installed", "provenance", "contents")

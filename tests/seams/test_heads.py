@@ -205,6 +205,7 @@ def test_heads_are_those_of_the_task_vectors_that_are_merged(differing, make_vit
     others = TaskVectors.open(base, other, model=base)
     with pytest.raises(ValueError, match="the head of 'a' is made of other task vectors"):
         module.merge_(vectors=others)
+    MergeModule(copy.deepcopy(base), vectors, RECIPE, heads={"a": nn.Linear(48, 3)}).merge_(vectors=others)
     module.merge_(vectors=vectors.select(["b"]))
     module.merge_(vectors=vectors.with_task("c", tasks["a"]))
 
