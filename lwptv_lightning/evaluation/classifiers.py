@@ -30,6 +30,16 @@ _SIZES = {nn.Linear: "out_features", _ConvNd: "out_channels"}
 """What layers say of their weight's first dimension."""
 
 
+class Pointwise(nn.Conv2d):
+    """A classifier that is a 1x1 convolution, of maps ``(B, C, 1, 1)`` as the model has them or of rows ``(B, C)``."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return ``(B, classes, 1, 1)`` of maps, and ``(B, classes)`` of rows."""
+        return (
+            super().forward(features[..., None, None]).flatten(1) if features.ndim == 2 else super().forward(features)
+        )
+
+
 class Classifiers(nn.Module):
     """A task's several classifiers, such as those of a distilled model, by their paths in the model.
 
@@ -189,7 +199,7 @@ def _like(template: nn.Module, state: Mapping[str, Tensor], path: str, label: st
     template = plain_module(template)
     is_removed = isinstance(template, nn.Identity)
     is_layer = {"weight"} <= state.keys() <= {"weight", "bias"}
-    if is_layer and (is_removed or type(template).forward is nn.Linear.forward):
+    if is_layer and (is_removed or type(template).forward is nn.Linear.forward or _is_pointwise(template)):
         return _layer(template, state, path, label)
     if is_removed:
         raise CheckpointError(
@@ -209,11 +219,16 @@ def _like(template: nn.Module, state: Mapping[str, Tensor], path: str, label: st
     return module
 
 
+def _is_pointwise(layer: nn.Module) -> bool:
+    options = (getattr(layer, name, None) for name in ("kernel_size", "stride", "padding", "groups"))
+    return type(layer) is nn.Conv2d and tuple(options) == ((1, 1), (1, 1), (0, 0), 1)
+
+
 def _layer(template: nn.Module, state: Mapping[str, Tensor], path: str, label: str) -> nn.Module:
     """Return a linear layer, or a 1x1 convolution where the weight is that of one."""
     weight, old = state["weight"], getattr(template, "weight", None)
-    is_pointwise = weight.ndim == 4 and weight.shape[2:] == (1, 1) and old is None
-    if weight.ndim != 2 and not is_pointwise:
+    is_pointwise = weight.ndim == 4 and weight.shape[2:] == (1, 1)
+    if weight.ndim != (2 + 2 * is_pointwise if old is None else old.ndim):
         raise CheckpointError(
             f"{label}: the classifier {path!r} has {some_of(f'{n} {tuple(t.shape)}' for n, t in state.items())} "
             "Expected a weight (classes, features) and a bias."
@@ -224,7 +239,7 @@ def _layer(template: nn.Module, state: Mapping[str, Tensor], path: str, label: s
         )
     options: dict[str, Any] = {"bias": "bias" in state, "dtype": weight.dtype if old is None else old.dtype}
     classes, features = weight.shape[:2]
-    made = nn.Conv2d(features, classes, 1, **options) if is_pointwise else nn.Linear(features, classes, **options)
+    made = Pointwise(features, classes, 1, **options) if is_pointwise else nn.Linear(features, classes, **options)
     made.load_state_dict(state)
     return made
 

@@ -18,7 +18,7 @@ from lwptv_lightning.checkpoints import (
     require_safetensors_path,
     write_safetensors,
 )
-from lwptv_lightning.evaluation.classifiers import Classifiers, classifier_of, place_of
+from lwptv_lightning.evaluation.classifiers import Classifiers, Pointwise, classifier_of, place_of
 from lwptv_lightning.evaluation.zero_shot import ZeroShotHead
 from lwptv_lightning.functional import plain_module
 from lwptv_lightning.merging import whole_state
@@ -43,8 +43,12 @@ def heads_path(path: str | Path) -> Path:
 
 def describe_head(head: nn.Module, place: tuple[str, ...]) -> dict[str, Any]:
     """Return what `make_head` needs to know besides a head's tensors, as plain values."""
-    about = {"in_place_of": list(place), "type": type(plain_module(head)).__name__}
+    about = {"in_place_of": list(place), "type": _kind_of(plain_module(head))}
     return about | ({"scale": head.scale} if isinstance(head, ZeroShotHead) else {})
+
+
+def _kind_of(head: nn.Module) -> str:
+    return "Conv2d" if isinstance(head, Pointwise) else type(head).__name__
 
 
 def make_head(about: Mapping[str, Any], state: Mapping[str, Tensor], model: nn.Module | None, label: str) -> nn.Module:
@@ -71,7 +75,7 @@ def make_head(about: Mapping[str, Any], state: Mapping[str, Tensor], model: nn.M
         head.in_place_of = ()  # type: ignore[assignment]
     else:
         head = nn.Identity()
-    if type(head).__name__ != about["type"] or (isinstance(head, nn.Identity) and state):
+    if _kind_of(head) != about["type"] or (isinstance(head, nn.Identity) and state):
         raise ValueError(f"{label} is a {about['type']}, which no file can make again: give heads={{'<set>': module}}.")
     return head
 

@@ -47,6 +47,9 @@ def test_logits_are_those_of_the_expert_itself(name):
         assert place_of(head) == paths
         with torch.no_grad():
             assert torch.equal(Heads({"a": head}).logits(model, images, "a"), expert(images))
+            if len(paths) == 1:  # by itself, too
+                features = model.forward_head(model.forward_features(images), pre_logits=True)
+                torch.testing.assert_close(head(features), expert(images))
 
 
 @pytest.mark.parametrize(
