@@ -4,9 +4,12 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from PIL import Image
 
 from lwptv_lightning import open_checkpoint
+from lwptv_lightning.cli import main
 
 FOLDER = Path(__file__).parents[1] / "examples"
 
@@ -70,3 +73,35 @@ def test_multi_process_runs_on_one_process_too(capsys):
 def test_no_example_is_left_out():
     tested = {"validate_merged", "add_to_training", "annotated_graph", "adamerging", "finetune", "multi_process"}
     assert {path.stem for path in FOLDER.glob("*.py")} == tested
+
+
+def test_own_models_need_three_commands(tmp_path, capsys):
+    base = timm.create_model("test_resnet", num_classes=3)
+    torch.save(base.state_dict(), "base.pth")
+    for task, classes in {"cats": 2, "cars": 4}.items():
+        expert = timm.create_model("test_resnet", num_classes=classes)
+        expert.load_state_dict({k: v for k, v in base.state_dict().items() if not k.startswith("fc.")}, strict=False)
+        with torch.no_grad():
+            next(expert.parameters()).mul_(1 + classes / 100)
+        state = expert.state_dict()
+        if task == "cars":
+            torch.save({"state_dict": {f"model.{name}": value for name, value in state.items()}}, "cars.ckpt")
+        else:
+            torch.save(state, "cats.pth")
+        for name in ("cats", "cats_drawn") if task == "cats" else ("cars",):
+            for label in range(classes):
+                (tmp_path / "images" / name / str(label)).mkdir(parents=True)
+                Image.new("RGB", (32, 32), (50 * label, 0, 0)).save(tmp_path / "images" / name / str(label) / "0.png")
+    main(["check", "base.pth", "cats=cats.pth", "cars=cars.ckpt", "--model", "test_resnet"])
+    assert capsys.readouterr().out.count("same base") == 2
+    text = (FOLDER / "own_models.yaml").read_text().replace("resnet50", "test_resnet").replace("224", "32")
+    Path("own.yaml").write_text(text.replace("  logger: false", "  logger: false\n  accelerator: cpu"))
+    options = ["--config=own.yaml", "--data.init_args.num_workers=0", "--trainer.enable_progress_bar=false"]
+    main(["validate", *options])
+    card = Path("merged", "README.md").read_text()
+    assert "| this model |" in card
+    model = timm.create_model(f"local-dir:{tmp_path / 'merged'}", pretrained=True)
+    assert model.num_classes == 0
+    main(["validate", *options, "--model.init_args.recipe.ratio=0", "--save=null"])
+    assert "ties x 1 |" in Path("report", "report.md").read_text()
+    assert Path("merged", "README.md").read_text() == card

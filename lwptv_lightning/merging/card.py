@@ -294,7 +294,7 @@ def _again(made: Provenance) -> str:
     return (
         f"{text}{both}\n\n"
         "The second command, given this model in place of `OUT`, compares it bit for bit with what is made anew from "
-        "what its metadata say."
+        "what its metadata say. Give `--model`, `--prefix` and `--ema` where the merge was given them."
     )
 
 

@@ -13,6 +13,14 @@ _TIMM = """import timm
 
 model = timm.create_model("local-dir:FOLDER", pretrained=True)  # or "hf-hub:OWNER/MODEL"
 """
+_TIMM_HEAD = """
+# With the classifier of a set, whose tensors are named SET/NAME in the file of heads:
+from safetensors.torch import load_file
+
+heads = load_file("FOLDER/heads.safetensors")
+model.reset_classifier(CLASSES)
+model.load_state_dict({n[len("SET/"):]: t for n, t in heads.items() if n.startswith("SET/")}, strict=False)
+"""
 _TRANSFORMERS = """from transformers import {name}
 
 model = {name}.from_pretrained("FOLDER")  # or "OWNER/MODEL"
@@ -74,7 +82,7 @@ class Loading:
             return cls(code=_DISTRIBUTED)
         about = _configuration(folder)
         if isinstance(about.get("architecture"), str) and ("pretrained_cfg" in about or "num_classes" in about):
-            return cls(library="timm", code=_TIMM)
+            return cls(library="timm", code=_TIMM + (_TIMM_HEAD if (folder / "heads.safetensors").is_file() else ""))
         if "model_type" in about or "architectures" in about:
             names = about.get("architectures")
             given = names[0] if isinstance(names, list) and len(names) == 1 else None

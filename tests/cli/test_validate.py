@@ -6,10 +6,12 @@ import pytest
 import torch
 import torchvision
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from lwptv_lightning import read_heads
 from lwptv_lightning.cli import main
+from lwptv_lightning.sharing import read_results
 
 CONFIGURATION = """
 model: {class_path: lwptv_lightning.zoo.zoo_module, init_args: {recipe: ties}}
@@ -29,11 +31,29 @@ def test_validate_runs_a_configuration(tmp_path, monkeypatch, capsys):
     configuration = (Path(__file__).parents[2] / "examples" / "demo.yaml").read_text()
     (tmp_path / "demo.yaml").write_text(configuration.replace("size: 150", "size: 20").replace("auto", "cpu"))
     monkeypatch.chdir(tmp_path)
-    main(["validate", "--config", "demo.yaml", "--trainer.enable_progress_bar=false"])
+    main(["validate", "--config", "demo.yaml", "--trainer.enable_progress_bar=false", "--save=merged"])
     recipe = json.loads((tmp_path / "lwptv_validate" / "recipe.json").read_text())
     assert (recipe["rule"]["name"], recipe["scale"], recipe["ratio"]) == ("task_arithmetic", 0.3, 0.5)
     assert "task_arithmetic x 0.3, mean_abs 0.5" in (tmp_path / "lwptv_validate" / "report.md").read_text()
     assert (tmp_path / "lwptv_validate" / "saliency.png").exists()
+    assert {"README.md", "model.safetensors", "heads.safetensors"} <= {
+        each.name for each in (tmp_path / "merged").iterdir()
+    }
+    (row,) = read_results(tmp_path / "lwptv_validate" / "results.csv").values()
+    written = ModelCard((tmp_path / "merged" / "README.md").read_text()).data.eval_results
+    assert [each.metric_value for each in written] == pytest.approx(list(row.values()), abs=1e-5)
+
+
+def test_where_nothing_can_be_saved_nothing_is_validated(tmp_path, monkeypatch, capsys):
+    (tmp_path / "configuration.yaml").write_text(CONFIGURATION)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("years")
+    for path, why in {"thesis": "holds 'thesis.txt'", "merged.pt": "must end in .safetensors"}.items():
+        with pytest.raises(SystemExit) as stop:
+            main(["validate", "--config", "configuration.yaml", f"--save={path}"])
+        assert why in str(stop.value.code)
+    assert not (tmp_path / "report").exists()
 
 
 def test_callbacks_and_modules_can_be_configured(tmp_path, monkeypatch):

@@ -189,7 +189,15 @@ def test_names_are_text_wherever_they_stand(name):
         "## Versions",
     ]
     prose = re.sub(r"^(`{3,})\w+\n.*?\n\1$", "", card.text, flags=re.DOTALL | re.MULTILINE)
-    for own in ("<details><summary>Their names</summary>", "</details>", "`recipe.json`", "`OUT`"):
+    for own in (
+        "<details><summary>Their names</summary>",
+        "</details>",
+        "`recipe.json`",
+        "`OUT`",
+        "`--model`",
+        "`--prefix`",
+        "`--ema`",
+    ):
         assert prose.count(own) == 1
         prose = prose.replace(own, "")
     assert not re.search(r"(?<!\\)[<`]", prose)

@@ -1,7 +1,10 @@
 import json
 
 import pytest
+import torch
+from _helpers.experts import make_network
 
+from lwptv_lightning import MergeModule, TaskVectors
 from lwptv_lightning.merging import Loading
 
 TIMM = {"architecture": "resnet18", "num_classes": 3, "pretrained_cfg": {}}
@@ -48,3 +51,21 @@ def test_a_single_file_is_named(name, line, tmp_path):
 def test_a_broken_configuration_says_nothing(tmp_path):
     (tmp_path / "config.json").write_text("{")
     assert Loading.of(tmp_path) == Loading()
+
+
+@pytest.mark.parametrize("name", ["resnet", "convnext"])
+def test_the_lines_of_a_folder_with_heads_give_a_sets_logits(name, tmp_path):
+    base = make_network(name, 7)
+    tasks = {"two": make_network(name, 2).state_dict(), "five": make_network(name, 5).state_dict()}
+    for state in tasks.values():
+        shared = {key: value for key, value in base.state_dict().items() if value.shape == state[key].shape}
+        state |= {key: value + 0.01 if value.is_floating_point() else value for key, value in shared.items()}
+    vectors = TaskVectors.open(base.state_dict(), tasks, model=base)
+    module = MergeModule(base, vectors, "ties").merge_()
+    out = module.save_merged(tmp_path / "out", heads=True)
+    code = Loading.of(out).code.replace("FOLDER", str(out)).replace("SET", "five").replace("CLASSES", "5")
+    found = {}
+    exec(code, found)
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(found["model"].eval()(images), module.eval()(images, "five"))
