@@ -49,7 +49,7 @@ def test_where_nothing_can_be_saved_nothing_is_validated(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("years")
-    for path, why in {"thesis": "holds 'thesis.txt'", "merged.pt": "must end in .safetensors"}.items():
+    for path, why in {"thesis": "thesis exists; give another path", "merged.pt": "must end in .safetensors"}.items():
         with pytest.raises(SystemExit) as stop:
             main(["validate", "--config", "configuration.yaml", f"--save={path}"])
         assert why in str(stop.value.code)
