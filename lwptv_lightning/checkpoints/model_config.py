@@ -96,10 +96,18 @@ def _of_timm(model: nn.Module) -> ModelConfig:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         try:
-            save_config_for_hf(model, str(path))
-            return ModelConfig("timm", json.loads(path.read_text(encoding="utf-8")))
+            save_config_for_hf(model, path)  # type: ignore[arg-type]  # earlier versions take no text
+            return ModelConfig("timm", _with_size(json.loads(path.read_text(encoding="utf-8")), model))
         except Exception as error:  # timm says in many ways that a model was changed or holds what is no JSON
             return ModelConfig("timm", problem=f"{type(error).__name__}: {error}")
+
+
+def _with_size(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Return timm's configuration with the image size that a model has, which earlier versions leave out."""
+    size, about = getattr(getattr(model, "patch_embed", None), "img_size", None), config["pretrained_cfg"]
+    if "model_args" not in config and size is not None and about.get("fixed_input_size"):
+        about["input_size"] = [about["input_size"][0], *size]
+    return config
 
 
 def _of_transformers(model: Any) -> ModelConfig:

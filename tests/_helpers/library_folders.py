@@ -1,5 +1,6 @@
 """Small models as timm, transformers and open_clip have them in folders, with random weights, and experts of each."""
 
+import copy
 import json
 
 import open_clip
@@ -52,7 +53,7 @@ def make_open_clip(folder):
     """Build the model of an open_clip folder, whose configuration is written there."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": OPEN_CLIP, "preprocess_cfg": {}}))
-    return open_clip.create_model(f"local-dir:{folder}", load_weights=False).eval()
+    return open_clip.CLIP(**copy.deepcopy(OPEN_CLIP)).eval()
 
 
 def save_base(model, folder):

@@ -33,6 +33,8 @@ def test_a_file_by_itself_and_a_model_of_timm_give_a_timm_folder(tmp_path):
 
 
 def test_weights_of_another_library_in_timms_names_give_a_timm_folder(tmp_path):
+    if not hasattr(timm.create_model("resnet10t"), "_model_args"):
+        pytest.skip("this version of timm does not tell how a model of other sizes is built")
     clip = make_transformers("clip")
     save_base(clip, tmp_path / "base")
     model = timm.create_model(

@@ -14,8 +14,8 @@ from lwptv_lightning.libraries import FolderError
 RECIPE = MergeRecipe(scale=0.5)
 MODELS = {
     "ResNet": ("resnet10t", {}),
-    "ViT of another size": ("vit_tiny_patch16_224", {"img_size": 64, "depth": 2}),
-    "ConvNeXt": ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 16)}),
+    "ViT of another size": ("vit_tiny_patch16_224", {"img_size": 64}),
+    "ConvNeXt": ("convnext_atto", {}),
 }
 
 
@@ -103,7 +103,7 @@ def test_a_configuration_of_another_model_is_refused_with_what_differs(tmp_path)
 
 
 def test_names_of_an_earlier_version_of_timm_stay_as_timm_converts_them(tmp_path):
-    base = timm.create_model("convnext_atto", depths=(1, 1, 1, 1), dims=(8, 16, 16, 16), num_classes=3)
+    base = timm.create_model("convnext_atto", num_classes=3)
     save_base(base, tmp_path / "base")
     file = tmp_path / "base" / "model.safetensors"
     swaps = {
@@ -138,7 +138,7 @@ def test_a_module_that_timm_cannot_describe_is_refused(tmp_path):
 
 def test_resampled_position_embeddings_give_a_folder_of_their_size(tmp_path):
     def make_vit(size):
-        return timm.create_model("vit_tiny_patch16_224", img_size=size, depth=1, num_classes=3).eval()
+        return timm.create_model("vit_tiny_patch16_224", img_size=size, num_classes=3).eval()
 
     base = make_vit(64)
     save_base(base, tmp_path / "base")

@@ -20,7 +20,7 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.tensor([[3, 4, 5, 6, 7, 2]])
 TIMM = {
     "ResNet": ("resnet10t", {}),
-    "ViT": ("vit_tiny_patch16_224", {"img_size": 32, "depth": 2}),
+    "ViT": ("vit_tiny_patch16_224", {"img_size": 32}),
 }
 TRANSFORMERS = {"clip": None, "gpt2": "60KB", "bert": "60KB"}
 """Models, and at which size their files are divided."""
@@ -54,12 +54,17 @@ LOADS = f"""
         assert not any(said.values()), (name, said)
         model.eval()
         if name == "clip":
-            found[name] = model(input_ids=tokens, pixel_values=images).logits_per_image
+            both = model(input_ids=tokens, pixel_values=images)
+            found[name] = torch.cat([both.image_embeds, both.text_embeds])
         else:
             found[name] = model(tokens).logits
-    model = open_clip.create_model(f"local-dir:{{folder}}/open_clip").eval()
-    found["open_clip"] = model.encode_image(images)
     open_clip.add_model_config(f"{{folder}}/lwptv-elsewhere.json")
+    if hasattr(open_clip.factory, "LOCAL_DIR_PREFIX"):  # since 3.0
+        model = open_clip.create_model(f"local-dir:{{folder}}/open_clip").eval()
+    else:
+        weights = f"{{folder}}/open_clip/open_clip_model.safetensors"
+        model = open_clip.create_model("lwptv-elsewhere", pretrained=weights).eval()
+    found["open_clip"] = model.encode_image(images)
     model = open_clip.create_model("lwptv-elsewhere", pretrained=f"{{folder}}/file.safetensors").eval()
     found["open_clip file"] = model.encode_image(images)
     torch.save(found, f"{{folder}}/found.pt")
@@ -82,11 +87,16 @@ def timm_module(name):
     )
 
 
+def embeddings(model):
+    both = model(input_ids=TOKENS, pixel_values=IMAGES)
+    return torch.cat([both.image_embeds, both.text_embeds])
+
+
 def transformers_module(name, folder):
     base = make_transformers(name)
     module = MergeModule(make_transformers(name), vectors_of(base, folder), "ties")
     if name == "clip":
-        return module, lambda model: model(input_ids=TOKENS, pixel_values=IMAGES).logits_per_image
+        return module, embeddings
     return module, lambda model: model(TOKENS).logits
 
 
