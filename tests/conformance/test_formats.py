@@ -4,6 +4,7 @@ A new format is one function in `FORMATS`: it writes a model, and returns what t
 The changes are of rank 1 and of small whole numbers, so that an adapter can hold them and no sum rounds.
 """
 
+import argparse
 import json
 
 import pytest
@@ -92,6 +93,18 @@ def lightning_checkpoint_with_a_prefix(folder, base, tuned):
     return path, {"prefix": "net."}
 
 
+def timms_checkpoint(folder, base, tuned):
+    content = {"epoch": 3, "arch": "vit", "state_dict": tuned, "args": argparse.Namespace(output=folder), "metric": 0.5}
+    torch.save(content, folder / "model_best.pth.tar")
+    return folder / "model_best.pth.tar", {}
+
+
+def torchs_averaged_model(folder, base, tuned):
+    state = {"n_averaged": torch.tensor(3)} | {f"module.{name}": tensor for name, tensor in tuned.items()}
+    save_file(state, folder / "model.safetensors")
+    return folder / "model.safetensors", {"ema": True}
+
+
 def averaged_weights(folder, base, tuned):
     last = {name: tensor + 1 for name, tensor in tuned.items()}
     torch.save({"state_dict": last, "state_dict_ema": tuned}, folder / "model.pt")
@@ -161,6 +174,8 @@ FORMATS = [
     compiled_and_wrapped,
     lightning_checkpoint,
     lightning_checkpoint_with_a_prefix,
+    timms_checkpoint,
+    torchs_averaged_model,
     averaged_weights,
     last_weights,
     sharded_torch,
