@@ -37,6 +37,9 @@ ROOT = "base_model.model."
 """What PEFT puts before every name."""
 FACTORS, MODULE, WHOLE = "factors", "module", "whole"
 _MARK = "lora_"
+_PARTS = ("lora_A", "lora_B", "lora_dropout")
+_INNER = ("base_layer", *_PARTS, *(f"{name}.default" for name in _PARTS))
+"""What PEFT's own modules are called within one that it adapts."""
 _PLAIN_PATH = re.compile(r"[\w-]+(\.[\w-]+)*")
 """A path that means itself where PEFT takes it for a pattern."""
 
@@ -181,6 +184,8 @@ class AdapterLayout:
             if not self.modules[path].tensors or _PLAIN_PATH.fullmatch(path) is None:
                 return False
             if any(other.endswith(path) and other not in copied for other in self.modules):
+                return False
+            if any(f"{other}.{inner}".endswith(path) for other in adapted for inner in _INNER):
                 return False
             excluded = re.compile(rf"(^|.*\.){path}($|\..*)")  # as PEFT keeps factors out of it
             return not any(map(excluded.match, adapted))

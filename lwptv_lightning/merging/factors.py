@@ -27,7 +27,7 @@ from lwptv_lightning.checkpoints import (
 from lwptv_lightning.functional import factored_error, low_rank_factors
 from lwptv_lightning.merging.combine import Piece
 from lwptv_lightning.merging.plan import MergePlan
-from lwptv_lightning.merging.precision import in_dtype
+from lwptv_lightning.registry import shown
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Factors:
         headers, homes = self.plan.vectors.headers, self.layout.homes
         adaptable = [name for name, home in homes.items() if home.way == FACTORS]
         merged = [name for name in adaptable if name in self.plan.jobs]
-        name = min(merged or adaptable, key=lambda name: headers[name].numel)
+        name = min(merged or adaptable, key=lambda name: (not headers[name].numel, headers[name].numel))
         self._put_factors(name, homes[name], torch.zeros(headers[name].shape))
 
     def _homes(self, name: str) -> dict[str, Home]:
@@ -161,7 +161,11 @@ class Factors:
         b, a = low_rank_factors(matrix, self.rank)
         if not a.shape[0]:
             b, a = matrix.new_zeros(len(matrix), 1), matrix.new_zeros(1, matrix.shape[1])
-        b, a = (in_dtype(name, factor, self.dtype) for factor in (b, a))
+        limit = torch.finfo(self.dtype).max
+        if (largest := max(float(each.abs().max()) for each in (b, a) if each.numel())) > limit:
+            told = f"{largest:g} is beyond {limit:g}, the largest of {self.dtype}. Give another dtype for factors."
+            raise ValueError(f"the factors of {shown(name)} would overflow: {told}")
+        b, a = b.to(self.dtype), a.to(self.dtype)
         error, norm = factored_error(matrix, b, a), _norm(matrix)
         for key, tensor in factor_tensors(home, b, a, tuple(change.shape)).items():
             self.spool.put(key, tensor)

@@ -127,3 +127,11 @@ def test_where_the_base_itself_is_changed_peft_is_told_by_the_option_for_biases(
     layout = layout_of(nn.ModuleDict({"fc": nn.Linear(2, 2)}))
     assert layout.configuration({"fc": 1}, (), ())["bias"] == "none"
     assert layout.configuration({"fc": 1}, (), [layout.homes["fc.bias"]])["bias"] == "all"
+
+
+@pytest.mark.parametrize("name", ["default", "t", "layer", "base_layer", "r"])
+def test_a_module_whose_path_ends_those_of_pefts_own_is_not_held_as_one(name):
+    found = ways(layout_of(nn.ModuleDict({"fc": nn.Linear(2, 2), "x": nn.ModuleDict({name: nn.LayerNorm(2)})})))
+    assert found[f"x.{name}.weight"] == "module"
+    found = ways(layout_of(nn.ModuleDict({"fc": nn.Linear(2, 2), name: nn.LayerNorm(2)})))
+    assert found[f"{name}.weight"] == "whole"

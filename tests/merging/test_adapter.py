@@ -201,6 +201,15 @@ def test_paths_that_end_alike_are_told_apart(tmp_path):
     assert largest_difference(merged, merge(vectors, MergeRecipe(scale=1.0))) < 1e-6
 
 
+def test_names_that_peft_has_for_itself_are_no_obstacle(tmp_path):
+    model = nn.ModuleDict({"default": nn.LayerNorm(2), "weight": nn.Linear(2, 2), "a+b": nn.Linear(2, 2)})
+    model["modules_to_save"] = nn.LayerNorm(2)
+    vectors = vectors_of(model)
+    save(vectors, MergeRecipe(scale=0.5), tmp_path / "adapter", "full", model=model)
+    merged = with_peft(copy.deepcopy(model), tmp_path / "adapter").merge_and_unload().state_dict()
+    assert largest_difference(merged, merge(vectors, MergeRecipe(scale=0.5))) < 1e-6
+
+
 def test_layers_whose_tasks_are_all_pruned_have_no_factors(tmp_path):
     vectors = vectors_of(linear())
     mask = LayerMask(("a", "b"), ("0", "1"), torch.tensor([[True, False], [True, False]]))
@@ -230,6 +239,16 @@ def test_factors_have_a_dtype_of_their_own_whose_rounding_is_reported(dtype, tmp
         assert saved.error == 0
     else:
         assert 0 < saved.error < torch.finfo(dtype).eps
+
+
+def test_factors_that_overflow_their_dtype_are_refused(tmp_path):
+    base = {"fc.weight": torch.zeros(2, 2), "fc.bias": torch.zeros(2)}
+    vectors = TaskVectors.open(base, {"a": {"fc.weight": torch.full((2, 2), 1e30), "fc.bias": torch.zeros(2)}})
+    with pytest.raises(
+        ValueError, match=r"the factors of 'fc.weight' would overflow: 1e\+15 is beyond 65504, .*another dtype"
+    ):
+        save(vectors, MergeRecipe(scale=1.0), tmp_path / "adapter", 1, stored_dtype=torch.float16)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tied_weights_are_held_whole(tmp_path):

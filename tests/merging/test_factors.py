@@ -44,3 +44,14 @@ def test_a_bias_beside_factors_has_the_name_that_peft_gives_it(made, tmp_path):
 def test_nothing_is_lost_of_nothing():
     assert relative(0.0, 0.0) == 0
     assert relative(1.0, 4.0) == 0.5
+
+
+def test_the_product_of_zeros_is_of_a_layer_with_elements(tmp_path):
+    base = {"fc.weight": torch.zeros(3, 2), "none.weight": torch.zeros(4, 0), "none.bias": torch.zeros(4)}
+    expert = {**base, "fc.weight": torch.ones(3, 2)}
+    plan = Merge(TaskVectors.open(base, {"a": expert}), MergeRecipe(scale=0.0)).plan()
+    spool = Spool(tmp_path / "spool")
+    made = Factors(plan, AdapterLayout.of_names(plan.vectors.headers), 1, torch.float32, spool)
+    made.make(drop_rest=False)
+    spool.close()
+    assert made.ranks == {"fc": 1}
