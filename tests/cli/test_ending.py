@@ -22,6 +22,9 @@ RUNNABLE = {
     "rules": ["rules"],
     "scores": ["scores"],
     "zoo": ["zoo", "build", "--out", "z"],
+    "extract": ["extract", "base", "a", "--rank", "2", "--out", "adapter"],
+    "card": ["card", "merged"],
+    "push": ["push", "merged", "owner/model"],
 }
 
 

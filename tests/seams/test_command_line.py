@@ -206,7 +206,6 @@ def test_options_that_a_model_refuses(setting, words, told):
 
 
 PLACES = {
-    "folder": "must end in .safetensors",
     "base.safetensors": "--overwrite",
     "base.safetensors/x.safetensors": "base.safetensors",
     "/proc/x.safetensors": "--out /proc/x.safetensors: nothing can be written to /proc",
