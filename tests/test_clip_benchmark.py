@@ -144,6 +144,8 @@ def test_a_stored_head_of_other_sentences_is_refused(run, tmp_path):
     first = run.cached_heads(tmp_path, {"a": ["cat"]}, tiny_text_encoder, {"a": ["a {}.", "the {}."]})
     with pytest.raises(ValueError, match="is a head of other sentences; delete it"):
         run.cached_heads(tmp_path, {"a": ["cat"]}, tiny_text_encoder)
+    with pytest.raises(ValueError, match="is a head of other classes; delete it"):
+        run.cached_heads(tmp_path, {"a": ["dog"]}, tiny_text_encoder, {"a": ["a {}.", "the {}."]})
     again = run.cached_heads(tmp_path, {"a": ["cat"]}, None, {"a": ["a {}.", "the {}."]})
     assert torch.equal(again["a"].weight, first["a"].weight)
 

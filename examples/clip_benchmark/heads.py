@@ -25,7 +25,7 @@ def cached_heads(
     folder.mkdir(parents=True, exist_ok=True)
     for name, names in classes.items():
         path, own = folder / f"{name}.safetensors", (sentences or {}).get(name, SENTENCES)
-        about = {"sentences": json.dumps(list(own))}
+        about = {"sentences": json.dumps(list(own)), "classes": json.dumps(list(names))}
         if not path.exists():
             encoder = encoder or make_text_encoder()
             save_file({"weight": zero_shot_head(*encoder, names, own).weight}, path, about)
@@ -35,8 +35,9 @@ def cached_heads(
             raise ValueError(
                 f"{path} is a head of {len(heads[name].weight)} classes, expected {len(names)}; delete it."
             )
-        if stored.get("sentences") != about["sentences"]:
-            raise ValueError(f"{path} is a head of other sentences; delete it.")
+        for what, text in about.items():
+            if stored.get(what) != text:
+                raise ValueError(f"{path} is a head of other {what}; delete it.")
     return heads
 
 

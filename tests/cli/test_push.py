@@ -22,7 +22,7 @@ def hub(monkeypatch):
     with serving() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True, raising=False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
 
@@ -69,7 +69,7 @@ def test_a_folder_goes_to_a_new_repository_with_a_card(hub, merged, capsys):
 
 
 def test_with_the_hubs_own_storage_regular_files_go_in_the_commit(hub, merged, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False, raising=False)
     hub.large = ()
     pushed(merged, "owner/model")
     assert not hub.repositories["owner/model"].private
