@@ -63,7 +63,12 @@ from lwptv_lightning.checkpoints.safetensors_writer import SafetensorsWriter, wr
 from lwptv_lightning.checkpoints.shards import index_of
 from lwptv_lightning.checkpoints.skeleton import skeleton_of, skeleton_problem
 from lwptv_lightning.checkpoints.spool import Spool
-from lwptv_lightning.checkpoints.storable import require_place, require_safetensors_path, require_storable
+from lwptv_lightning.checkpoints.storable import (
+    require_place,
+    require_safetensors_path,
+    require_storable,
+    require_writable,
+)
 from lwptv_lightning.checkpoints.training import TAKEN
 
 __all__ = [

@@ -32,6 +32,16 @@ def require_place(path: str | Path, *, overwrite: bool = True) -> None:
         OSError: Nothing can be written there.
     """
     require_safetensors_path(path)
+    require_writable(path, overwrite=overwrite)
+
+
+def require_writable(path: str | Path, *, overwrite: bool = True) -> None:
+    """Raise, before any work, where no file can be written to a path; its folder is made.
+
+    Raises:
+        FileExistsError: Something stands there, and ``overwrite`` is false.
+        OSError: Nothing can be written there.
+    """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{printable(path)} is a folder; name a file in it.")

@@ -9,15 +9,36 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from lwptv_lightning import __version__
-from lwptv_lightning.cli import card, check, demo, diff, extract, merge, push, rules, scores, validate, verify, zoo
+from lwptv_lightning.cli import (
+    card,
+    check,
+    collect,
+    demo,
+    diff,
+    extract,
+    learn,
+    merge,
+    push,
+    rules,
+    scores,
+    sweep,
+    validate,
+    verify,
+    zoo,
+)
 from lwptv_lightning.cli.ending import ending
 from lwptv_lightning.registry import any_character, printable
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (demo, merge, extract, check, diff, verify, card, push, validate, rules, scores, zoo)
+    for module in (
+        *(demo, merge, extract, check, diff, verify, card, push),
+        *(validate, sweep, collect, learn, rules, scores, zoo),
+    )
 }
 """Each has ``run``, whose docstring is the command's help, and ``add_arguments`` where it takes some."""
+_CONFIGURED = ("validate", "sweep", "collect", "learn")
+"""Commands that run a configuration file. LightningCLI has a parser of its own, which takes all that follows."""
 
 _DEBUG: dict[str, Any] = {"action": "store_true", "help": "show the traceback of an error"}
 _ARGUMENT = re.compile(
@@ -43,14 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         mean_abs ...
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # Taken out here, as it may stand before a command or behind it, and `validate` has a parser of its own.
+    # Taken out here, as it may stand before a command or behind it, and some commands have a parser of their own.
     own = given.index("--") if "--" in given else len(given)
     debug = "--debug" in given[:own]
     given = [word for place, word in enumerate(given) if word != "--debug" or place > own]
     command = f"lwptv {given[0]}" if given and given[0] in COMMANDS else "lwptv"
     with ending(command, debug=debug, in_words=_in_shell_words):
-        if given[:1] == ["validate"]:  # LightningCLI has a parser of its own, which takes all that follows
-            options = argparse.Namespace(command="validate", arguments=given[1:], debug=debug)
+        if given[:1] and given[0] in _CONFIGURED:
+            options = argparse.Namespace(command=given[0], arguments=given[1:], debug=debug)
         else:
             options = _parser().parse_args(given)
         with any_character(), _warning_in_one_line(options.command):

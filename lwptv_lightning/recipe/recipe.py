@@ -242,7 +242,7 @@ class MergeRecipe:
 def make_recipe(
     description: MergeRecipe | str | Mapping[str, Any], options: Mapping[str, Any] | None = None
 ) -> MergeRecipe:
-    """Return a recipe from a rule's name, from a mapping of a recipe's fields, or as it is.
+    """Return a recipe from a rule's name, a mapping of a recipe's fields, the name of its ``.json`` file, or as it is.
 
     A ``dtype`` and a ``task`` among options of merging go before the recipe's own.
 
@@ -256,6 +256,8 @@ def make_recipe(
     """
     if not isinstance(options, Mapping | None):
         raise TypeError(f"options of merging must be a mapping, not {shown(options)}.")
+    if isinstance(description, str) and description.endswith(".json"):
+        description = MergeRecipe.from_json(Path(description))
     if not isinstance(description, MergeRecipe):
         description = MergeRecipe.from_dict({"rule": description} if isinstance(description, str) else description)
     changes = {name: value for name in ("dtype", "task") if (value := (options or {}).get(name)) is not None}

@@ -1,6 +1,7 @@
-"""Experts with classifiers of 2, 5 and 10 classes, from the shell alone: checked, validated, saved."""
+"""Experts with classifiers of 2, 5 and 10 classes, from the shell alone: checked, merged, compared, saved."""
 
 import csv
+import itertools
 import json
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from _helpers.experts import HEADS, NETWORKS, write_images
 from safetensors.torch import load_file
 
-from lwptv_lightning import load_merged
+from lwptv_lightning import MergeRecipe, load_merged
 from lwptv_lightning.cli import main
 from lwptv_lightning.evaluation import image_folders
 
@@ -83,3 +84,41 @@ def test_one_file_says_all_from_checkpoints_to_a_model_that_timm_loads(experts, 
     assert {name: figure for result in results for name, figure in result.items()} == pytest.approx(
         {name: float(row[name]) for name in row if "/" in name}, abs=1e-6
     )
+
+
+def test_rules_that_need_data_and_comparisons_run_by_the_same_file(experts, tmp_path, capsys):
+    given = configuration(experts, tmp_path)
+    given["recipes"] = {"plain": RECIPE | {"ratio": 0.0}, "pruned": RECIPE, "ties": "ties"}
+    given["trainer"] |= {"max_steps": 2}
+    given["samples"] = 12
+    file = tmp_path / "all.yaml"
+    file.write_text(yaml.safe_dump(given))
+
+    def run(*words):
+        main([words[0], "--config", str(file), *words[1:]])
+        return capsys.readouterr().out
+
+    run("sweep", "--out", str(tmp_path / "sweep.csv"))
+    rows = list(csv.DictReader((tmp_path / "sweep.csv").read_text().splitlines()))
+    assert [row["model"] for row in rows] == list(given["recipes"])
+    found = {row["model"]: row for row in rows}
+    run("learn", "--out", str(tmp_path / "learnt.json"), "--learn.lr", "0.05")
+    recipe = MergeRecipe.from_json(tmp_path / "learnt.json")
+    assert any(abs(value - 0.3) > 0.01 for row in recipe.rule.coefficients.values() for value in row)
+    merged = {"pruned": [], "adamerging": ["--model.recipe", str(tmp_path / "learnt.json")]}
+    for rule in ("fisher", "regmean"):
+        data = str(tmp_path / f"{rule}.safetensors")
+        assert data in run("collect", "--model.recipe", rule, "--out", data)
+        merged[rule] = ["--model.recipe", rule, "--data_statistics", data]
+    made = {}
+    for name, options in merged.items():
+        path = tmp_path / f"{name}.safetensors"
+        run("validate", *options, "--save", str(tmp_path / "out" / path.name))
+        (row,) = csv.DictReader((tmp_path / "report" / "results.csv").read_text().splitlines())
+        assert experts.sets.keys() < row.keys()
+        made[name] = load_file(tmp_path / "out" / path.name)
+        if name in found:
+            swept = {key: float(found[name][key]) for key in experts.sets}
+            assert {key: float(row[key]) for key in experts.sets} == pytest.approx(swept, abs=1e-6)
+    weights = [state["conv1.weight" if experts.kind == "resnet" else "stem.0.weight"] for state in made.values()]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(weights, 2))

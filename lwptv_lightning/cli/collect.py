@@ -1,0 +1,24 @@
+"""``lwptv collect``: what Fisher merging and RegMean need, from the sets of a configuration file."""
+
+import argparse
+
+from lwptv_lightning.cli.configured import configured, leave_reports_out, mixed, output
+from lwptv_lightning.registry import printable
+
+
+def run(options: argparse.Namespace) -> None:
+    """Collect what a rule needs to know of the tasks' data, as a configuration file says."""
+    from lwptv_lightning.callbacks import CollectDataStatistics
+
+    with configured("collect", options.arguments) as made:
+        rule, path = made.model.recipe.rule, output(made)
+        if not rule.needs:
+            raise ValueError(
+                f"the rule {rule.name!r} needs no statistics of data: say which rule they are for, such as "
+                "--model.recipe fisher."
+            )
+        leave_reports_out(made)
+        made.trainer.callbacks.append(CollectDataStatistics(rule.needs, samples=made.config["samples"], file=path))
+        sets = {name: mixed(loader) for name, loader in made.datamodule.loaders.items() if name.startswith("id/")}
+        made.trainer.validate(made.model, sets, verbose=False)
+        print(printable(f"What {rule.name} needs is in {path}"))
