@@ -2,8 +2,7 @@
 
 import argparse
 
-from lwptv_lightning.cli.configured import configured, leave_reports_out, mixed, output
-from lwptv_lightning.registry import printable
+from lwptv_lightning.cli.configured import configured, leave_reports_out, mixed, output, say
 
 
 def run(options: argparse.Namespace) -> None:
@@ -21,4 +20,4 @@ def run(options: argparse.Namespace) -> None:
         made.trainer.callbacks.append(CollectDataStatistics(rule.needs, samples=made.config["samples"], file=path))
         sets = {name: mixed(loader) for name, loader in made.datamodule.loaders.items() if name.startswith("id/")}
         made.trainer.validate(made.model, sets, verbose=False)
-        print(printable(f"What {rule.name} needs is in {path}"))
+        say(made, f"What {rule.name} needs is in {path}")

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from lwptv_lightning.cli.ending import WrongArgumentsError
+from lwptv_lightning.registry import printable
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "save": {
         "type": str | None,
         "help": "validate: where to write the merged model, a .safetensors file or a folder; with its heads, if any",
     },
-    "overwrite": {"type": bool, "default": False, "help": "replace what is there"},
+    "overwrite": {"type": bool, "nargs": "?", "const": True, "default": False, "help": "replace what is there"},
     "out": {"type": str | None, "help": "collect, learn, sweep: the file to write"},
     "data_statistics": {"type": str | None, "help": "validate, sweep: what collect wrote, for rules that need it"},
     "recipes": {"type": dict[str, str | dict[str, Any]] | None, "help": "sweep: name to recipe"},
@@ -92,6 +93,12 @@ def output(made: Any) -> str:
     path: str = option(made, "out")
     require_writable(path, overwrite=made.config["overwrite"])
     return path
+
+
+def say(made: Any, text: str) -> None:
+    """Print a line, once where there are several processes."""
+    if made.trainer.is_global_zero:
+        print(printable(text))
 
 
 def take_statistics(made: Any, *recipes: Any) -> None:

@@ -2,8 +2,8 @@
 
 import argparse
 
-from lwptv_lightning.cli.configured import configured, leave_reports_out, mixed, output
-from lwptv_lightning.registry import printable, require_known
+from lwptv_lightning.cli.configured import configured, leave_reports_out, mixed, output, say
+from lwptv_lightning.registry import require_known
 
 
 def run(options: argparse.Namespace) -> None:
@@ -13,7 +13,8 @@ def run(options: argparse.Namespace) -> None:
 
     with configured("learn", options.arguments) as made:
         path = output(made)
-        if made.config["trainer"]["max_steps"] == -1 and made.config["trainer"]["max_epochs"] is None:
+        limits = made.config["trainer"]
+        if limits["max_steps"] == -1 and limits["max_epochs"] is limits["max_time"] is None:
             raise ValueError("say how long to learn, such as --trainer.max_steps 500.")
         leave_reports_out(made)
         module = AdaMergingModule(made.model, **made.config["learn"])
@@ -24,4 +25,4 @@ def run(options: argparse.Namespace) -> None:
         made.trainer.fit(module, {name: mixed(loaders[name], each_epoch=True) for name in own})
         if made.trainer.is_global_zero:
             write_whole(path, module.recipe().to_json())
-        print(printable(f"The learnt recipe is in {path}"))
+        say(made, f"The learnt recipe is in {path}")

@@ -1,9 +1,13 @@
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lwptv_lightning.cli import main
-from lwptv_lightning.cli.configured import mixed
+from lwptv_lightning.cli.configured import mixed, say
+from lwptv_lightning.recipe import MergeRecipe
 
 NUMBERS = TensorDataset(torch.arange(20))
 CONFIGURATION = """
@@ -66,3 +70,14 @@ def test_what_lacks_is_named(command, capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
         main([command, "--config", "all.yaml", *words])
     assert capsys.readouterr().err == f"lwptv {command}: error: the following arguments are required: --out\n"
+
+
+def test_what_is_written_by_two_processes_is_said_once(capsys):
+    for is_first in (True, False):
+        say(SimpleNamespace(trainer=SimpleNamespace(is_global_zero=is_first)), "It is in r.json")
+    assert capsys.readouterr().out == "It is in r.json\n"
+
+
+def test_learning_may_end_by_the_clock():
+    main(["learn", "--config", "all.yaml", "--out", "r.json", "--trainer.max_time", "00:00:00:01"])
+    assert MergeRecipe.from_json(Path("r.json").read_text()).rule.name == "adamerging"

@@ -146,6 +146,16 @@ def test_wrong_heads_are_told_as_they_are(case, own_classifiers):
         main(["validate", "--config", "all.yaml"])
 
 
+def test_figures_are_printed_without_a_report_too(own_classifiers, capsys):
+    own_classifiers["model"]["init_args"]["heads"] = {"far": "a", "other": "a"}
+    own_classifiers["trainer"]["callbacks"] = None
+    Path("all.yaml").write_text(yaml.safe_dump(own_classifiers))
+    main(["validate", "--config", "all.yaml"])
+    shown = capsys.readouterr().out
+    assert all(name in shown.split() for name in ("id", "ood", "far", "other", "ID", "OOD"))
+    assert len([line for line in shown.splitlines() if line.count(".") >= 5]) == 1
+
+
 def test_where_a_model_cannot_be_saved_is_told_first(own_classifiers):
     own_classifiers["model"]["init_args"]["heads"] = {"far": "a", "other": "a"}
     Path("all.yaml").write_text(yaml.safe_dump(own_classifiers))
@@ -155,7 +165,7 @@ def test_where_a_model_cannot_be_saved_is_told_first(own_classifiers):
         with pytest.raises(SystemExit, match=f"lwptv validate: .*{path.partition('.')[0]}"):
             main(["validate", "--config", "all.yaml", "--save", path])
     assert not Path("report").exists()
-    main(["validate", "--config", "all.yaml", "--save", "there.safetensors", "--overwrite", "true"])
+    main(["validate", "--config", "all.yaml", "--save", "there.safetensors", "--overwrite"])
     assert list(read_heads("there.heads.safetensors")) == ["a", "far", "other"]
     main(["validate", "--config", "all.yaml", "--save", "folder", "--trainer.callbacks=null"])
     assert list(read_heads("folder/heads.safetensors")) == ["a", "far", "other"]
