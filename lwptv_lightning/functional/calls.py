@@ -13,7 +13,8 @@ def call_with(module: nn.Module, tensors: Mapping[str, Tensor], *arguments: Any)
     """Call a module with some parameters and buffers replaced, under all names that they have in it.
 
     `torch.func.functional_call` replaces a tensor once for each of its names and takes that back in the same order, so
-    that a submodule which stands at two places keeps what it was given. Here each is replaced once.
+    that a submodule which stands at two places keeps what it was given. Here each is replaced once. What the module
+    computed of tensors, and keeps while it is evaluated, is of these tensors during the call, and forgotten afterwards.
 
     Args:
         module: What to call; afterwards it has the tensors that it had.
@@ -38,7 +39,27 @@ def call_with(module: nn.Module, tensors: Mapping[str, Tensor], *arguments: Any)
         for name, tensor in _tensors_of(part, recurse=False)
         if id(tensor) in given
     }
-    return functional_call(module, weights, arguments, tie_weights=False)
+    drop_caches_(module)
+    try:
+        return functional_call(module, weights, arguments, tie_weights=False)
+    finally:
+        drop_caches_(module)
+
+
+def drop_caches_(module: nn.Module) -> None:
+    """Make a module forget what it computed from its weights: timm's LeViT and its kin do so in ``train()``.
+
+    The modes of all its parts stay as they are.
+    """
+    parts = list(module.modules())
+    modes = [(part, part.training) for part in parts]
+    try:
+        for part in parts:
+            if type(part).train is not nn.Module.train:
+                part.train()
+    finally:
+        for part, training in modes:
+            part.training = training  # not by `train()`, in which a module may do more than that
 
 
 def _tensors_of(module: nn.Module, *, recurse: bool = True) -> list[tuple[str, Tensor]]:

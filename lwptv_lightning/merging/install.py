@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from lwptv_lightning.checkpoints import TensorHeader, plain_tensors, sizes_told, some_of
 from lwptv_lightning.engine import ALONE, Ranks
-from lwptv_lightning.functional import plain_module, plain_name, plain_state
+from lwptv_lightning.functional import drop_caches_, plain_module, plain_name, plain_state
 from lwptv_lightning.merging.plan import MergePlan
 from lwptv_lightning.merging.precision import in_dtype
 from lwptv_lightning.merging.undo import Undo, keep_modes
@@ -176,7 +176,8 @@ def _copy_each_(
             if ranks.size > 1:
                 deque(tensors, maxlen=0)  # the other processes wait for what is made here
             raise
-    _drop_caches(module, undo)
+    keep_modes(module, undo)
+    drop_caches_(module)
     return before
 
 
@@ -248,15 +249,6 @@ def _tied_places(module: nn.Module) -> list[list[tuple[nn.Module, str]]]:
             if parameter is not None and parameter.is_meta:
                 places.setdefault(id(parameter), []).append((owner, name))
     return [group for group in places.values() if len(group) > 1]
-
-
-def _drop_caches(module: nn.Module, undo: Undo) -> None:
-    """Make a module forget what it computed from its old weights: timm's LeViT and its kin do so in ``train()``."""
-    keep_modes(module, undo)
-    with Undo() as modes:
-        keep_modes(module, modes)
-        module.train()
-        modes.take_back()
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:

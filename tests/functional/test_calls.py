@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from _helpers.modules import Repeating, Tied
 from torch import nn
@@ -31,3 +32,22 @@ def test_buffers_are_replaced_and_what_is_not_given_stays():
     assert norm.running_mean.tolist() == [0.0, 0.0]
     with pytest.raises(KeyError, match="mean"):
         call_with(norm, {"mean": torch.zeros(2)}, torch.zeros(1, 2))
+
+
+def test_what_was_computed_of_other_tensors_is_forgotten():
+    small = {"img_size": 64, "embed_dim": [16, 16, 16], "depth": [1, 1, 1], "num_heads": [1, 1, 1]}
+    model, other = (timm.create_model("levit_128s", num_classes=3, **small).eval() for _ in range(2))
+    images, biases = torch.randn(2, 3, 64, 64), [key for key, _ in model.named_parameters() if "biases" in key]
+    for seed, each in enumerate((model, other)):
+        for key in biases:
+            torch.nn.init.normal_(each.get_parameter(key), generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        own, expected = model(images), other(images)
+    given = {key: tensor.detach().clone().requires_grad_() for key, tensor in other.named_parameters()}
+    given |= dict(other.named_buffers())
+    for _ in range(2):
+        found = call_with(model, given, images)
+        torch.testing.assert_close(found, expected.clone())
+        assert any(each.any() for each in torch.autograd.grad(found.sum(), [given[key] for key in biases]))
+    torch.testing.assert_close(model(images), own.clone())
+    assert not any(part.training for part in model.modules())
