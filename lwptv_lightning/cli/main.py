@@ -42,7 +42,7 @@ _CONFIGURED = ("validate", "sweep", "collect", "learn")
 
 _DEBUG: dict[str, Any] = {"action": "store_true", "help": "show the traceback of an error"}
 _ARGUMENT = re.compile(
-    r"\b(exclude|prefix|ema|model|keep|prune|task|overwrite|drop_rest|format)="
+    r"\b(exclude|prefix|ema|model|keep_classifier|keep|prune|task|overwrite|drop_rest|format)="
     r"(\(\.\.\.\)|\.\.\.|True|\([^()]*\)|'[^']*')"
 )
 _VALUE = {"(...)": "", "...": "", "True": ""}

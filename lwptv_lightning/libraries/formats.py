@@ -52,7 +52,10 @@ def plan_folder(
     except FolderError as error:
         other = _kind_of(wanted)
         nearest = f"format={other!r}, or {PLAIN!r}" if other not in (kind, PLAIN) else f"format={PLAIN!r}"
-        raise FolderError(f"no {kind} folder can be made: {error} Possible: {nearest}, which has no config.") from error
+        kept = " keep_classifier=True writes the base's classifier, which is left out here." if left_out else ""
+        raise FolderError(
+            f"no {kind} folder can be made: {error} Possible: {nearest}, which has no config.{kept}"
+        ) from error
 
 
 def require_format(format: str | None) -> None:

@@ -90,11 +90,12 @@ def _in_written_dtype(config: dict[str, Any], headers: Mapping[str, TensorHeader
 
 
 class _Candidate(NamedTuple):
-    """A class of transformers and the configuration of a model of it."""
+    """A class of transformers, the configuration of a model of it, and whether a file may lack what has no elements."""
 
     kind: Any
     config: Any
     written: dict[str, Any]
+    without_empty: bool = False
 
 
 def _fitting(config: dict[str, Any], wanted: Wanted, notes: list[str]) -> dict[str, Any]:
@@ -125,7 +126,10 @@ def _fitting(config: dict[str, Any], wanted: Wanted, notes: list[str]) -> dict[s
 
 
 def _candidates(transformers: Any, config: dict[str, Any], wanted: Wanted) -> Iterator[_Candidate]:
-    """Yield what may hold a model: its own class and, without a classifier, one of no labels, and its encoder."""
+    """Yield what may hold a model: its own class and, without a classifier, one of no labels, and its encoder.
+
+    Last comes its own class whose classifier is there and has no outputs: some have no encoder without a pooler.
+    """
     own = _own_class(transformers, config)
     if not wanted.left_out:
         yield own
@@ -134,12 +138,14 @@ def _candidates(transformers: Any, config: dict[str, Any], wanted: Wanted) -> It
         "id2label": {},
         "label2id": {},
     }
-    yield _own_class(transformers, headless)
+    of_no_labels = _own_class(transformers, headless)
+    yield of_no_labels
     encoder = transformers.MODEL_MAPPING.get(type(own.config), None)
     if isinstance(encoder, type):
         plain = {name: value for name, value in config.items() if name not in _CLASSES}
         plain["architectures"] = [encoder.__name__]
         yield _Candidate(encoder, type(own.config).from_dict(plain), plain)
+    yield of_no_labels._replace(without_empty=True)
 
 
 def _own_class(transformers: Any, config: dict[str, Any]) -> _Candidate:
@@ -174,6 +180,8 @@ def _lacking(
         found = [way for way in ways if way in headers]
         used |= set(found)
         shape = tuple(own[tied[0]].shape)
+        if not found and candidate.without_empty and not own[tied[0]].numel():
+            continue  # there is nothing in it that could be random
         if not found:
             lacking.add(tied[0])
         elif headers[found[0]].shape != shape:

@@ -43,6 +43,11 @@ def make_transformers(name, classes=3):
     if name == "bert classifier":
         config = transformers.BertConfig(**_TEXT, num_labels=classes)
         return transformers.BertForSequenceClassification(config).eval()
+    if name == "token classifier":
+        return transformers.BertForTokenClassification(transformers.BertConfig(**_TEXT, num_labels=classes)).eval()
+    if name == "roberta classifier":
+        config = transformers.RobertaConfig(**_TEXT, num_labels=classes)
+        return transformers.RobertaForSequenceClassification(config).eval()
     if name == "vit":
         return transformers.ViTForImageClassification(transformers.ViTConfig(**_VISION, num_labels=classes)).eval()
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=classes)

@@ -92,3 +92,15 @@ def test_a_base_of_the_hub_that_cannot_be_asked_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     origin = open_checkpoint(folder)
     assert "The hub could not be asked" in plan_folder(origin, origin.headers).notes[-1]
+
+
+def test_a_classifier_that_is_left_out_can_be_kept_where_timm_has_no_model_without_it(tmp_path):
+    model = timm.create_model("levit_128s", num_classes=3)
+    torch.save(model.state_dict(), tmp_path / "base.pt")
+    own = timm.create_model("levit_128s", num_classes=5).state_dict()
+    state = {name: value if value.shape == own[name].shape else own[name] for name, value in tuned(model, 1).items()}
+    vectors = TaskVectors.open(tmp_path / "base.pt", {"a": state}, model=model)
+    with pytest.raises(FolderError, match=r"head\.bn.* keep_classifier=True writes the base's classifier"):
+        save_merged(vectors, RECIPE, tmp_path / "out")
+    out = save_merged(vectors, RECIPE, tmp_path / "out", keep_classifier=True)
+    assert timm.create_model(f"local-dir:{out}", pretrained=True).num_classes == 3

@@ -161,3 +161,23 @@ def test_without_transformers_what_cannot_be_told_is_refused(tmp_path, monkeypat
     vectors.classifiers = ("classifier",)
     with pytest.raises(FolderError, match=r"transformers must be installed.*extra 'clip'"):
         save_merged(vectors, RECIPE, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["token classifier", "roberta classifier"])
+def test_without_an_encoder_of_these_tensors_it_is_its_own_class_without_outputs(name, tmp_path):
+    models = base, expert = [make_transformers(name, classes) for classes in (3, 5)]
+    own = expert.state_dict()
+    fitting = {key: value for key, value in tuned(base, 1).items() if value.shape == own[key].shape}
+    expert.load_state_dict({**own, **fitting})
+    for model, folder in zip(models, ("base", "a"), strict=True):
+        save_base(model, tmp_path / folder)
+    vectors = TaskVectors.open(tmp_path / "base", {"a": tmp_path / "a"})
+    out = save_merged(vectors, RECIPE, tmp_path / "out")
+    with pytest.warns(UserWarning, match="zero-element"):
+        model, said = type(base).from_pretrained(out, output_loading_info=True)
+    state, merged = model.state_dict(), merge(vectors, RECIPE)
+    assert said["missing_keys"]
+    assert all(state[key].numel() == 0 for key in said["missing_keys"])
+    assert not said["unexpected_keys"]
+    assert not said["mismatched_keys"]
+    assert all(torch.equal(value, merged[key]) for key, value in state.items() if value.numel())
