@@ -27,7 +27,7 @@ from lwptv_lightning.checkpoints.difference import add_difference, is_task_vecto
 from lwptv_lightning.checkpoints.distributed import PROVENANCE
 from lwptv_lightning.checkpoints.hashing import UNKNOWN, fingerprint, fingerprints, tensor_fingerprints
 from lwptv_lightning.checkpoints.hub import fetch, fetch_beside, hub_name
-from lwptv_lightning.checkpoints.library_names import model_names
+from lwptv_lightning.checkpoints.library_names import model_names, named_as
 from lwptv_lightning.checkpoints.lora import expand_adapter
 from lwptv_lightning.checkpoints.model_config import ModelConfig
 from lwptv_lightning.checkpoints.names import (

@@ -29,6 +29,17 @@ def model_names(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def named_as(names: Sequence[str], wanted: Sequence[str], model: nn.Module) -> dict[str, str]:
+    """Return names of one file of a library's model to those that another file has for the same tensors.
+
+    Example:
+        >>> named_as(["weight"], ["weight", "bias"], nn.Linear(1, 1))
+        {'weight': 'weight'}
+    """
+    theirs = {own: name for name, own in model_names(model, wanted).items()}
+    return {name: theirs[own] for name, own in model_names(model, names).items() if own in theirs}
+
+
 def _renamer(model: Any, prefix: str, own: dict[str, Any]) -> Callable[[str], str | None]:
     try:
         from transformers import conversion_mapping, core_model_loading

@@ -24,6 +24,7 @@ from lwptv_lightning.engine import DataStatistics, Execution
 from lwptv_lightning.inspection.compare import TensorDifference, compare_pieces, vector_pieces
 from lwptv_lightning.inspection.files import WrittenModel
 from lwptv_lightning.inspection.inputs import assigned, base_problem, input_problems, vector_base_problem
+from lwptv_lightning.inspection.naming import naming_model
 from lwptv_lightning.inspection.remake import plan_again
 from lwptv_lightning.merging import fingerprint_of_data
 from lwptv_lightning.recipe import MergeRecipe
@@ -95,7 +96,8 @@ def verify(
         sample: How many tensors to make again, drawn at random; by default all.
         seed: For the draw.
         exclude: Globs of tensors that were not merged, where the file is of an earlier version, which does not say.
-        model: The module that the weights belong to, where the merge was given one.
+        model: The module that the weights belong to, where the merge was given one; by default one that is built of
+            the configuration beside the base or the file, where the file has other names than the base.
         prefix: What the wanted names start with.
         ema: Whether to take averaged weights.
         resize_position_embedding: Whether to resample what is of another image size, as is done where the file says so.
@@ -191,7 +193,9 @@ class _Check:
         execution: Execution | None,
     ) -> Verification:
         """Compare with the merge, made again."""
-        made = self.found.made
+        made, model = self.found.made, options["model"]
+        if model is None:
+            options = {**options, "model": naming_model(self.stored, base, options["prefix"])}
         options = {**options, "exclude": tuple(dict.fromkeys((*options["exclude"], *made.excluded)))}
         vectors = TaskVectors.open(base, tasks, **options)
         base_print, given = vectors.fingerprints(made.base)
@@ -206,7 +210,7 @@ class _Check:
             return self_found
         if any(task != name for task, name in own.items()):
             vectors = TaskVectors.open(base, {task: tasks[name] for task, name in own.items()}, **options)
-        plan = plan_again(self.found.source, made, vectors, data, options["model"], execution)
+        plan = plan_again(self.found.source, made, vectors, data, model, execution)
         is_apart = matcher(made.excluded)
         # Of a module, classifiers that are the tasks' own stay out of the file.
         expected = [name for name in plan.vectors.headers if name in self.stored.headers or not is_apart(name)]

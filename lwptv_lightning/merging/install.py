@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor, Replicate
 
-from lwptv_lightning.checkpoints import TensorHeader, plain_tensors, sizes_told, some_of
+from lwptv_lightning.checkpoints import TensorHeader, model_names, plain_tensors, sizes_told, some_of
 from lwptv_lightning.engine import ALONE, Ranks
 from lwptv_lightning.functional import drop_caches_, plain_module, plain_name, plain_state
 from lwptv_lightning.merging.plan import MergePlan
@@ -102,7 +102,7 @@ def require_fit(model: nn.Module, vectors: TaskVectors, *, with_heads: bool = Tr
     if absent:
         raise ValueError(
             f"{label} has no tensor {some_of(absent)}{nearest(absent[0], own)} Expected the architecture that the "
-            "checkpoints are of; tensors that are not to be merged go into exclude=(...)."
+            f"checkpoints are of; tensors that are not to be merged go into exclude=(...).{_naming_hint(model, absent)}"
         )
     for name in vectors.shared_names:
         if own[name] != vectors.headers[name].shape:
@@ -137,6 +137,16 @@ def _untied_hint(model: nn.Module, names: Iterable[str]) -> str:
     return ""
 
 
+def _naming_hint(model: nn.Module, absent: Sequence[str]) -> str:
+    """Say that tensors have the names of a transformers file, which the model has under others."""
+    if not model_names(plain_module(model), absent):
+        return ""
+    return (
+        " These are the names of transformers' files; TaskVectors.open(..., model=model) brings the checkpoints to the "
+        "model's."
+    )
+
+
 def unset_by(model: nn.Module, vectors: TaskVectors) -> tuple[str, ...]:
     """Return the tensors of a model that are neither merged nor the base's."""
     own, put = plain_state(model), set(installable(model, vectors))
@@ -150,7 +160,7 @@ def _require_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> No
     if absent:
         raise ValueError(
             f"{type(plain_module(module)).__name__} has no tensor {some_of(absent)}{nearest(absent[0], own)} "
-            "Expected a module of the architecture that the checkpoints are of."
+            f"Expected a module of the architecture that the checkpoints are of.{_naming_hint(module, absent)}"
         )
     for name, shape in shapes.items():
         if own[name].shape != shape:

@@ -22,10 +22,12 @@ from lwptv_lightning.checkpoints import (
     is_adapter,
     is_task_vector,
     match_names,
+    named_as,
     open_checkpoint,
     reference_of,
     require_readable_form,
     sizes_told,
+    skeleton_of,
     some_of,
     without_wrappers,
 )
@@ -222,6 +224,8 @@ def _align_expert(
         # A base that is a module of transformers tells what its library's files are named.
         naming = [each for each in modules if model is None and hasattr(each, "base_model_prefix")]
         named = match_names(found, base.headers, model or next(iter(naming), None))
+        if model is None and not naming:
+            named = _as_the_bases_file(named, base)
         return sizes.fitted(named, base)
     # A task vector is of all weights, and from those at their own size.
     home = raw_base if difference is expert and sizes.has_changed_base else base
@@ -231,6 +235,18 @@ def _align_expert(
         made = sizes.fitted(match_names(made, base.headers, model), base)
     made.is_sum = difference is expert
     return made
+
+
+def _as_the_bases_file(expert: Checkpoint, base: Checkpoint) -> Checkpoint:
+    """Return an expert under the base's names where the files are of different versions of its library."""
+    lacking = base.headers.keys() - expert.headers.keys()
+    if not lacking or not expert.headers.keys() - base.headers.keys():
+        return expert
+    for model in filter(None, map(skeleton_of, (base, expert))):
+        found = named_as(expert.names, base.names, model)
+        if len(found) > len(base.headers) - len(lacking):
+            return expert.renamed({found.get(name, name): name for name in expert.names})
+    return expert
 
 
 def _require_whole(base: Checkpoint) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lwptv_lightning import TaskVectors, open_checkpoint
-from lwptv_lightning.checkpoints import model_names
+from lwptv_lightning.checkpoints import model_names, named_as
 from lwptv_lightning.checkpoints.skeleton import tied_names
 
 
@@ -61,3 +61,12 @@ def test_tensors_that_a_model_combines_have_no_name_of_its_own(tmp_path):
     own = model.state_dict()
     assert set(found.values()) <= set(own)
     assert all(name in found or ".experts." in name for name in names)
+
+
+def test_files_of_one_model_name_its_tensors_otherwise(vits):
+    base, base_folder, _, _ = vits
+    stored, own = open_checkpoint(base_folder).names, list(base.state_dict())
+    found = named_as(own, stored, base)
+    assert list(found) == own
+    assert set(found.values()) == set(stored)
+    assert found["vit.layers.0.attention.q_proj.weight"] == "vit.encoder.layer.0.attention.attention.query.weight"

@@ -4,10 +4,11 @@ import signal
 import pytest
 import torch
 from _helpers.interrupts import Moments, Thrown, copies
+from _helpers.library_folders import make_transformers, save_base, tuned
 from _helpers.states import assert_same_bits
 from torch import nn
 
-from lwptv_lightning import MergeRecipe, TaskVectors
+from lwptv_lightning import MergeModule, MergeRecipe, TaskVectors
 from lwptv_lightning.merging import Merge, gather_state, install_, install_plan_, materialize_, snapshot
 
 
@@ -269,3 +270,15 @@ def test_tensors_without_readable_values_are_not_installed(change):
 def test_a_module_that_is_not_initialised_is_named():
     with pytest.raises(ValueError, match="LazyLinear is not initialised: 'weight' has no shape"):
         install_(nn.LazyLinear(3), {"weight": torch.ones(3, 3)})
+
+
+def test_names_of_transformers_files_are_told_from_another_architecture(tmp_path):
+    model = make_transformers("vit")
+    base = save_base(model, tmp_path / "base")
+    model.load_state_dict(tuned(model, 1))
+    vectors = TaskVectors.open(base, {"a": save_base(model, tmp_path / "a")})
+    with pytest.raises(ValueError, match=r"names of transformers' files; TaskVectors.open\(..., model=model\)"):
+        MergeModule(model, vectors, MergeRecipe())
+    with pytest.raises(ValueError, match="has no tensor") as caught:
+        MergeModule(nn.Linear(2, 2), vectors, MergeRecipe())
+    assert "transformers" not in str(caught.value)

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from _helpers.library_folders import make_transformers, save_base
+from safetensors.torch import save_file
 
 from lwptv_lightning import CheckpointError, TaskVectors, open_checkpoint
 from lwptv_lightning.checkpoints import fingerprint
@@ -38,3 +40,18 @@ def test_fingerprints_of_base_and_tasks(vectors, base_state, task_states):
     base, tasks = vectors.fingerprints()
     assert base == fingerprint(open_checkpoint(base_state))
     assert tasks == {task: fingerprint(open_checkpoint(state)) for task, state in task_states.items()}
+
+
+@pytest.mark.parametrize("renamed", ["base", "a"])
+def test_files_of_two_versions_of_transformers_go_together_without_a_model(renamed, tmp_path):
+    models = {name: make_transformers("vit") for name in ("base", "a")}
+    for name, model in models.items():
+        save_base(model, tmp_path / name)
+    save_file(models[renamed].state_dict(), tmp_path / renamed / "model.safetensors")
+    found = align(tmp_path / "base", {"a": tmp_path / "a"})
+    assert not found.compare("a").missing
+    assert not found.compare("a").extra
+    assert found.base.names == open_checkpoint(tmp_path / "base").names
+    both = align(models["base"], {"a": models["a"]})
+    own = sorted(both.experts["a"].read(name).sum().item() for name in both.base.names)
+    assert sorted(found.experts["a"].read(name).sum().item() for name in found.base.names) == own
