@@ -197,6 +197,11 @@ def _of_a_layer(path: str) -> set[str]:
 def _like(template: nn.Module, state: Mapping[str, Tensor], path: str, label: str) -> nn.Module:
     """Return a module like a model's classifier with other tensors; where that was removed, a linear one."""
     template = plain_module(template)
+    if not state and plain_state(template):
+        raise CheckpointError(
+            f"{label}: its checkpoint has none, expected {some_of(f'{path}.{name}' for name in plain_state(template))} "
+            "Give this set a head: heads={...}."
+        )
     is_removed = isinstance(template, nn.Identity)
     is_layer = {"weight"} <= state.keys() <= {"weight", "bias"}
     if is_layer and (is_removed or type(template).forward is nn.Linear.forward or _is_pointwise(template)):

@@ -52,7 +52,8 @@ def plan_folder(
     except FolderError as error:
         other = _kind_of(wanted)
         nearest = f"format={other!r}, or {PLAIN!r}" if other not in (kind, PLAIN) else f"format={PLAIN!r}"
-        kept = " keep_classifier=True writes the base's classifier, which is left out here." if left_out else ""
+        is_left_out = bool(left_out) and kind == other
+        kept = " keep_classifier=True writes the base's classifier, which is left out here." if is_left_out else ""
         raise FolderError(
             f"no {kind} folder can be made: {error} Possible: {nearest}, which has no config.{kept}"
         ) from error

@@ -112,6 +112,7 @@ def _fitting(config: dict[str, Any], wanted: Wanted, notes: list[str]) -> dict[s
         before, _, beyond_before = _lacking(_own_class(transformers, config), wanted.origin.stored_headers)
     except Exception as error:  # whatever a model makes of a configuration
         raise FolderError(f"{about}, which cannot be built here ({type(error).__name__}: {error}).") from error
+    before -= set(wanted.left_out)  # a base without a classifier lacks that of the given model, too
     problem = ""
     for candidate in _candidates(transformers, config, wanted):
         lacking, reshaped, further = _lacking(candidate, wanted.headers)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from lwptv_lightning import CheckpointError, Heads, heads_from
+from lwptv_lightning import CheckpointError, Heads, TaskVectors, heads_from
 from lwptv_lightning.evaluation.classifiers import Classifiers, classifier_of, place_of
 
 FAMILIES = {
@@ -209,3 +209,11 @@ def test_several_classifiers_act_in_the_model_alone():
     assert all(torch.equal(head.parts[path].weight, parts[path].weight) for path in parts)
     with pytest.raises(TypeError, match=r"several classifiers act in the model alone, at head\.0, head\.1"):
         head(torch.zeros(1, 4))
+
+
+def test_a_task_without_a_classifier_is_told_to_be_given_a_head(make_vit):
+    base, state = make_vit(num_classes=3), make_vit(num_classes=0).state_dict()
+    vectors = TaskVectors.open(base, {"a": make_vit(num_classes=2), "b": state}, model=base)
+    with pytest.raises(CheckpointError, match=r"'b': its checkpoint has none, expected head.weight, .* heads=\{"):
+        Heads.of(base, vectors, {})
+    assert list(Heads.of(base, vectors, {"b": "a"})) == ["a", "b"]

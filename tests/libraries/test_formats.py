@@ -102,5 +102,8 @@ def test_a_classifier_that_is_left_out_can_be_kept_where_timm_has_no_model_witho
     vectors = TaskVectors.open(tmp_path / "base.pt", {"a": state}, model=model)
     with pytest.raises(FolderError, match=r"head\.bn.* keep_classifier=True writes the base's classifier"):
         save_merged(vectors, RECIPE, tmp_path / "out")
+    with pytest.raises(FolderError, match="open_clip") as caught:
+        save_merged(vectors, RECIPE, tmp_path / "out", format="open_clip")
+    assert "keep_classifier" not in str(caught.value)
     out = save_merged(vectors, RECIPE, tmp_path / "out", keep_classifier=True)
     assert timm.create_model(f"local-dir:{out}", pretrained=True).num_classes == 3

@@ -181,3 +181,16 @@ def test_without_an_encoder_of_these_tensors_it_is_its_own_class_without_outputs
     assert not said["unexpected_keys"]
     assert not said["mismatched_keys"]
     assert all(torch.equal(value, merged[key]) for key, value in state.items() if value.numel())
+
+
+@pytest.mark.filterwarnings("ignore:torch.fx cannot trace")
+def test_an_encoder_with_the_heads_of_a_classifiers_model_stays_an_encoder(tmp_path):
+    model, expert = make_transformers("bert classifier"), make_transformers("bert classifier", 5)
+    save_base(model.bert, tmp_path / "base")
+    expert.bert.load_state_dict(tuned(model.bert, 1))
+    vectors = TaskVectors.open(tmp_path / "base", {"a": save_base(expert, tmp_path / "a")}, model=model)
+    module = MergeModule(model, vectors, RECIPE, output_key="logits")
+    out = module.save_merged(tmp_path / "out", heads=True)
+    loaded = loaded_from(out, transformers.BertModel).state_dict()
+    merged = module.model.bert.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in merged.items())
