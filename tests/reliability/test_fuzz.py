@@ -90,7 +90,8 @@ def by_peft():
             b = weights[name.replace("lora_A", "lora_B")]
             scaling = config.get("lora_alpha", 8) / (math.sqrt(len(a)) if config.get("use_rslora") else len(a))
             product = (b.double() @ a.double() * scaling).float()
-            found[f"{module}.weight"] = product.T if config.get("fan_in_fan_out") else product
+            fits = product.shape == BASE[f"{module}.weight"].shape  # PEFT, too, corrects the flag by the layer
+            found[f"{module}.weight"] = product if fits else product.T
     return found
 
 
