@@ -18,7 +18,7 @@ RUNNABLE = {
     "check": ["check", "base", "a=a"],
     "diff": ["diff", "base", "a"],
     "verify": ["verify", "m.safetensors"],
-    "validate": ["validate", "--config", "c.yaml"],
+    **{command: [command, "--config", "c.yaml"] for command in ("validate", "sweep", "collect", "learn")},
     "rules": ["rules"],
     "scores": ["scores"],
     "zoo": ["zoo", "build", "--out", "z"],
