@@ -25,6 +25,18 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "samples": {"type": int, "default": 256, "help": "collect: how many examples of each task to use"},
 }
 
+_OF_LOADERS = (
+    "num_workers",
+    "collate_fn",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+)
+"""What of a loader is not about its order."""
+
 
 @contextmanager
 def configured(command: str, arguments: list[str]) -> Iterator[Any]:
@@ -145,9 +157,7 @@ def mixed(loader: Any, *, each_epoch: bool = False) -> Any:
         batch_size=loader.batch_size,
         shuffle=each_epoch,
         generator=drawn if each_epoch else None,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
+        **{name: getattr(loader, name) for name in _OF_LOADERS},
     )
 
 

@@ -8,6 +8,7 @@ from lwptv_lightning.registry import require_known
 
 def run(options: argparse.Namespace) -> None:
     """Learn the coefficients of AdaMerging on unlabelled samples, as a configuration file says."""
+    from lwptv_lightning.evaluation import require_results_here
     from lwptv_lightning.files import write_whole
     from lwptv_lightning.learning import AdaMergingModule
 
@@ -16,6 +17,7 @@ def run(options: argparse.Namespace) -> None:
         limits = made.config["trainer"]
         if limits["max_steps"] == -1 and limits["max_epochs"] is limits["max_time"] is None:
             raise ValueError("say how long to learn, such as --trainer.max_steps 500.")
+        require_results_here(made.trainer, "the coefficients")
         leave_reports_out(made)
         module = AdaMergingModule(made.model, **made.config["learn"])
         own = [f"id/{task}" for task in made.model.tasks]

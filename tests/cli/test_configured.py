@@ -38,6 +38,12 @@ def test_samples_are_mixed_the_same_each_time():
     assert order(learning) != order(learning)
 
 
+def test_a_mixed_loader_begins_its_workers_alike():
+    loader = DataLoader(NUMBERS, batch_size=2, num_workers=1, worker_init_fn=print, persistent_workers=True, timeout=9)
+    for made in (mixed(loader), mixed(loader, each_epoch=True)):
+        assert (made.num_workers, made.worker_init_fn, made.persistent_workers, made.timeout) == (1, print, True, 9)
+
+
 def test_a_loader_with_an_order_of_its_own_keeps_it():
     loader = DataLoader(NUMBERS, sampler=[3, 1], batch_size=2)
     assert mixed(loader) is loader
@@ -48,6 +54,10 @@ REFUSED = {
     "collect nowhere": (["collect", "--model.recipe=fisher", "--out=there.csv/f.safetensors"], "collect: .*there.csv"),
     "collect elsewhere": (["collect", "--model.recipe=fisher", "--out=f.pt"], "collect: .*must end in .safetensors"),
     "learn without end": (["learn", "--out", "r.json"], "learn: say how long to learn, such as --trainer.max_steps"),
+    "learn where it is lost": (
+        ["learn", "--out=r.json", "--trainer.max_steps=1", "--trainer.strategy=ddp_spawn", "--trainer.devices=2"],
+        "learn: the coefficients would be lost .*use strategy='ddp'",
+    ),
     "replace": (["sweep", "--out", "there.csv"], "sweep: there.csv exists"),
     "unknown rule": (["sweep", "--recipes", "{a: tise}"], "sweep: unknown merging rule 'tise'.*'ties'"),
     "no recipe's file": (["validate", "--model.recipe", "none.json"], "validate: .*none.json"),
