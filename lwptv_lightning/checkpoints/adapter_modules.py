@@ -18,8 +18,11 @@ LINEAR, TRANSPOSED, EMBEDDING, CONVOLUTION, ATTENTION = "linear", "transposed", 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _COLLECTIONS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
 """What PEFT puts into no ``modules_to_save``."""
-_TAKEN = r"(?<!isinstance\()self\.{}\.(?:in_proj_)?weight\b(?!\.(?:dtype|device|shape|size|ndim))"
-"""How code takes a module's weight, and not what it asks of it."""
+_TAKEN = re.compile(r"(?<!isinstance\()\bself\.((?:\w+\.)+)(\w+)\b(?!\.(?:dtype|device|shape|size|ndim))")
+"""How code takes what belongs to a module, such as its weight, and not what it asks of that."""
+_OWN_METHOD = re.compile(r"\bself\.(\w+)\(")
+_KEPT = frozenset(("training", "in_features", "out_features"))
+"""What PEFT's module in a layer's place has as the layer has it."""
 _LINEAR_NAME = re.compile(r"(.*_)?(proj|projection|qkv|query|key|value|dense|fc\d*|lin\d*|linear\d*|head|classifier)")
 """What linear layers without biases are called, whose weights could be embeddings."""
 
@@ -110,21 +113,41 @@ def _is_copyable(path: str, module: nn.Module) -> bool:
 
 
 def _bypassed(model: nn.Module) -> set[str]:
-    """Return the paths of modules whose weights the code around them takes, without calling them, as timm's BEiT does.
+    """Return the paths of modules of which the code around them takes what PEFT's module in their place has not.
 
-    Their factors would have no effect until they are merged.
+    That is the weight, taken without calling the module, as timm's BEiT does: factors would have no effect until they
+    are merged. Or it is an attribute, such as the stride in transformers' Whisper: the model would not run with them.
     """
+    modules = dict(model.named_modules(remove_duplicate=False))
     found = set()
-    for path, module in model.named_modules(remove_duplicate=False):
-        children = [name for name, _ in module.named_children()]
-        source = _source(type(module).forward) if children else ""
-        found |= {
-            f"{path}.{name}".lstrip(".") for name in children if re.search(_TAKEN.format(re.escape(name)), source)
-        }
+    for path, module in modules.items():
+        kind: Callable[..., Any] = type(module)
+        for inner, own in _taken(kind) if next(module.children(), None) is not None else ():
+            full = f"{path}.{inner}".lstrip(".")
+            is_weight = own in ("weight", "in_proj_weight")
+            if full in modules and (is_weight or own in vars(modules[full]).keys() - _KEPT):
+                found.add(full)
     return found
 
 
 @cache
+def _taken(kind: Callable[..., Any]) -> frozenset[tuple[str, str]]:
+    """Return what a module's ``forward``, and its methods that this calls, take: path of an inner module, and name."""
+    wanted = ["forward"]
+    seen: set[str] = set()
+    found: set[tuple[str, str]] = set()
+    while wanted:
+        name = wanted.pop()
+        function = getattr(kind, name, None)
+        if name in seen or not callable(function) or (hasattr(nn.Module, name) and name != "forward"):
+            continue
+        seen.add(name)
+        source = _source(function)
+        wanted += _OWN_METHOD.findall(source)
+        found |= {(path.rstrip("."), own) for path, own in _TAKEN.findall(source)}
+    return frozenset(found)
+
+
 def _source(function: Callable[..., Any]) -> str:
     try:
         return inspect.getsource(function)

@@ -267,13 +267,20 @@ def _about_base(vectors: TaskVectors, model: nn.Module | None) -> dict[str, Any]
     base = vectors.checkpoints[0]
     name = type(model).__name__
     is_transformers = hasattr(model, "base_model_prefix")
-    task = next((task for task, pattern in _TASKS.items() if re.fullmatch(pattern, name)), None)
+    # Whisper's and Llava's classes are called so, too, and PEFT's for these tasks pass on what they do not take.
+    is_of_text = getattr(model, "main_input_name", None) == "input_ids"
+    fits = {"CAUSAL_LM": is_of_text, "SEQ_2_SEQ_LM": is_of_text and _is_encoder_decoder(model)}
+    task = next((task for task, pattern in _TASKS.items() if fits[task] and re.fullmatch(pattern, name)), None)
     about = {"base_model_class": name, "parent_library": type(model).__module__} if is_transformers else None
     return {
         "base_model_name_or_path": _where(base, is_transformers),
         "task_type": task if is_transformers else None,
         "auto_mapping": about if task is None else None,
     }
+
+
+def _is_encoder_decoder(model: nn.Module | None) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def _where(base: Checkpoint, is_transformers: bool) -> str | None:

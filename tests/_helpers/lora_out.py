@@ -52,6 +52,9 @@ def timm_model(name):
     return model, torch.randn(2, *model.default_cfg["input_size"])
 
 
+WHISPER = {"layers": 1, "attention_heads": 2, "ffn_dim": 32}
+
+
 def transformers_model(name):
     import transformers
 
@@ -59,7 +62,13 @@ def transformers_model(name):
     text = {"vocab_size": 30, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1, **small}
     image = {"image_size": 16, "patch_size": 8, **small}
     gpt2 = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 30, "bos_token_id": 0, "eos_token_id": 1}
+    of_both = {f"{part}_{of}": value for part in ("encoder", "decoder") for of, value in WHISPER.items()}
+    ids = {"vocab_size": 30, "decoder_start_token_id": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    sound = {"d_model": 16, "num_mel_bins": 4, "max_source_positions": 8, "max_target_positions": 8}
+    t5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
     made = {
+        "WhisperForConditionalGeneration": lambda: transformers.WhisperConfig(**of_both, **sound, **ids),
+        "T5ForConditionalGeneration": lambda: transformers.T5Config(**t5, **ids),
         "GPT2LMHeadModel": lambda: transformers.GPT2Config(**gpt2),
         "BertForSequenceClassification": lambda: transformers.BertConfig(**text),
         "BertForMaskedLM": lambda: transformers.BertConfig(**text),
@@ -75,6 +84,9 @@ def transformers_model(name):
 def transformers_inputs(name):
     ids = {"input_ids": torch.arange(12).reshape(2, 6)}
     pixels = {"pixel_values": torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
+    if name.endswith("ForConditionalGeneration"):
+        sound = {"input_features": torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0))}
+        return (sound if name.startswith("Whisper") else ids) | {"decoder_input_ids": ids["input_ids"]}
     return ids | pixels if name == "CLIPModel" else pixels if name.startswith("ViT") else ids
 
 

@@ -64,6 +64,26 @@ def test_weights_that_the_code_around_takes_are_held_whole():
     assert {name for name, home in homes.items() if home.way == "factors"} == {"a.called.weight", "a.asked.weight"}
 
 
+def test_layers_whose_attributes_peft_has_not_are_held_whole():
+    class Front(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.strided, self.counted, self.wide, self.called = (nn.Conv1d(2, 2, 1) for _ in range(4))
+            self.positions, self.inner = nn.Embedding(2, 2), nn.Sequential(nn.Linear(2, 2))
+
+        def forward(self, x):
+            x = self.called(self.lengthen(x)) + x.shape[-1] // self.strided.stride[0]
+            return self.inner[0](x) + torch.arange(self.positions.num_embeddings) + self.wide.in_features
+
+        def lengthen(self, x):
+            return nn.functional.pad(x, (self.counted.kernel_size[0], 0))
+
+    found = ways(layout_of(nn.ModuleDict({"front": Front(), "behind": nn.Linear(2, 2)})))
+    whole = {name.split(".")[1] for name, way in found.items() if way == "module"}
+    assert whole == {"strided", "counted", "positions"}
+    assert found["front.wide.weight"] == found["front.inner.0.weight"] == found["front.called.weight"] == "factors"
+
+
 @pytest.mark.parametrize(
     ("name", "way"), [("fc", "factors"), ("q_proj", "factors"), ("words", "module"), ("0", "module")]
 )
