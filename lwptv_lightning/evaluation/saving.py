@@ -13,6 +13,7 @@ from lwptv_lightning.checkpoints import Checkpoint, FunctionReader, ModelConfig,
 from lwptv_lightning.engine import Ranks
 from lwptv_lightning.evaluation.heads_file import heads_path
 from lwptv_lightning.evaluation.stored import described
+from lwptv_lightning.libraries import DISTRIBUTED
 from lwptv_lightning.merging import Beside, card_beside, plan_output, require_output
 from lwptv_lightning.task_vectors import checkpoints_of, tied_in
 
@@ -46,7 +47,7 @@ def save_module(
     state = module.contents.stored(module.model, left_out)
     origin = _origin(module, TensorHeader.of_all(state))
     is_file = Path(path).suffix == ".safetensors"
-    if not is_file:
+    if not is_file and format != DISTRIBUTED:  # which is loaded into a state dict, of every name
         for name in _further_names(module.model, state, origin):
             del state[name]
     output = plan_output(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from lwptv_lightning.checkpoints import Checkpoint, TensorHeader, fetch_beside
+from lwptv_lightning.checkpoints import Checkpoint, TensorHeader, fetch_beside, skeleton_of, some_of
 from lwptv_lightning.libraries.beside import (
     CONFIG,
     GENERATION_CONFIG,
@@ -81,7 +81,12 @@ def _plain_folder(wanted: Wanted) -> ModelFolder:
 
 
 def _distributed_folder(wanted: Wanted) -> ModelFolder:
-    return ModelFolder(library=DISTRIBUTED)
+    """Return the folder, with a note where the model's names are others than those of the base's file."""
+    model = None if wanted.origin.model_config is not None else skeleton_of(wanted.origin)
+    known = {*wanted.headers, *wanted.left_out}
+    others = [] if model is None else [name for name in model.state_dict() if name not in known]
+    about = f"Its names are those of the base's file; {type(model).__name__}.state_dict() has others: "
+    return ModelFolder(library=DISTRIBUTED, notes=(about + some_of(others),) if others else ())
 
 
 _MAKERS: dict[str, Callable[[Wanted], ModelFolder]] = {

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from _helpers.library_folders import make_transformers, vectors_of
 from _helpers.processes import launch, report
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
@@ -13,7 +14,9 @@ from torch.distributed.fsdp import fully_shard
 
 from lwptv_lightning import MergeModule, MergeRecipe, TaskVectors, merge, open_checkpoint, save_merged
 from lwptv_lightning.checkpoints import Provenance
+from lwptv_lightning.inspection import verify
 from lwptv_lightning.libraries import write_distributed
+from lwptv_lightning.task_vectors import checkpoints_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*single process:UserWarning")  # of the loading in tests
 STATE = {"a.weight": torch.arange(12.0).reshape(4, 3), "b": torch.arange(4).half(), "steps": torch.tensor(7)}
@@ -70,3 +73,18 @@ def test_a_sharded_run_loads_its_shards(tmp_path):
 
 if __name__ == "__main__":
     load_into_shards(sys.argv[1])
+
+
+@pytest.mark.filterwarnings("ignore:torch.fx cannot trace")
+def test_a_module_with_tied_weights_writes_every_name_and_a_merge_of_files_says_which_it_has_not(tmp_path):
+    model = make_transformers("gpt2")
+    vectors = vectors_of(model, tmp_path / "base")
+    merged = MergeModule(make_transformers("gpt2"), vectors, MergeRecipe(scale=0.5)).merge_()
+    out = merged.save_merged(tmp_path / "out", format="dcp")
+    state = make_transformers("gpt2").state_dict()
+    dcp.load(state, checkpoint_id=str(out))
+    assert all(torch.equal(value, state[name]) for name, value in merged.model.state_dict().items())
+    assert verify(out, tmp_path / "base", dict(zip(vectors.tasks, checkpoints_of(vectors)[1:], strict=True))).passed
+    files = save_merged(vectors, MergeRecipe(scale=0.5), tmp_path / "files", format="dcp")
+    (note,) = Provenance.of(open_checkpoint(files)).notes
+    assert "GPT2LMHeadModel.state_dict() has others: lm_head.weight." in note
