@@ -6,6 +6,7 @@ factor by factor, which would be a merge of another quantity. What is computed i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -18,7 +19,8 @@ from lwptv_lightning.checkpoints.adapter_expansion import Expansion, is_copy
 from lwptv_lightning.checkpoints.adapter_forms import require_readable_form
 from lwptv_lightning.checkpoints.adapter_home import Ties, home_of
 from lwptv_lightning.checkpoints.adapter_names import AdapterNames
-from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, FunctionReader, TensorHeader
+from lwptv_lightning.checkpoints.checkpoint import Checkpoint, CheckpointError, FunctionReader, TensorHeader, some_of
+from lwptv_lightning.registry import printable
 
 
 def expand_adapter(
@@ -98,6 +100,26 @@ def _whole(adapter: Checkpoint, expansion: Expansion) -> dict[str, str]:
         # PEFT saves embeddings as they are in the base, too; such a copy is no change.
         if (is_base or tied) and any(is_copy(adapter, stored, base, each) for each in {name}.union(*tied)):
             continue
+        if not is_base:
+            _warn_of_ties(adapter, expansion, name)
         every = {each for each in {name}.union(*tied) if is_base and each in base.headers}
         found |= dict.fromkeys(sorted(every) or [name], stored)
     return found
+
+
+def _warn_of_ties(adapter: Checkpoint, expansion: Expansion, name: str) -> None:
+    """Warn of a weight that was trained whole where the base's file lacks its other names, which PEFT leaves."""
+    if expansion.config.options.get("ensure_weight_tying"):
+        return
+    headers = expansion.home.base.headers
+    for group in expansion.home.tied_by_description:
+        lacking = [each for each in group if each not in headers and each not in expansion.names.whole]
+        if name in group and lacking:
+            warnings.warn(
+                printable(
+                    f"{adapter.source}: {name!r} was trained whole, and PEFT leaves {some_of(lacking)[:-1]} as the "
+                    "base has it. The base's file holds both as one, so that a merged one gives the trained to both. "
+                    "Give the base as a module to keep them apart."
+                ),
+                stacklevel=2,
+            )

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import warnings
 
 import pytest
 import timm
@@ -212,3 +213,16 @@ def test_a_configuration_that_is_nested_without_an_end(adapter):
     (adapter / "adapter_config.json").write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match="cannot be read .*nested too deeply"):
         TaskVectors.open(Small(), {"a": adapter})
+
+
+def test_a_tied_embedding_that_was_trained_whole_cannot_be_said_in_a_file(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 11, "n_positions": 6}
+    base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=1, eos_token_id=1))
+    base.save_pretrained(tmp_path / "base")
+    write_adapter(base, tmp_path / "adapter", target_modules=["c_attn"], modules_to_save=["wte"])
+    with pytest.warns(UserWarning, match=r"wte.weight' was trained whole, and PEFT leaves lm_head.weight as the base"):
+        TaskVectors.open(tmp_path / "base", {"a": tmp_path / "adapter"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TaskVectors.open(base, {"a": tmp_path / "adapter"})
