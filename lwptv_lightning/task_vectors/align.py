@@ -35,6 +35,7 @@ from lwptv_lightning.functional import plain_module
 from lwptv_lightning.registry import matcher, nearest, require_kind, require_matches, require_texts, shown
 from lwptv_lightning.task_vectors.classifiers import (
     classifier_paths,
+    is_classifiers,
     output_paths,
     own_classifiers,
     stated_classifiers,
@@ -187,6 +188,8 @@ def require_fit(task: str, expert: Checkpoint, base: Mapping[str, TensorHeader],
         ours, theirs, tensor = base[name], expert.headers[name], f"{label}: {name!r}"
         if ours.shape != theirs.shape:
             told = sizes_told(found.reshaped, expert.headers, base)
+            if all(is_classifiers(each, expert.headers[each], base[each]) for each in found.reshaped):
+                told = " A classifier of another size becomes the task's head where model=... tells the architecture."
             raise CheckpointError(
                 f"{tensor} has shape {theirs.shape}, expected {ours.shape} as in the base.{told}{hint}"
             )

@@ -45,6 +45,19 @@ def output_paths(model: nn.Module | None) -> tuple[str, ...]:
     return found if len(found) == 1 else ()
 
 
+def is_classifiers(name: str, header: TensorHeader, base: TensorHeader) -> bool:
+    """Whether a tensor seems one of a classifier for other classes than the base's: by its name and its two shapes.
+
+    Example:
+        >>> import torch
+        >>> three, two = (TensorHeader((classes, 8), torch.float32) for classes in (3, 2))
+        >>> is_classifiers("model.fc.weight", three, two), is_classifiers("block.0.weight", three, two)
+        (True, False)
+    """
+    differs_in_classes = header.shape[1:] == base.shape[1:] and len(header.shape) == len(base.shape) > 0
+    return differs_in_classes and not {*name.split(".")[:-1]}.isdisjoint(_NAMES)
+
+
 def own_classifiers(
     model: nn.Module | None,
     base: Mapping[str, TensorHeader],

@@ -82,7 +82,13 @@ def test_extra_tensor_is_named(base_state, task_states):
 
 def test_differing_shape_is_named(base_state, task_states):
     task_states["a"]["head.weight"] = torch.ones(9, 5)
-    with pytest.raises(CheckpointError, match=r"'head\.weight' has shape \(9, 5\), expected \(2, 5\) .*exclude"):
+    with pytest.raises(
+        CheckpointError, match=r"'head\.weight' has shape \(9, 5\), expected \(2, 5\) .*exclude"
+    ) as raised:
+        TaskVectors.open(base_state, task_states)
+    assert "another size becomes the task's head where model=... tells" in str(raised.value)
+    task_states["a"]["head.weight"] = torch.ones(2, 6)  # of other features
+    with pytest.raises(CheckpointError, match=r"has shape \(2, 6\), expected \(2, 5\) as in the base\. Ten"):
         TaskVectors.open(base_state, task_states)
 
 
