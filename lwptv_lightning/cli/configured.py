@@ -123,14 +123,12 @@ def take_statistics(made: Any, *recipes: Any) -> None:
 
 
 def leave_reports_out(made: Any) -> None:
-    """Drop from the trainer the library's callbacks, which report validations, and what stores checkpoints."""
+    """Drop from the trainer what reports on a validation and what stores checkpoints."""
     from lightning.pytorch.callbacks import Checkpoint
 
-    kept = [
-        callback
-        for callback in made.trainer.callbacks
-        if not isinstance(callback, Checkpoint) and not type(callback).__module__.startswith("lwptv_lightning.")
-    ]
+    from lwptv_lightning.callbacks import MergeReport
+
+    kept = [callback for callback in made.trainer.callbacks if not isinstance(callback, Checkpoint | MergeReport)]
     made.trainer.callbacks[:] = kept
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lwptv_lightning.evaluation import (
     MergeModule,
     Replicas,
+    callbacks_of,
     draws_kept,
     in_precision,
     loaders_of,
@@ -77,6 +78,7 @@ def sweep(
     if not candidates:
         raise ValueError("candidates is empty: expected at least one recipe.")
     require_results_here(trainer, "the outcomes of a sweep")
+    _require_candidates_alone(trainer)
     dataloaders = uncombined(dataloaders)
     module.prepare(dataloaders, Replicas())
     module.require_logits()
@@ -96,6 +98,16 @@ def sweep(
     rows = [list(seconds).index(name) for name in candidates]
     ordered = {loader: torch.cat(parts)[rows] for loader, parts in outcomes.items()}
     return SweepResult(tuple(candidates), ordered, {name: seconds[name] for name in candidates})
+
+
+def _require_candidates_alone(trainer: Trainer) -> None:
+    """Raise a `ValueError` for a callback that would put something else than a candidate into the model."""
+    for callback in callbacks_of(trainer):
+        if getattr(callback, "installs_weights", False) or getattr(callback, "place", None) == "measures":
+            raise ValueError(
+                f"a sweep evaluates each candidate as it is, and {type(callback).__name__} changes what a model holds: "
+                "use a trainer without it, or give as a candidate the tensors that it leaves."
+            )
 
 
 @dataclass

@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lwptv_lightning import LayerMask, MergeModule, MergeRecipe, trace_layers
+from lwptv_lightning.callbacks import CollectDataStatistics, PruneAndMerge, RecalibrateBatchNorm
 from lwptv_lightning.registry import UnknownNameError
 from lwptv_lightning.search import SweepResult, sweep
 
@@ -84,6 +85,14 @@ def test_options_of_merging_are_the_modules_or_given(module, loaders, make_train
     assert results[0].figures("fisher") == pytest.approx(expected, abs=1e-6)
     with pytest.raises(TypeError, match="sweep has no argument 'statistic', .*Did you mean 'statistics'"):
         sweep(make_trainer(), module, recipes, loaders, statistic=statistics)
+
+
+@pytest.mark.parametrize(
+    "callback", [PruneAndMerge(recipe="ties"), RecalibrateBatchNorm([]), CollectDataStatistics("gram")]
+)
+def test_what_would_change_the_candidates_is_refused(callback, module, loaders, make_trainer):
+    with pytest.raises(ValueError, match=f"and {type(callback).__name__} changes what a model holds"):
+        sweep(make_trainer(callbacks=[callback]), module, RECIPES, loaders)
 
 
 def test_wrong_use_is_named_before_anything_is_merged(module, loaders, make_trainer):
