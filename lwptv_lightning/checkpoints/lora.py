@@ -109,7 +109,10 @@ def _whole(adapter: Checkpoint, expansion: Expansion) -> dict[str, str]:
 
 def _warn_of_ties(adapter: Checkpoint, expansion: Expansion, name: str) -> None:
     """Warn of a weight that was trained whole where the base's file lacks its other names, which PEFT leaves."""
-    if expansion.config.options.get("ensure_weight_tying"):
+    path = "." + name.rpartition(".")[0]
+    saved = any(path.endswith(f".{module}") for module in expansion.config.names("modules_to_save"))
+    # PEFT loads what else is in the file into the base, under all its names.
+    if not saved or expansion.config.options.get("ensure_weight_tying"):
         return
     headers = expansion.home.base.headers
     for group in expansion.home.tied_by_description:
