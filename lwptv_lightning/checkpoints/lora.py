@@ -121,7 +121,7 @@ def _warn_of_ties(adapter: Checkpoint, expansion: Expansion, name: str) -> None:
             warnings.warn(
                 printable(
                     f"{adapter.source}: {name!r} was trained whole, and PEFT leaves {some_of(lacking)[:-1]} as the "
-                    "base has it. The base's file holds both as one, so that a merged one gives the trained to both. "
+                    "base has it. The base's file holds both as one, so that a merged file changes both. "
                     "Give the base as a module to keep them apart."
                 ),
                 stacklevel=2,
