@@ -13,12 +13,6 @@ PRUNING = MergeRecipe("ties", ratio=0.5)
 
 
 @pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
-
-
-@pytest.fixture
 def vectors(model, fine_tuned):
     return TaskVectors.open(
         copy.deepcopy(model), {task: fine_tuned(model.state_dict(), s) for s, task in enumerate("ab")}

@@ -24,17 +24,6 @@ from lwptv_lightning.registry import UnknownNameError
 RECIPE = MergeRecipe("task_arithmetic", scale=0.5, ratio=0.5)
 
 
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
-
-
-@pytest.fixture
-def vectors(model, fine_tuned):
-    return TaskVectors.open(model, {task: fine_tuned(model.state_dict(), seed, 0.5) for seed, task in enumerate("ab")})
-
-
 def draw(count, seed, classes=4, shape=(6,)):
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(count, *shape, generator=generator)

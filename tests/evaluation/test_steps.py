@@ -3,20 +3,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lwptv_lightning import MergeModule, MergeRecipe, TaskVectors, merge
+from lwptv_lightning import MergeModule, MergeRecipe, merge
 
 RECIPE = MergeRecipe("task_arithmetic", scale=0.5)
-
-
-@pytest.fixture
-def model():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
-
-
-@pytest.fixture
-def vectors(model, fine_tuned):
-    return TaskVectors.open(model, {task: fine_tuned(model.state_dict(), seed, 0.5) for seed, task in enumerate("ab")})
 
 
 def test_one_loader_gives_one_entry(model, vectors, make_trainer):
