@@ -95,6 +95,15 @@ class Program:
         """Whether each row is treated by itself, whatever number of rows there is."""
         return self.drop is None and self.weights is None and not isinstance(self.limits, Tensor)
 
+    def weighted(self, values: Tensor) -> Program | None:
+        """Return the program of a sum of the rows times a number each, ``(T,)``; None where rows have numbers already.
+
+        To multiply with two numbers is not to multiply with their product.
+        """
+        if self.weights is not None or self.reduction != SUM or self.consensus is not None:
+            return None
+        return replace(self, weights=Weights(values.to("cpu", torch.float32)))
+
 
 def merging_program(rule: Callable[[Formula], Any], tasks: int, is_flat: bool = True) -> Program | None:
     """Return how a rule's formula makes one of T task vectors; None where no kernel does that.

@@ -16,5 +16,5 @@ from lwptv_lightning.functional.masks import compare, count_true, magnitude_prob
 from lwptv_lightning.functional.matrices import NEGLIGIBLE, directions, leading_triplets, polar_factor
 from lwptv_lightning.functional.ranked import kth_smallest, ranked_values, sample_margins
 from lwptv_lightning.functional.signs import agreeing_magnitudes, combine_agreeing, elect_signs
-from lwptv_lightning.functional.sums import as_rows, per_row, sum_dtype, sum_tasks
+from lwptv_lightning.functional.sums import as_rows, per_row, sum_dtype, sum_tasks, weighted_sum
 from lwptv_lightning.functional.trims import drop_at_random_, keep_consensus, keep_largest_, keep_middle_, trim_

@@ -25,6 +25,21 @@ def sum_tasks(tau: Tensor) -> Tensor:
     return total
 
 
+def weighted_sum(parts: Tensor, weights: Tensor) -> Tensor:
+    """Add up ``weights_t * parts_t``, ``(T, *shape) -> (*shape)``, from the first task to the last.
+
+    A row of weight zero counts as zeros, whatever it holds; weights that are booleans choose rows.
+
+    Example:
+        >>> import torch
+        >>> weighted_sum(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0.5, 0.0]))
+        tensor([0.5000, 1.0000])
+    """
+    factors = per_row(weights, parts)
+    rows = parts if weights.dtype == torch.bool else parts * factors
+    return sum_tasks(torch.where(factors.bool(), rows, 0))
+
+
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """Shape T numbers so that they act on the rows of a stack: ``(T,) -> (T, 1, ..., 1)``.
 

@@ -24,6 +24,7 @@ from lwptv_lightning.merging.loading import Loading
 from lwptv_lightning.merging.memory import MemoryLimitError
 from lwptv_lightning.merging.merge import Merge, MergeOptions, SharedOptions, merge, plan_pruning, require_options
 from lwptv_lightning.merging.output import Beside, Output, base_classifier, plan_output, require_output
+from lwptv_lightning.merging.parts import add_parts
 from lwptv_lightning.merging.plan import MergePlan, provenance_of, treatment_of, unscaled
 from lwptv_lightning.merging.precision import in_dtype
 from lwptv_lightning.merging.prune import PruningPlan
@@ -36,6 +37,7 @@ __all__ = [
     "MergeOptions",
     "MergePlan",
     "SavedAdapter",
+    "add_parts",
     "install_",
     "merge",
     "merge_transform",

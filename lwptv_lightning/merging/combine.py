@@ -29,8 +29,9 @@ from lwptv_lightning.engine import (
     spans,
     sum_by_tensor,
 )
-from lwptv_lightning.functional import Formula, per_row, sum_tasks
+from lwptv_lightning.functional import Formula, sum_tasks
 from lwptv_lightning.merging.memory import threads_within
+from lwptv_lightning.merging.parts import added, combined, sum_of_tasks
 from lwptv_lightning.merging.precision import in_dtype
 from lwptv_lightning.registry import natural_order
 from lwptv_lightning.rules import MergeContext, MergeRule
@@ -50,7 +51,8 @@ class Job:
         survey: What the rule knows of the whole model.
         scale: The coefficient of the merged task vector.
         owner: The number of the process that merges the tensor.
-        on_parts: Whether the mask acts on what the rule makes of each task.
+        on_parts: Whether the mask, and the coefficients, act on what the rule makes of each task.
+        coefficients: Those of what the rule makes of each task, ``(T,)`` in the recipe's dtype; ``None`` for 1.
         task: The task whose own model is wanted.
         least: The least value that the merged tensor may have.
     """
@@ -62,8 +64,14 @@ class Job:
     scale: float = 1.0
     owner: int = 0
     on_parts: bool = False
+    coefficients: Tensor | None = None
     task: str | None = None
     least: float | None = None
+
+    @property
+    def weights(self) -> Tensor:
+        """What the rule's parts are multiplied with, ``(T,)``; 0 where they are pruned."""
+        return self.kept if self.coefficients is None else self.coefficients * self.kept
 
 
 @dataclass(frozen=True)
@@ -90,10 +98,7 @@ class Piece:
         """
         if self.merged is None:
             return self.base
-        # In float64 for a base in float64, whatever the rule computes in: what the rule leaves alone keeps its bits.
-        dtype = torch.float64 if self.base.dtype == torch.float64 else self.merged.dtype
-        total = self.base.to(self.merged.device, dtype, copy=True).add_(self.merged, alpha=job.scale)
-        return in_dtype(self.name, total if job.least is None else total.clamp_(min=job.least), self.base.dtype)
+        return added(self.name, self.base, self.merged, job.scale, job.least)
 
 
 def merged_pieces(jobs: Mapping[str, Job]) -> Iterator[Piece]:
@@ -172,11 +177,11 @@ class _Work:
     def _merged(self) -> Tensor:
         job, like = self.job, self.job.stream.like
         if job.rule.unit == "task":
-            return _sum_of_tasks(self.name, job, self.stack).flatten()
+            return sum_of_tasks(self.name, job, self.stack).flatten()
         if job.rule.unit == "tensor":
-            return _combine(self.name, job, whole(self.stack, like)).flatten()
+            return combined(self.name, job, whole(self.stack, like)).flatten()
         tau = part(self.stack, self.elements, like) if self.block is None else self.block.tau
-        return _combine(self.name, job, tau, self.elements)
+        return combined(self.name, job, tau, self.elements)
 
 
 @dataclass(frozen=True)
@@ -264,7 +269,9 @@ def _program(name: str, job: Job) -> Program | None:
 
     program = merging_program(formula, tasks, is_flat=job.rule.unit == "element")
     # A rule that gets tasks one by one may not be asked for what it does with all of them.
-    return program if job.rule.unit != "task" or program is None or program.is_by_task else None
+    if program is None or (job.rule.unit == "task" and not program.is_by_task):
+        return None
+    return program if job.coefficients is None else program.weighted(job.coefficients)
 
 
 def _on_device(jobs: Mapping[str, Job]) -> Iterator[_Work]:
@@ -283,37 +290,3 @@ def _on_device(jobs: Mapping[str, Job]) -> Iterator[_Work]:
             job = jobs[block.name]
             elements = slice(block.start, block.start + len(block.base))
             yield _Work(block.name, job, job.stream.open_stack(block.name), elements, block)
-
-
-def _combine(name: str, job: Job, tau: Tensor, elements: slice | None = None) -> Tensor:
-    """Return the merged task vector of a whole tensor, ``(T, *shape) -> (*shape)``, or of some elements of it."""
-    found, start = _statistics_of(name, job.stream, elements), 0 if elements is None else elements.start
-    context = MergeContext(name, job.stream.tasks, job.survey, found, start, job.task)
-    with job.stream.execution.exact():
-        if not job.on_parts:
-            return job.rule.combine(tau, context)
-        parts = job.rule.parts(tau, context)
-        return sum_tasks(torch.where(per_row(job.kept, parts).bool(), parts, 0))
-
-
-def _sum_of_tasks(name: str, job: Job, stack: Stack) -> Tensor:
-    """Add up the parts of the tasks that are kept, one by one; the part of a pruned one is zero."""
-
-    def made_of(task: int) -> Tensor:
-        context = MergeContext(name, job.stream.tasks[task : task + 1], job.survey)
-        return job.rule.parts(whole(stack.only(task), job.stream.like), context)[0]
-
-    first, *others = job.kept.nonzero().flatten().tolist()
-    with job.stream.execution.exact():
-        total = made_of(first)
-        for task in others:
-            total += made_of(task)
-    return total
-
-
-def _statistics_of(name: str, stream: Stream, elements: slice | None) -> Tensor | None:
-    """Return a tensor's statistics of all tasks, ``(T, ...)``, or None where a task has none."""
-    found = stream.collected(name)
-    if found is None:
-        return None
-    return torch.stack(found if elements is None else [values.reshape(-1)[elements] for values in found])

@@ -137,7 +137,7 @@ class Merge:
 
     def pruned(self, execution: Execution | None = None) -> Merge:
         """Return the merge with the mask that its recipe asks for, where that prunes layers and none is given."""
-        if self.mask is not None or not self.recipe.prunes_layers:
+        if self.mask is not None or not (self.recipe.prunes_layers or self.recipe.coefficients):
             return self
         return replace(self, mask=prune_layers(self, execution or Execution(), scored=False).mask)
 

@@ -26,6 +26,7 @@ from lwptv_lightning.merging.combine import (
 from lwptv_lightning.merging.data import fingerprint_of_data
 from lwptv_lightning.merging.held import Held, hold
 from lwptv_lightning.merging.memory import needed_memory
+from lwptv_lightning.merging.parts import parts_of
 from lwptv_lightning.merging.prune import PruningPlan, plan_layers
 from lwptv_lightning.merging.ties import further_names
 from lwptv_lightning.recipe import MergeRecipe, tensor_factors
@@ -183,6 +184,28 @@ class MergePlan:
         """Merge some of this process's task vectors, or take them out of memory."""
         held = self._held_pieces(names)
         yield from merged_pieces({name: self.jobs[name] for name in names}) if held is None else held
+
+    def parts(self, name: str) -> Tensor:
+        """Return what the rule makes of each task in a tensor, just as the merge makes it.
+
+        That is before coefficients and mask; `add_parts` makes the merged tensor of it. What is averaged, such as
+        running statistics, has no parts: ``plan.only(vectors.averaged).tensors()`` of a recipe with the coefficients
+        makes that.
+
+        Args:
+            name: One of the plan's `stream`'s names, which are those of the weights.
+
+        Returns:
+            ``(T, *shape)`` in the recipe's dtype, on the device on which tensors are merged.
+
+        Raises:
+            UnknownNameError: It is no weight that is merged.
+            ValueError: The rule is no sum over tasks, or the recipe does not prune on parts.
+        """
+        require_known("merged weight", name, self.stream.names)
+        if not self.jobs[name].on_parts:
+            raise ValueError(f"parts need a recipe with prune_on='parts', not {self.recipe.prune_on!r}.")
+        return parts_of(name, self.jobs[name])
 
     def _added(self, names: Sequence[str]) -> Iterator[tuple[str, slice, Tensor]]:
         """Do the same and add them to the base, with their coefficients."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from lwptv_lightning.engine import Execution, Ranks, Stream, divide
 from lwptv_lightning.layers import Layers
+from lwptv_lightning.merging.coefficients import by_tensor, layer_coefficients, require_tasks, without_zeros
 from lwptv_lightning.merging.combine import Job
 from lwptv_lightning.merging.data import require_data
 from lwptv_lightning.merging.memory import require_memory
@@ -32,7 +34,9 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     vectors, recipe, ranks = merge.vectors, merge.recipe, execution.ranks
     _check(merge)
     prunes = merge.mask is not None or recipe.prunes_layers or recipe.elements is not None
-    layers = plan_layers(vectors, recipe, merge.layers) if prunes else merge.layers
+    weighs = recipe.coefficients is not None
+    layers = plan_layers(vectors, recipe, merge.layers) if prunes or weighs else merge.layers
+    coefficients = None if layers is None else layer_coefficients(vectors, recipe, layers)
     names = vectors.names if layers is None else merged_layers(vectors, layers).tensors
     data = None if merge.data is None else data_by_first_name(merge.data, vectors)
     whole = Stream.of(vectors, names, dtype=recipe.torch_dtype, data=data, execution=execution)
@@ -44,15 +48,18 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     if execution.max_memory is not None:  # what layers are pruned is not known yet, and pruning only lessens the need
         require_memory(execution.max_memory, recipe.rule, whole, thins)
     pruning = None
-    if merge.mask is None and recipe.prunes_layers:
+    if merge.mask is None and (recipe.prunes_layers or weighs):
         pruning = prune_layers(merge, execution, scored=False)
     mask = merge.mask if pruning is None else pruning.mask
+    if mask is not None and layers is not None:
+        mask = without_zeros(mask, coefficients, layers)
     owner = _owner(vectors, names, thins, ranks)
     whole = replace(whole, owner=owner)
     pruned, averaged = _views(merge, layers, mask, whole)
     with ranks.sharing_errors(), execution.exact():
         vectors.sample.require_differences({name: pruned.kept(name).tolist() for name in names})
-        jobs = (_jobs(recipe, whole, pruned) if names else {}) | _averaging_jobs(averaged)
+        own = _jobs(recipe, whole, pruned, by_tensor(coefficients, layers)) if names else {}
+        jobs = own | _averaging_jobs(averaged)
     decided: dict[str, Any] = {"pruning": pruning, "mask": mask, "stream": pruned, "jobs": jobs, "owner": owner}
     given: dict[str, Any] = {"vectors": vectors, "recipe": merge.recipe, "layers": merge.layers, "data": merge.data}
     return MergePlan(execution=execution, treatment=treatment, **given, **decided).rescaled(merge.recipe)
@@ -89,7 +96,7 @@ def _order(vectors: TaskVectors, layers: Layers | None) -> tuple[str, ...]:
     return known if set(vectors.averaged) <= set(known) else natural_order(vectors.headers)
 
 
-def _jobs(recipe: MergeRecipe, whole: Stream, pruned: Stream) -> dict[str, Job]:
+def _jobs(recipe: MergeRecipe, whole: Stream, pruned: Stream, coefficients: Mapping[str, Tensor]) -> dict[str, Job]:
     """Return a job of scale 1 for each weight, after the rule's survey of the model."""
     on_parts = recipe.prune_on == "parts"
     # The rule makes its parts of the whole task vectors; the mask acts on the parts.
@@ -99,7 +106,14 @@ def _jobs(recipe: MergeRecipe, whole: Stream, pruned: Stream) -> dict[str, Job]:
     survey = recipe.rule.survey(seen) if any(bool(tasks.any()) for tasks in kept.values()) else None
     common: dict[str, Any] = {"survey": survey, "on_parts": on_parts, "task": recipe.task}
     return {
-        name: Job(rule=recipe.rule, stream=seen, kept=tasks, owner=(pruned.owner or {})[name], **common)
+        name: Job(
+            rule=recipe.rule,
+            stream=seen,
+            kept=tasks,
+            owner=(pruned.owner or {})[name],
+            coefficients=coefficients.get(name),
+            **common,
+        )
         for name, tasks in kept.items()
     }
 
@@ -123,5 +137,6 @@ def _averaging_jobs(averaged: Stream) -> dict[str, Job]:
 def _check(merge: Merge) -> None:
     require_data(merge.recipe.rule, merge.data, merge.vectors)
     require_task(merge.recipe, merge.vectors)
+    require_tasks(merge.recipe, merge.vectors)
     if merge.mask is not None and merge.recipe.elements is not None:
         raise ValueError("mask=... prunes whole layers; it cannot stand beside the recipe's elements.")

@@ -9,6 +9,7 @@ import torch
 
 from lwptv_lightning.engine import Execution
 from lwptv_lightning.layers import Layers, layers_from_names
+from lwptv_lightning.merging.coefficients import coefficients_table, layer_coefficients, without_zeros
 from lwptv_lightning.merging.ties import further_names, patterns_of_layers
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import natural_order
@@ -32,8 +33,9 @@ class PruningPlan:
 
     Attributes:
         layers: The layers that hold merged tensors, in execution order.
-        scores: ``(T, L)``, higher is kept; ``None`` where all is pruned whatever the scores, so that no plan of a merge
-            needs them. `plan_pruning` always has them.
+        scores: ``(T, L)``, higher is kept: the recipe's coefficients, where these alone say what is pruned; ``None``
+            where all is pruned whatever the scores, so that no plan of a merge needs them. `plan_pruning` always has
+            them.
         mask: ``(T, L)``.
     """
 
@@ -61,8 +63,13 @@ def prune_layers(merge: Merge, execution: Execution, *, scored: bool = True) -> 
     Where it need not be ``scored``, nothing is read for scores that make no difference, because all is pruned.
     """
     layers, scores = plan_layers(merge.vectors, merge.recipe, merge.layers), merge.scores
+    coefficients = layer_coefficients(merge.vectors, merge.recipe, layers)
+    if coefficients is not None and not merge.recipe.prunes_layers and scores is None and merge.statistics is None:
+        # They alone say what is pruned.
+        scores = coefficients_table(coefficients, merge.vectors, layers)
     if scores is None and merge.statistics is None and not scored:
         mask = _mask(merge, layers, _no_scores(merge.vectors, layers))
+        mask = without_zeros(mask, coefficients, layers)
         if not mask.kept.any():
             return PruningPlan(layers, None, mask)
     if scores is None:
@@ -74,7 +81,8 @@ def prune_layers(merge: Merge, execution: Execution, *, scored: bool = True) -> 
     for what, given, own in (("task", scores.tasks, merge.vectors.tasks), ("layer", scores.layers, layers.names)):
         if given != own:
             raise ValueError(f"scores and statistics must be of the {what}s {list(own)}, not of {list(given)}.")
-    return PruningPlan(layers, scores, merge.mask or _mask(merge, layers, scores))
+    mask = merge.mask or _mask(merge, layers, scores)
+    return PruningPlan(layers, scores, without_zeros(mask, coefficients, layers))
 
 
 def _mask(merge: Merge, layers: Layers, scores: LayerTable) -> LayerMask:
@@ -85,6 +93,4 @@ def _mask(merge: Merge, layers: Layers, scores: LayerTable) -> LayerMask:
 
 def _no_scores(vectors: TaskVectors, layers: Layers) -> LayerTable:
     """Return zeros: of equal scores all are pruned only where all are pruned of any."""
-    numel = torch.tensor([sum(vectors.headers[name].numel for name in layer.tensors) for layer in layers]).double()
-    zeros = torch.zeros(len(vectors.tasks), len(layers), dtype=torch.float64)
-    return LayerTable(vectors.tasks, layers.names, numel, zeros)
+    return coefficients_table(torch.zeros(len(vectors.tasks), len(layers)), vectors, layers)

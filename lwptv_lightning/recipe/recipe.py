@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lwptv_lightning.files import InputFile
+from lwptv_lightning.recipe.coefficients import read_coefficients
 from lwptv_lightning.recipe.scaling import LiNeS, read_layer_scaling
 from lwptv_lightning.registry import (
     COUNTS,
@@ -145,6 +146,13 @@ class MergeRecipe:
     layer_scaling: Converted[LiNeS | Mapping[str, Any] | None, LiNeS | dict[str, float] | None] = declared(
         None, "LiNeS, or layer to number", read_layer_scaling, "coefficients by layer, on top of the scale"
     )
+    coefficients: Converted[Mapping[str, Mapping[str, float]] | None, dict[str, dict[str, float]] | None] = declared(
+        None,
+        "task to globs of layers to numbers of at least 0",
+        read_coefficients,
+        'coefficients of what the rule made of each task, by task and layer, with `prune_on="parts"`; the first glob '
+        "that matches counts, and zeros are pruned",
+    )
     dtype: Converted[str | torch.dtype, str] = declared("float32", ", ".join(DTYPES), _dtype, "what to compute in", str)
     task: str | None = declared(
         None, "a task's name", _task, "the task whose own model is wanted, of a rule that makes one for each", str
@@ -158,6 +166,8 @@ class MergeRecipe:
             raise ValueError(f"prune_on='parts' needs a rule that is a sum over tasks; {self.rule.name!r} is none.")
         if self.prune_on == "parts" and self.elements is not None:
             raise ValueError("prune_on='parts' prunes whole layers; elements cannot stand beside it.")
+        if self.coefficients is not None and self.prune_on != "parts":
+            raise ValueError("coefficients act on what a rule makes of each task; give prune_on='parts' with them.")
         if self.task is not None and not self.rule.per_task:
             asked = f"task={shown(self.task)}"
             raise ValueError(f"rule {self.rule.name!r} merges all tasks into one model, so {asked} has no meaning.")
@@ -176,7 +186,8 @@ class MergeRecipe:
     def needs_layers(self) -> bool:
         """Whether it matters which tensors form a layer, or in which order layers stand."""
         finds_blocks = self.layer_scaling is not None and getattr(self.layer_scaling, "blocks", None) is None
-        return self.prunes_layers or self.elements is not None or finds_blocks
+        acts_on_layers = self.prunes_layers or self.coefficients is not None
+        return acts_on_layers or self.elements is not None or finds_blocks
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -235,8 +246,9 @@ class MergeRecipe:
         pruned = f", {self.score} {self.ratio:g}" if self.prunes_layers else ""
         inside = f", elements {self.elements.ratio:g}" if self.elements else ""
         scaled = ", LiNeS" if isinstance(self.layer_scaling, LiNeS) else ""
+        learnt = ", coefficients" if self.coefficients is not None else ""
         own = f" for {self.task}" if self.task is not None else ""
-        return f"{self.rule.name}{own} x {self.effective_scale:g}{scaled}{pruned}{inside}"
+        return f"{self.rule.name}{own} x {self.effective_scale:g}{learnt}{scaled}{pruned}{inside}"
 
 
 def make_recipe(

@@ -190,3 +190,13 @@ def test_ranks_of_what_is_kept_are_those_of_the_trims():
     assert Between(0.9, 0.5).ranks(10) == (0, 9)  # fewer outliers than asked for
     assert Between(0.5, 0.0).ranks(0) == (0, 0)
     assert Program(2).limits is None
+
+
+def test_a_sum_of_rows_takes_a_number_for_each_and_nothing_else_does():
+    numbers = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    weighted = merging_program(lambda tau: sum_tasks(drop(tau)), 2).weighted(numbers)
+    assert steps(weighted) == steps(
+        merging_program(lambda tau: sum_tasks(drop(tau) * per_row(numbers.float(), tau)), 2)
+    )
+    assert merging_program(lambda tau: sum_tasks(tau / 2), 2).weighted(numbers) is None
+    assert merging_program(lambda tau: combine_agreeing(tau, elect_signs(tau, 1.0), "sum"), 2).weighted(numbers) is None

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lwptv_lightning.functional import as_rows, per_row, sum_tasks
+from lwptv_lightning.functional import as_rows, per_row, sum_tasks, weighted_sum
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (2, 3, 4)])
@@ -31,3 +31,14 @@ def test_a_sum_leaves_its_terms_alone():
     tau = torch.ones(2, 3)
     sum_tasks(tau).fill_(7)
     assert torch.equal(tau, torch.ones(2, 3))
+
+
+def test_a_weighted_sum_multiplies_and_then_adds_from_first_to_last():
+    parts, weights = torch.randn(3, 50), torch.tensor([0.3, 0.0, 1.7])
+    expected = parts[0] * weights[0] + 0.0 + parts[2] * weights[2]
+    assert torch.equal(weighted_sum(parts, weights), expected)
+    assert torch.equal(weighted_sum(parts, weights.bool()), parts[0] + parts[2])
+
+
+def test_a_weight_of_zero_counts_as_zeros_whatever_the_row_holds():
+    assert weighted_sum(torch.tensor([[1.0], [torch.inf]]), torch.tensor([2.0, 0.0])).tolist() == [2.0]

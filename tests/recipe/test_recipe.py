@@ -30,6 +30,7 @@ OTHER_VALUES = {
     "elements": [ElementPruning(ratio=0.5), {"ratio": 0.25}],
     "prune_on": ["parts"],
     "layer_scaling": [LiNeS(alpha=0.25, beta=0.5), {"name": "lines", "blocks": r"layers\.(\d+)\."}, {"fc": 0.5}],
+    "coefficients": [{"b": {"head": 0, "*": 0.1}, "a": {"*": 1 / 3}}],
     "dtype": ["float64", torch.float64],
     "task": ["a"],
 }
@@ -38,7 +39,7 @@ OTHER_VALUES = {
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(MergeRecipe)])
 def test_every_field_survives_json_and_a_file(field, tmp_path):
     for value in OTHER_VALUES[field]:
-        rule = {"rule": "emr"} if field == "task" else {}
+        rule = {"task": {"rule": "emr"}, "coefficients": {"prune_on": "parts"}}.get(field, {})
         recipe = MergeRecipe(**rule, **{field: value})
         assert recipe != MergeRecipe(**rule)
         text = recipe.to_json()
@@ -76,6 +77,7 @@ HASHED = [
     {"elements": {"ratio": 0.5}},
     {"layer_scaling": {"fc": 0.5, "head": 2}},
     {"layer_scaling": LiNeS()},
+    {"prune_on": "parts", "coefficients": {"a": {"fc": 0.5, "*": 2}}},
     {"rule": {"name": "adamerging", "coefficients": COEFFICIENTS}},
     {"rule": {"name": "weighted_average", "weights": [1, 2]}},
 ]
