@@ -32,7 +32,7 @@ from lwptv_lightning.evaluation import (
 from lwptv_lightning.functional import call_with, plain_name
 from lwptv_lightning.merging import install_, installable, write_data_statistics
 from lwptv_lightning.registry import (
-    LoaderName,
+    own_tasks,
     require_known,
     require_whole,
 )
@@ -41,15 +41,16 @@ from lwptv_lightning.registry import (
 class CollectDataStatistics(Callback):
     """Run each task's own model over its own data and collect what a merging rule asks for.
 
-    In the trainer of a `MergeModule` it takes the place of `PruneAndMerge`: while the loader ``id/<task>`` is
-    validated the module holds that task's fine-tuned weights, so the figures are the experts' own; over every other
-    loader it holds the base. Afterwards `statistics` is ready for ``merge(..., statistics=...)`` or
-    ``MergeModule(..., statistics=...)``, and the module's weights are what they were.
+    In the trainer of a `MergeModule` it takes the place of `PruneAndMerge`: while the loader ``id/<task>``, or
+    ``id/<group>/<task>``, is validated the module holds that task's fine-tuned weights, so the figures are the experts'
+    own; over every other loader it holds the base. Afterwards `statistics` is ready for ``merge(..., statistics=...)``
+    or ``MergeModule(..., statistics=...)``, and the module's weights are what they were.
 
     Args:
         kind: ``"fisher"``: the exact diagonal Fisher information, by a backward pass for each class of each example,
             for the rule ``fisher``. ``"gram"``: the Gram matrices of linear layers' inputs, for the rule ``regmean``.
-        samples: How many examples of each task to use, at least 1; with several processes the same ones as with one.
+        samples: How many examples of each task to use, at least 1, of each of its loaders where it has several; with
+            several processes the same ones as with one.
         file: A ``.safetensors`` file to write, for `lwptv_lightning.merging.read_data_statistics` and the command line.
 
     Attributes:
@@ -76,6 +77,7 @@ class CollectDataStatistics(Callback):
         self.file = None if file is None else Path(file)
         self.statistics: dict[str, dict[str, Tensor]] = {}
         self._sums: dict[str, dict[str, Tensor]] = {}
+        self._own: dict[str, str] = {}  # loader to the task that it is of
         self._passed: dict[str, int] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -101,16 +103,16 @@ class CollectDataStatistics(Callback):
         pl_module.prepare(loaders)
         if self.kind == "fisher":
             pl_module.require_logits()
-        absent = [task for task in pl_module.vectors.tasks if f"id/{task}" not in loaders]
+        self._own = own_tasks(loaders, pl_module.vectors.tasks)
+        absent = [task for task in pl_module.vectors.tasks if task not in self._own.values()]
         if absent:
             raise ValueError(f"task {absent[0]!r} has no loader 'id/{absent[0]}'; each task needs its own data.")
         if self.kind == "fisher":
-            tasks = pl_module.heads_for(f"id/{task}" for task in pl_module.vectors.tasks)
-            pl_module.metric_choice.require_of_classes("Fisher information", tasks)
-        for task in pl_module.vectors.tasks if replicas_of(trainer).size > 1 else ():
-            if share_of(loaders[f"id/{task}"]) is None:
+            pl_module.metric_choice.require_of_classes("Fisher information", pl_module.heads_for(self._own))
+        for loader in self._own if replicas_of(trainer).size > 1 else ():
+            if share_of(loaders[loader]) is None:
                 raise ValueError(
-                    f"loader 'id/{task}' has no sampler, so that several processes cannot tell which samples are the "
+                    f"loader {loader!r} has no sampler, so that several processes cannot tell which samples are the "
                     f"first {self.samples}; give a loader of a data set with a length, or use one process."
                 )
         self._sums = {task: {} for task in pl_module.vectors.tasks}
@@ -127,8 +129,7 @@ class CollectDataStatistics(Callback):
         """Install the weights that belong to a loader at its first batch, then add the batch's share."""
         module = cast(MergeModule, pl_module)
         loader, batches = list(loaders_of(trainer, "validate").items())[dataloader_idx]
-        parsed = LoaderName.parse(loader)
-        own_task = parsed.name if parsed.domain == "id" and parsed.name in self._sums else None
+        own_task = self._own.get(loader)
         if batch_idx == 0:
             vectors = module.vectors
             read = vectors.base if own_task is None else partial(vectors.expert, own_task)

@@ -31,7 +31,6 @@ from lwptv_lightning.evaluation import (
 from lwptv_lightning.functional import plain_name, plain_state
 from lwptv_lightning.merging import Undo, exchange_, find_backbone, gather_state, named_submodule
 from lwptv_lightning.registry import (
-    LoaderName,
     encodable,
     require_kind,
     require_whole,
@@ -42,17 +41,18 @@ class OnlineMerge(Callback):
     """Merge the model in training with other experts and log how the merged model does on ID and OOD data.
 
     Logs the figure of every loader and the averages as ``merged/id/<task>``, ``merged/ood/<name>``, ``merged/id/avg``
-    and ``merged/ood/avg``, which `ModelCheckpoint` and `EarlyStopping` can monitor. The run is, to the bit, the one
-    without this callback: the merged weights go into a model of their own, and random states are put back afterwards,
-    those of torch, NumPy, Python and the loaders' generators. The weights in training are those that Lightning would
-    validate, wherever this callback stands in the list: the averaged ones where ``WeightAveraging`` runs, and never
-    those that another callback merged. Batches go through the hooks of the run's module and data, which are told that
-    this is a validation.
+    and ``merged/ood/avg``, with groups also ``merged/ood/<group>/avg``, which `ModelCheckpoint` and `EarlyStopping` can
+    monitor. The run is, to the bit, the one without this callback: the merged weights go into a model of their own, and
+    random states are put back afterwards, those of torch, NumPy, Python and the loaders' generators. The weights in
+    training are those that Lightning would validate, wherever this callback stands in the list: the averaged ones where
+    ``WeightAveraging`` runs, and never those that another callback merged. Batches go through the hooks of the run's
+    module and data, which are told that this is a validation.
 
     Args:
         module: Model, task vectors of the other experts, recipe and heads. Its model is of the architecture in
             training but another object. (Building one draws random numbers: do it before you seed the run.)
-        loaders: Loaders named ``id/<task>`` and ``ood/<name>``. Over several processes each sample counts once.
+        loaders: Loaders named ``id/<task>`` and ``ood/<name>``, or in groups. Over several processes each sample counts
+            once.
         task: The name under which the model in training joins the task vectors.
         backbone: Path of the submodule in training that is merged, such as ``"model.encoder"``; by default the only one
             with all merged tensors.
@@ -205,8 +205,8 @@ class OnlineMerge(Callback):
 
     def _require_head(self, pl_module: LightningModule) -> None:
         """Refuse a head that stays as it is, where one of its shapes is trained for the task."""
-        names = {LoaderName.parse(loader).name for loader in self.loaders}
-        if self.head is not None or self.task not in names or self.task not in self.module.heads:
+        named = {self.module.head_of(loader) for loader in self.loaders}
+        if self.head is not None or self.task not in named or self.task not in self.module.heads:
             return
         shapes = {name: value.shape for name, value in self.module.head(self.task).state_dict().items()}
         prefix = f"{plain_name(self._backbone)}." if self._backbone else ""

@@ -3,7 +3,7 @@
 import argparse
 
 from lwptv_lightning.cli.configured import configured, leave_reports_out, mixed, output, say
-from lwptv_lightning.registry import require_known
+from lwptv_lightning.registry import own_tasks, require_known
 
 
 def run(options: argparse.Namespace) -> None:
@@ -20,10 +20,10 @@ def run(options: argparse.Namespace) -> None:
         require_results_here(made.trainer, "the coefficients")
         leave_reports_out(made)
         module = AdaMergingModule(made.model, **made.config["learn"])
-        own = [f"id/{task}" for task in made.model.tasks]
         loaders = made.datamodule.loaders
-        for name in own:
-            require_known("loader", name, loaders)
+        own = own_tasks(loaders, made.model.tasks)
+        for task in made.model.tasks:
+            require_known("loader", f"id/{task}", [*loaders, *(f"id/{task}" for task in own.values())])
         made.trainer.fit(module, {name: mixed(loaders[name], each_epoch=True) for name in own})
         if made.trainer.is_global_zero:
             write_whole(path, module.recipe().to_json())

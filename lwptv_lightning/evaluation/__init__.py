@@ -1,5 +1,6 @@
 """Merged models validated over ID and OOD loaders by the Lightning trainer."""
 
+from lwptv_lightning.evaluation.averages import averages
 from lwptv_lightning.evaluation.builders import files_module, image_folders, timm_module
 from lwptv_lightning.evaluation.classifiers import classifier_of, heads_from
 from lwptv_lightning.evaluation.data_statistics import fisher_diagonal, input_grams
@@ -41,7 +42,7 @@ from lwptv_lightning.evaluation.loaders import EvaluationSuite, require_loaders,
 from lwptv_lightning.evaluation.merging import merge_model_
 from lwptv_lightning.evaluation.merging_callback import MergingCallback, merge_for_
 from lwptv_lightning.evaluation.metric_choice import no_fractions
-from lwptv_lightning.evaluation.metrics import LoaderMetrics, all_the_same, averages, require_batches
+from lwptv_lightning.evaluation.metrics import LoaderMetrics, all_the_same, require_batches
 from lwptv_lightning.evaluation.module import MergeModule
 from lwptv_lightning.evaluation.reload import load_merged
 from lwptv_lightning.evaluation.shares import Replicas, is_located, share_loaders, share_of

@@ -116,7 +116,7 @@ def image_folders(
 
     Args:
         id: Task name to folder.
-        ood: Name to folder.
+        ood: Name, or ``"<group>/<name>"``, to folder.
         image_size: Height and width in pixels.
         mean: Of each channel, to subtract.
         std: Of each channel, to divide by.

@@ -125,8 +125,8 @@ class Heads(nn.Module):
     def __len__(self) -> int:
         return len(self._modules) + len(self.aliases)
 
-    def __contains__(self, name: str) -> bool:
-        return _key(self._owner(name)) in self._modules
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and _key(self._owner(name)) in self._modules
 
     def __getitem__(self, name: str) -> nn.Module:
         head = self._modules.get(_key(self._owner(name))) if isinstance(name, str) else None
@@ -136,13 +136,14 @@ class Heads(nn.Module):
 
     def of_loader(self, loader: str) -> str | None:
         """Return the name of the head for a loader; ``None`` where the model itself gives the logits."""
-        return LoaderName.parse(loader).name if self else None
+        name = LoaderName.parse(loader)
+        return name.key_in(self) or name.name if self else None
 
     def require_for(self, loaders: Iterable[str]) -> None:
         """Raise `UnknownNameError` where there are heads, but none for one of these loaders."""
-        for loader in loaders if self else ():
-            if (name := LoaderName.parse(loader).name) not in self:
-                raise UnknownNameError(f"head for loader {loader!r}:", name, self)
+        for name, loader in ((LoaderName.parse(loader), loader) for loader in loaders if self):
+            if name.key_in(self) is None:
+                raise UnknownNameError(f"head for loader {loader!r}:", name.name, self)
 
     def logits(self, model: Any, inputs: Any, name: str | None, interface: Interface | None = None) -> Any:
         """Run a model on inputs, such as images ``(B, C, H, W)``, and a head on its output: ``(B, classes)``.

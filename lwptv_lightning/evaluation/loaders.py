@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lwptv_lightning.registry import (
     DOMAINS,
     LoaderName,
+    require_groups_apart,
     require_kind,
     require_whole,
 )
@@ -26,12 +27,13 @@ class EvaluationSuite(LightningDataModule):
 
     Args:
         id: Task name to a data set or loader of that task's domain.
-        ood: Name to a data set or loader of a domain that no task was tuned on.
+        ood: Name to a data set or loader of a domain that no task was tuned on. ``"<group>/<name>"``, also of a task,
+            puts a set into a group, which has an average of its own.
         batch_size: For those given as data sets.
         num_workers: For those given as data sets.
 
     Raises:
-        ValueError: No set, an empty one, or a loader with ``drop_last``.
+        ValueError: No set, an empty one, a loader with ``drop_last``, or a name that averages would take.
         TypeError: Something is neither a data set nor a loader.
 
     Example:
@@ -56,7 +58,7 @@ class EvaluationSuite(LightningDataModule):
         require_whole("batch_size", batch_size, 1)
         require_whole("num_workers", num_workers, 0)
         groups = zip(DOMAINS, (id, ood or {}), strict=True)
-        named = {str(LoaderName(domain, name)): data for domain, sets in groups for name, data in sets.items()}
+        named = {f"{domain}/{name}": data for domain, sets in groups for name, data in sets.items()}
         self.loaders = {name: _as_loader(name, data, batch_size, num_workers) for name, data in named.items()}
         require_loaders(self.loaders)
 
@@ -65,7 +67,7 @@ class EvaluationSuite(LightningDataModule):
         """Return the suite of loaders that are named ``id/...`` and ``ood/...`` already."""
         require_kind("loaders", loaders, Mapping, "a mapping of names such as 'id/svhn' to loaders")
         named = [(LoaderName.parse(loader), data) for loader, data in loaders.items()]
-        return cls(*({name.name: data for name, data in named if name.domain == domain} for domain in DOMAINS))
+        return cls(*({name.keys[0]: data for name, data in named if name.domain == domain} for domain in DOMAINS))
 
     def val_dataloader(self) -> dict[str, DataLoader[Any]]:
         """Return the loaders by name."""
@@ -99,8 +101,8 @@ def require_loaders(loaders: object) -> dict[str, Any]:
     if not isinstance(loaders, Mapping) or not loaders:
         given = "an empty dict" if isinstance(loaders, Mapping) else f"a {type(loaders).__name__}"
         raise ValueError(f"dataloaders must be a dict such as {{'id/svhn': loader, 'ood/mnist': loader}}, not {given}.")
+    require_groups_apart(map(str, loaders))
     for name, loader in loaders.items():
-        LoaderName.parse(str(name))
         if "/dataloader_idx_" in str(name):
             raise ValueError(f"loader {name!r}: '/dataloader_idx_' is taken by Lightning; choose another name.")
         _require_iterable(name, loader)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torchmetrics.classification import MulticlassAccuracy
 
 from lwptv_lightning.evaluation.contents import Contents
+from lwptv_lightning.registry import own_tasks
 
 if TYPE_CHECKING:
     from lwptv_lightning.evaluation.module import MergeModule
@@ -37,7 +38,8 @@ class Measured:
         figures |= module.metrics.averages(module.expert_accuracy)
         kinds = {type(module.metrics[loader]) for loader in module.metrics.loaders}
         metric = ", ".join(sorted(kind.__name__ for kind in kinds))
-        experts = {f"id/{task}": value for task, value in module.expert_accuracy.items()}
+        own = own_tasks(module.metrics.loaders, module.expert_accuracy)
+        experts = {loader: module.expert_accuracy[task] for loader, task in own.items()}
         return cls(
             figures,
             "accuracy" if kinds == {MulticlassAccuracy} else metric,

@@ -24,9 +24,9 @@ class MetricChoice:
 
     Args:
         given: A torchmetrics metric or collection for every loader, top-1 accuracy by default. Or a mapping of the
-            loaders' names, such as ``"id/svhn"``, or their sets', such as ``"svhn"``, to one each; a loader's own name
-            goes before its set's. Or a function that makes one of what makes a loader's logits: its head, or the model
-            where there are no heads.
+            loaders' names, such as ``"id/svhn"``, or their sets', such as ``"svhn"`` or with a group ``"far/svhn"``, to
+            one each; a longer name goes first. Or a function that makes one of what makes a loader's logits: its head,
+            or the model where there are no heads.
 
     Raises:
         TypeError: It is none of these.
@@ -87,8 +87,7 @@ class MetricChoice:
             heads: Loader name to its head, or the model.
         """
         for loader, head in heads.items():
-            named = {loader, LoaderName.parse(loader).name} & self.named.keys()
-            metric = self._of(loader, head) if named or not self.named else None
+            metric = self._of(loader, head) if not self.named or self._name_of(loader) is not None else None
             if metric is not None and is_of_other_than_classes(metric):
                 raise ValueError(
                     f"{what} is of predictions of one class for each sample, and loader {loader!r} is measured by "
@@ -100,7 +99,13 @@ class MetricChoice:
             return self._one
         if self._make is not None:
             return _require_metric(f"what metric=... makes for loader {loader!r}", self._made(loader, head))
-        return self.named[loader if loader in self.named else LoaderName.parse(loader).name]
+        name = self._name_of(loader)
+        assert name is not None
+        return self.named[name]
+
+    def _name_of(self, loader: str) -> str | None:
+        """Return under which name a loader has a metric: its own, its set's with the group, or its set's."""
+        return loader if loader in self.named else LoaderName.parse(loader).key_in(self.named)
 
     def _made(self, loader: str, head: nn.Module) -> object:
         assert self._make is not None
@@ -113,15 +118,15 @@ class MetricChoice:
             ) from error
 
     def _require_named(self, loaders: Iterable[str], partly: bool) -> None:
-        names = {loader: LoaderName.parse(loader).name for loader in loaders}
-        for loader, name in names.items():
-            if not {loader, name} & self.named.keys():
-                near = nearest(loader, self.named) or nearest(name, self.named)
+        names = {loader: LoaderName.parse(loader).keys for loader in loaders}
+        for loader, keys in names.items():
+            if self._name_of(loader) is None:
+                near = nearest(loader, self.named) or nearest(keys[-1], self.named)
                 raise ValueError(
                     f"metric has none for loader {loader!r}.{near} It has {', '.join(map(printable_name, self.named))}"
                     "; give one for each loader, by its name or its set's."
                 )
-        known = {*names, *names.values()}
+        known = {*names, *(key for keys in names.values() for key in keys)}
         for name in self.named:
             if name not in known and not partly:
                 raise UnknownNameError("loader in metric:", name, [*names])
@@ -190,14 +195,14 @@ def no_fractions(metrics: Mapping[str, AnyMetric], figures: Iterable[str]) -> se
     """
     found = set()
     for figure in figures:
-        domain, _, rest = figure.partition("/")
-        part = rest.partition("/")[2]
+        over = LoaderName.of_figure(figure).over
         for loader, metric in metrics.items():
-            if LoaderName.of_figure(figure).is_average:
-                is_of = LoaderName.parse(loader).domain == domain
-            elif is_of := figure == loader or figure.startswith(f"{loader}/"):
+            part = None
+            if figure == loader or figure.startswith(f"{loader}/"):
                 part = figure[len(loader) + 1 :]
-            if is_of and not _is_fraction(metric, part.partition("/")[0]):
+            elif over is not None and LoaderName.parse(loader).is_within(over):
+                part = figure[len(over) + 1 :].partition("/")[2]
+            if part is not None and not _is_fraction(metric, part.partition("/")[0]):
                 found.add(figure)
     return found
 

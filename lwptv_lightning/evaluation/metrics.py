@@ -1,28 +1,23 @@
-"""One metric per loader, whose samples may lie on several processes, and averages over ID and OOD loaders."""
+"""One metric per loader, whose samples may lie on several processes."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from lwptv_lightning.checkpoints import some_of
+from lwptv_lightning.evaluation.averages import averages
 from lwptv_lightning.evaluation.figures import figures_of, load_states, states_of
 from lwptv_lightning.evaluation.inputs import count_samples, fingerprints
 from lwptv_lightning.evaluation.metric_choice import AnyMetric, MetricChoice, kind_of
 from lwptv_lightning.evaluation.shares import Replicas, is_located, share_of
-from lwptv_lightning.registry import (
-    LoaderName,
-    require_finite,
-    require_kind,
-    shown,
-)
+from lwptv_lightning.registry import shown
 
 
 class LoaderMetrics(nn.Module):
@@ -233,93 +228,3 @@ def all_the_same(name: str, seen: Sequence[Tensor]) -> bool:
     if repeated:
         rank_zero_warn(f"loader {name!r} gives {repeated} samples to several processes; each of them is counted.")
     return False
-
-
-def averages(
-    figures: Mapping[str, float],
-    expert_accuracy: Mapping[str, float] | None = None,
-    loaders: Iterable[str] | None = None,
-    kinds: Mapping[str, str] | None = None,
-) -> dict[str, float]:
-    """Average figures over the ID and over the OOD loaders, as far as there are such loaders.
-
-    Each part of a metric's result, ``<loader>/<part>``, has an average of its own, ``id/avg/<part>``, if all loaders of
-    the domain have it. With expert accuracies, of ID sets by name, also ``id/normalized``: the mean over those sets of
-    merged divided by expert, which leaves out the numbered parts of a result, such as classes. What has no name, a
-    metric's one number or a numbered part, is averaged where all loaders have metrics of one kind.
-
-    Args:
-        figures: Loader name, or that and a part, to figure.
-        expert_accuracy: Set name to the accuracy of its expert.
-        loaders: The loaders' names, which may hold slashes; by default a name ends before the second slash.
-        kinds: Loader name to the kind of its metric; all of one by default.
-
-    Example:
-        >>> averages({"id/a": 0.8, "id/b": 0.6, "ood/c": 0.5}, {"a": 1.0, "b": 0.6})
-        {'id/avg': 0.7, 'ood/avg': 0.5, 'id/normalized': 0.9}
-    """
-    names = ["/".join(name.split("/")[:2]) for name in figures] if loaders is None else list(loaders)
-    parsed = {name: LoaderName.of_figure(name) for name in names}
-    experts = expert_accuracy or {}
-    kinds = kinds or {}
-    found: dict[str, float] = {}
-    for domain in dict.fromkeys(name.domain for name in parsed.values()):
-        members = [name for name in parsed if parsed[name].domain == domain]
-        found |= _means(f"{domain}/avg", {name: _parts(figures, name, names) for name in members}, kinds)
-    known = [name for name in parsed if parsed[name].domain == "id" and parsed[name].name in experts]
-    divided = {
-        name: {
-            part: figure / experts[parsed[name].name]
-            for part, figure in _parts(figures, name, names).items()
-            if not _is_numbered(part)  # no accuracy of a set, but of a class
-        }
-        for name in known
-    }
-    return found | _means("id/normalized", divided, kinds)
-
-
-def _parts(figures: Mapping[str, float], loader: str, loaders: Sequence[str]) -> dict[str, float]:
-    """Return a loader's figures by what stands behind its name, with the slash."""
-    return {
-        name[len(loader) :]: figure
-        for name, figure in figures.items()
-        if name == loader or (name.startswith(f"{loader}/") and name not in loaders)
-    }
-
-
-def _means(name: str, tables: Mapping[str, Mapping[str, float]], kinds: Mapping[str, str]) -> dict[str, float]:
-    """Average each part that all of some loaders have; one without a name only over metrics of one kind."""
-    first, *others = tables or [""]
-    unlike = next((loader for loader in others if kinds.get(loader) != kinds.get(first)), None)
-    every = dict.fromkeys(part for table in tables.values() for part in table)
-    means = {
-        f"{name}{part}": sum(table[part] for table in tables.values()) / len(tables)
-        for part in every
-        if all(part in table for table in tables.values()) and (unlike is None or not _is_unnamed(part))
-    }
-    if unlike is not None and (absent := [f"{name}{part}" for part in every if f"{name}{part}" not in means]):
-        rank_zero_info(
-            f"There is no {some_of(absent, 3)} {first!r} is measured by {kinds[first]}, and {unlike!r} by "
-            f"{kinds[unlike]}. What collections have under one name, {{'<name>': metric}}, is averaged."
-        )
-    return means
-
-
-def _is_numbered(part: str) -> bool:
-    return any(piece.isdigit() for piece in part.split("/"))
-
-
-def _is_unnamed(part: str) -> bool:
-    return part.strip("/").partition("/")[0].isdigit() or not part
-
-
-def accuracies(given: Mapping[str, Any] | None) -> dict[str, float]:
-    """Return set names to numbers, of any library's kind; a `TypeError` or `ValueError` names what is none."""
-    require_kind("expert_accuracy", given, Mapping | None, "a mapping of set names to numbers")
-    found = {}
-    for name, value in (given or {}).items():
-        try:
-            found[name] = require_finite(f"expert_accuracy of {name!r}", float(value))
-        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-            raise TypeError(f"expert_accuracy of {name!r} must be a number, not {shown(value)}.") from error
-    return found

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from lwptv_lightning.checkpoints import Provenance
+from lwptv_lightning.evaluation.averages import accuracies
 from lwptv_lightning.evaluation.contents import Contents
 from lwptv_lightning.evaluation.given_heads import HeadsGiven
 from lwptv_lightning.evaluation.heads import Heads, require_same_classifiers
@@ -22,7 +23,7 @@ from lwptv_lightning.evaluation.lightning import callbacks_of, share_evaluation_
 from lwptv_lightning.evaluation.measured import Measured
 from lwptv_lightning.evaluation.merging import merge_model_, require_fit
 from lwptv_lightning.evaluation.metric_choice import MetricChoice, Metrics
-from lwptv_lightning.evaluation.metrics import LoaderMetrics, accuracies
+from lwptv_lightning.evaluation.metrics import LoaderMetrics
 from lwptv_lightning.evaluation.saving import save_module
 from lwptv_lightning.evaluation.steps import EvaluationSteps
 from lwptv_lightning.evaluation.stored import restore_, store
@@ -48,9 +49,10 @@ class MergeModule(EvaluationSteps):
     """The model that a recipe makes of a base and its task vectors.
 
     ``trainer.validate(module, loaders)`` merges on the trainer's device, installs the result and validates it over
-    loaders named ``id/<task>`` and ``ood/<name>``. Entry i of what it returns holds loader i's figures under the
-    loader's name, and ``id/avg``, ``ood/avg`` and, where expert accuracies are given, ``id/normalized``. ``test``
-    and ``predict`` work likewise; ``predict`` returns logits.
+    loaders named ``id/<task>`` and ``ood/<name>``, or with a group of your own in between, ``ood/<group>/<name>``.
+    Entry i of what it returns holds loader i's figures under the loader's name, and ``id/avg``, ``ood/avg``, each
+    group's ``ood/<group>/avg`` and, where expert accuracies are given, ``id/normalized``. ``test`` and ``predict`` work
+    likewise; ``predict`` returns logits.
 
     The task weights are held outside parameters and buffers: they are not moved to the device as a whole and not in
     ``state_dict()``, which is the merged model and its heads. Of a checkpoint by ``trainer.save_checkpoint`` these are
@@ -63,12 +65,12 @@ class MergeModule(EvaluationSteps):
             the meta device; for layers and shapes it is called once on the meta device, without a mesh.
         vectors: The task vectors. A module that was loaded from a checkpoint needs them only to merge anew.
         recipe: Rule, scale and pruning; also a rule's name or a recipe's fields.
-        heads: Set name (what follows ``id/`` or ``ood/``) to a head that makes that set's logits, which are the model's
-            own output where there are no heads: a module, which maps what ``model`` returns; a checkpoint of the
-            architecture, whose classifier it is (see `heads_from`); or the name of another set, whose head it is: a
-            file that is named as a set is ``"./<file>"``. Or the file of heads that `save_merged` wrote. Where task
-            vectors leave out the tasks' classifiers because their shapes differ, these are the heads by default, and
-            modules act where they do: in the place of the model's own classifier.
+        heads: Set name (what follows ``id/`` or ``ood/``, with a group or without it, the longer first) to a head that
+            makes that set's logits, which are the model's own output where there are no heads: a module, which maps
+            what ``model`` returns; a checkpoint of the architecture, whose classifier it is (see `heads_from`); or the
+            name of another set, whose head it is: a file that is named as a set is ``"./<file>"``. Or the file of heads
+            that `save_merged` wrote. Where task vectors leave out the tasks' classifiers because their shapes differ,
+            these are the heads by default, and modules act where they do: in the place of the model's own classifier.
         metric: A torchmetrics metric or collection of logits and targets; top-1 accuracy by default. A result of many
             parts is logged part by part, as ``id/<task>/<part>`` and ``id/avg/<part>``. Or a metric for each loader, by
             its name or its set's: ``{"id/svhn": ..., "mnist": ...}``; or a function that makes it of the loader's head,

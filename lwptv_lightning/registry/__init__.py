@@ -29,7 +29,15 @@ from lwptv_lightning.registry.lookup import (
     require_matches,
 )
 from lwptv_lightning.registry.markdown import literal, markdown_table
-from lwptv_lightning.registry.names import COUNTS, DOMAINS, GRANULARITIES, RANKINGS, LoaderName
+from lwptv_lightning.registry.names import (
+    COUNTS,
+    DOMAINS,
+    GRANULARITIES,
+    RANKINGS,
+    LoaderName,
+    own_tasks,
+    require_groups_apart,
+)
 from lwptv_lightning.registry.order import natural_order
 from lwptv_lightning.registry.text import any_character, encodable, printable, printable_name
 from lwptv_lightning.registry.values import (

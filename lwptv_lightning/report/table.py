@@ -25,7 +25,7 @@ class ResultRow:
 
     Attributes:
         name: What the model is.
-        figures: Loader name, ``id/avg`` and ``ood/avg`` to a fraction in [0, 1], or to another number.
+        figures: Loader name or an average's, such as ``ood/avg``, to a fraction in [0, 1], or to another number.
         seconds: How long the merge took; ``None`` where nothing was merged.
         note: What stands beside the averages, such as a range.
         plain: Names of figures that are no fractions, such as errors, and are shown as they are.
@@ -122,4 +122,5 @@ def _inert(cell: str) -> str:
 
 def _heading(figure: str) -> str:
     name = LoaderName.of_figure(figure)
-    return f"{name.domain.upper()} {name.name}" if name.is_average else f"{name.domain} {name.name.replace('_', ' ')}"
+    rest = name.keys[0]
+    return f"{name.domain.upper()} {rest}" if name.is_average else f"{name.domain} {rest.replace('_', ' ')}"

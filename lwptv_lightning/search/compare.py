@@ -32,7 +32,7 @@ class SweepResult:
         return {loader: outcomes[self.names.index(name)] for loader, outcomes in self.outcomes.items()}
 
     def figures(self, name: str) -> dict[str, float]:
-        """Return a candidate's accuracy for each loader, then ``id/avg`` and ``ood/avg``, as fractions."""
+        """Return a candidate's accuracy for each loader, then the averages over groups and domains, as fractions."""
         accuracy = {loader: float(outcomes.double().mean()) for loader, outcomes in self.correct(name).items()}
         return accuracy | averages(accuracy, loaders=accuracy)
 
@@ -47,7 +47,7 @@ class SweepResult:
         Args:
             name: One candidate.
             other: The candidate to subtract.
-            domain: ``"id"`` or ``"ood"``.
+            domain: ``"id"``, ``"ood"`` or a group of one, ``"ood/<group>"``.
             draws: How many bootstrap draws.
             confidence: Coverage of the interval, in (0, 1).
             seed: For the draws.
@@ -56,7 +56,7 @@ class SweepResult:
         first, second = self.correct(name), self.correct(other)
         exact, drawn = [], []
         for loader in self.outcomes:
-            if LoaderName.parse(loader).domain == domain:
+            if LoaderName.parse(loader).is_within(domain):
                 change = first[loader].double() - second[loader].double()
                 samples = torch.randint(len(change), (draws, len(change)), generator=generator)
                 exact.append(change.mean())

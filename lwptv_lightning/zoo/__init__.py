@@ -11,12 +11,14 @@ from typing import Any
 
 from lwptv_lightning.zoo.build import build
 from lwptv_lightning.zoo.data import dataset, loaders
-from lwptv_lightning.zoo.domains import ID_SETS, OOD_SETS
+from lwptv_lightning.zoo.domains import FAR_SETS, ID_SETS, NEAR_SETS, OOD_SETS
 from lwptv_lightning.zoo.files import base_path, expert_paths, heads
 from lwptv_lightning.zoo.model import create_model
 
 __all__ = [
+    "FAR_SETS",
     "ID_SETS",
+    "NEAR_SETS",
     "OOD_SETS",
     "base_path",
     "build",

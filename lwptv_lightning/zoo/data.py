@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lwptv_lightning.zoo.digits import handwritten_digits
-from lwptv_lightning.zoo.domains import DIGITS, DOMAINS, ID_SETS, OOD_SETS, Split, set_alphabet, splits
+from lwptv_lightning.zoo.domains import DIGITS, DOMAINS, ID_SETS, OOD_SETS, Split, loader_name, set_alphabet, splits
 from lwptv_lightning.zoo.glyphs import TASK_FACES, characters, faces_with, glyph_mask
 from lwptv_lightning.zoo.styles import IMAGE_SIZE, Pixels, render
 
@@ -126,7 +126,7 @@ def loaders(
         sets: Names of sets; all that have the split, by default.
 
     Returns:
-        ``"id/<name>"`` or ``"ood/<name>"`` -> loader of ``(images (B, 1, 32, 32), labels (B,))``.
+        What :func:`loader_name` calls each set -> loader of ``(images (B, 1, 32, 32), labels (B,))``.
 
     Raises:
         UnknownNameError: If there is no set of a given name; it is a ``KeyError``.
@@ -134,14 +134,11 @@ def loaders(
 
     Example:
         >>> list(loaders(size=2, sets=["greek_noise", "digits"]))
-        ['id/greek_noise', 'ood/digits']
+        ['id/greek_noise', 'ood/far/digits']
     """
     if sets is None:
         sets = [name for name in ID_SETS + OOD_SETS if split in splits(name)] or ID_SETS
-    return {
-        f"{'id' if name in ID_SETS else 'ood'}/{name}": DataLoader(dataset(name, split, size), batch_size)
-        for name in sets
-    }
+    return {loader_name(name): DataLoader(dataset(name, split, size), batch_size) for name in sets}
 
 
 @lru_cache(maxsize=64)

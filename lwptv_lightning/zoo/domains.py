@@ -32,13 +32,20 @@ _ID_DOMAINS: Final = {
     "lower_rotated": Domain("lower", "rotated", 1.0),
     "maths_dots": Domain("maths", "dots", 0.95),
 }
-_OOD_DOMAINS: Final = {
+_NEAR_DOMAINS: Final = {
+    "georgian_noise": Domain("georgian", "noise", 1.0),
+    "cyrillic_elastic": Domain("cyrillic", "elastic", 1.0),
+    "symbols_photo": Domain("symbols", "photo", 1.0),
+    "arrows_dots": Domain("arrows", "dots", 0.95),
+    "digits_rotated": Domain("digits", "rotated", 1.0),
+}
+_FAR_DOMAINS: Final = {
     "georgian_pixelated": Domain("georgian", "pixelated", 0.8),
     "cyrillic_outline": Domain("cyrillic", "outline", 0.65),
     "symbols_low_contrast": Domain("symbols", "low_contrast", 0.8),
     "arrows_occluded": Domain("arrows", "occluded", 0.7),
 }
-DOMAINS: Final[dict[str, Domain]] = _ID_DOMAINS | _OOD_DOMAINS
+DOMAINS: Final[dict[str, Domain]] = _ID_DOMAINS | _NEAR_DOMAINS | _FAR_DOMAINS
 """The rendered sets."""
 
 DIGITS: Final = "digits"
@@ -47,8 +54,16 @@ DIGITS: Final = "digits"
 ID_SETS: Final[tuple[str, ...]] = tuple(_ID_DOMAINS)
 """In-domain sets, one per expert; also the experts' task names."""
 
-OOD_SETS: Final[tuple[str, ...]] = (*_OOD_DOMAINS, DIGITS)
+NEAR_SETS: Final[tuple[str, ...]] = tuple(_NEAR_DOMAINS)
+"""Out-of-domain sets of unseen classes in the styles, at the strengths, that the experts are tuned on."""
+
+FAR_SETS: Final[tuple[str, ...]] = (*_FAR_DOMAINS, DIGITS)
+"""Out-of-domain sets of unseen classes in unseen styles."""
+
+OOD_SETS: Final[tuple[str, ...]] = NEAR_SETS + FAR_SETS
 """Out-of-domain sets: no expert is tuned on any of them."""
+
+_PLACES: Final = {"id": ID_SETS, "ood/near": NEAR_SETS, "ood/far": FAR_SETS}
 
 
 def set_alphabet(name: str) -> str:
@@ -70,6 +85,23 @@ def set_alphabet(name: str) -> str:
     if name not in ID_SETS + OOD_SETS:
         raise UnknownNameError("set", name, ID_SETS + OOD_SETS)
     return "digits" if name == DIGITS else DOMAINS[name].alphabet
+
+
+def loader_name(name: str) -> str:
+    """Return what the loader of a set is called.
+
+    Args:
+        name: A name in :data:`ID_SETS` or :data:`OOD_SETS`.
+
+    Raises:
+        UnknownNameError: If there is no such set; it is a ``KeyError``.
+
+    Example:
+        >>> loader_name("greek_noise"), loader_name("georgian_noise"), loader_name("digits")
+        ('id/greek_noise', 'ood/near/georgian_noise', 'ood/far/digits')
+    """
+    set_alphabet(name)
+    return next(f"{place}/{name}" for place, sets in _PLACES.items() if name in sets)
 
 
 def splits(name: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@ import torch
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from lwptv_lightning.evaluation import LoaderMetrics, averages
+from lwptv_lightning.evaluation import LoaderMetrics
 
 
 def test_each_loader_has_its_own_accuracy_whatever_the_number_of_classes():
@@ -23,14 +23,3 @@ def test_a_collection_gives_one_figure_for_each_metric():
 def test_metric_that_is_none():
     with pytest.raises(TypeError, match="metric must be a torchmetrics Metric"):
         LoaderMetrics(["id/a"], torch.nn.CrossEntropyLoss())
-
-
-def test_averages_of_several_metrics_stay_apart():
-    figures = {"id/a/top1": 0.2, "id/b/top1": 0.4, "id/a/top2": 0.5, "id/b/top2": 0.7, "ood/c/top1": 0.1}
-    assert averages(figures) == pytest.approx({"id/avg/top1": 0.3, "id/avg/top2": 0.6, "ood/avg/top1": 0.1})
-
-
-def test_normalised_is_the_mean_of_quotients_over_the_sets_with_an_expert():
-    figures = {"id/a": 0.4, "id/b": 0.9, "id/c": 0.1, "ood/a": 0.3}
-    assert averages(figures, {"a": 0.8, "b": 0.9})["id/normalized"] == pytest.approx((0.4 / 0.8 + 0.9 / 0.9) / 2)
-    assert "id/normalized" not in averages(figures, {"z": 0.8})

@@ -55,7 +55,7 @@ NAMES = (
     "average",
     "id",
     "ood",
-    "ood/id/x",
+    "far/id/x",
     "100%",
     "{curly}",
     "*starred*",
@@ -95,9 +95,14 @@ def test_every_step_of_a_validation(model, fine_tuned, make_trainer, tmp_path):
     module = MergeModule(model, vectors, MergeRecipe(ratio=0.5), heads=heads, expert_accuracy=dict.fromkeys(NAMES, 0.5))
     trainer = make_trainer(callbacks=[report], logger=CSVLogger(tmp_path, name="logs"))
     entries = trainer.validate(module, suite, verbose=False)
+    groups = ("[", "[bold]not bold[", "domainnet", "far")
+    averages = {
+        "id/normalized",
+        *(f"{at}/avg" for domain in ("id", "ood") for at in (domain, *(f"{domain}/{group}" for group in groups))),
+    }
     for entry, name in zip(entries, suite.loaders, strict=True):
         assert name in entry
-        assert entry.keys() - {name} == {"id/avg", "ood/avg", "id/normalized"}
+        assert entry.keys() - {name} == averages
     figures = {key: value for entry in entries for key, value in entry.items()}
     for domain in ("id", "ood"):
         assert figures[f"{domain}/avg"] == pytest.approx(
@@ -161,7 +166,7 @@ def test_a_sweep_and_its_differences(model, fine_tuned, make_trainer):
     loaders = {"ood/domainnet/clipart": loader(), "ood/domainnet/sketch": loader(), "id/[b] $|中": loader()}
     result = sweep(make_trainer(), MergeModule(model, vectors), {"[bold] $x$": {"scale": 0.5}}, loaders)
     figures = result.figures("[bold] $x$")
-    assert figures.keys() == {*loaders, "ood/avg", "id/avg"}
+    assert figures.keys() == {*loaders, "ood/domainnet/avg", "ood/avg", "id/avg"}
     assert figures["ood/avg"] == pytest.approx((figures["ood/domainnet/clipart"] + figures["ood/domainnet/sketch"]) / 2)
     assert str(result.difference("[bold] $x$", "[bold] $x$", "ood")) == "+0.0 [+0.0, +0.0]"
 

@@ -141,7 +141,7 @@ ROC_PARTS = {f"/{i}/{j}/{k}" for i in (0, 1) for j in range(3) for k in range(2)
 def test_other_results(make, parts, validate):
     _, entries = validate(make())
     if parts is None:
-        assert {"id/a", "id/avg", "ood/avg"} == entries[0].keys()
+        assert {"id/a", "id/avg", "ood/far/avg", "ood/avg"} == entries[0].keys()
     else:
         assert part(entries, "id/a").keys() == parts
 
@@ -178,12 +178,12 @@ def test_what_cannot_be_logged_is_refused_at_the_first_batch(result, error, mess
 
 
 def test_a_part_that_is_called_as_another_loader_is_refused(model, vectors, loaders, make_trainer):
-    loaders["id/a/top1"] = loaders["id/b"]
+    loaders = {"id/g/a": loaders["id/a"], "id/g/a/top1": loaders["id/b"]}
     metric = MetricCollection({"top1": MulticlassAccuracy(CLASSES, average="micro")})
-    with pytest.raises(ValueError, match="'id/a/top1' is a loader and a part of what the metric finds on 'id/a'"):
+    with pytest.raises(ValueError, match="'id/g/a/top1' is a loader and a part of what the metric finds on 'id/g/a'"):
         make_trainer().validate(MergeModule(model, vectors, metric=metric), loaders, verbose=False)
     figures = make_trainer().validate(MergeModule(model, vectors), loaders, verbose=False)[0]
-    sets = [figure for entry in [figures] for name, figure in entry.items() if name == "id/a"]
+    sets = [figure for entry in [figures] for name, figure in entry.items() if name == "id/g/a"]
     assert sets
     assert "id/avg/top1" not in figures
 
@@ -215,6 +215,8 @@ def test_experts_normalise_each_part_and_say_so(validate):
 
 def test_averages_take_the_loaders_names_as_given():
     figures = {"ood/domainnet/clipart": 0.2, "ood/domainnet/sketch": 0.4, "ood/d/top1": 0.9, "id/a": 0.5}
-    assert averages(figures, loaders=figures) == pytest.approx({"ood/avg": 0.5, "id/avg": 0.5})
-    parts = {"ood/x/y/top1": 0.2, "ood/x/top1": 0.4}
-    assert averages(parts, loaders=["ood/x/y", "ood/x"]) == pytest.approx({"ood/avg/top1": 0.3})
+    found = {"ood/domainnet/avg": 0.3, "ood/d/avg": 0.9, "ood/avg": 0.5, "id/avg": 0.5}
+    assert averages(figures, loaders=figures) == pytest.approx(found)
+    parts = {"ood/g/x/y/top1": 0.2, "ood/g/x/top1": 0.4}
+    found = {"ood/g/avg/top1": 0.3, "ood/avg/top1": 0.3}
+    assert averages(parts, loaders=["ood/g/x/y", "ood/g/x"]) == pytest.approx(found)

@@ -4,6 +4,7 @@ from safetensors.torch import load_file
 
 from lwptv_lightning import EvaluationSuite, MergeModule, MergeRecipe
 from lwptv_lightning.zoo import ID_SETS, OOD_SETS, base_path, expert_paths, zoo_module, zoo_suite
+from lwptv_lightning.zoo.domains import loader_name
 
 
 def test_the_module_holds_the_zoo_and_the_recipe_of_plain_values():
@@ -20,7 +21,7 @@ def test_the_module_holds_the_zoo_and_the_recipe_of_plain_values():
 def test_the_suite_has_every_set_once_in_the_size_asked_for():
     suite = zoo_suite(size=4)
     assert isinstance(suite, EvaluationSuite)
-    assert list(suite.loaders) == [*(f"id/{name}" for name in ID_SETS), *(f"ood/{name}" for name in OOD_SETS)]
+    assert list(suite.loaders) == list(map(loader_name, ID_SETS + OOD_SETS))
     assert all(sum(len(labels) for _, labels in loader) == 4 for loader in suite.loaders.values())
     images, labels = next(iter(suite.loaders["id/greek_noise"]))
     assert images.shape[0] == len(labels)

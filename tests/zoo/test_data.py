@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lwptv_lightning.zoo import ID_SETS, OOD_SETS, dataset, loaders
+from lwptv_lightning.zoo import FAR_SETS, ID_SETS, NEAR_SETS, OOD_SETS, dataset, loaders
 from lwptv_lightning.zoo.data import draw
 from lwptv_lightning.zoo.glyphs import (
     characters,
@@ -71,7 +71,8 @@ def test_sets_are_rendered_once():
 
 def test_loaders_name_and_order_the_sets():
     named = loaders(size=20, batch_size=16)
-    assert list(named) == [f"id/{name}" for name in ID_SETS] + [f"ood/{name}" for name in OOD_SETS]
+    places = {"id": ID_SETS, "ood/near": NEAR_SETS, "ood/far": FAR_SETS}
+    assert list(named) == [f"{place}/{name}" for place, names in places.items() for name in names]
     sizes = [len(labels) for _, labels in named["id/greek_noise"]]
     assert sizes == [16, 4]
     labels = torch.cat([labels for _, labels in named["id/greek_noise"]])
@@ -79,8 +80,10 @@ def test_loaders_name_and_order_the_sets():
 
 
 def test_loaders_leave_out_sets_without_the_split():
-    assert "ood/digits" not in loaders("validation", size=2)
-    assert list(loaders("train", size=2, sets=["arrows_occluded"])) == ["ood/arrows_occluded"]
+    assert len(loaders("validation", size=2)) == len(ID_SETS) + len(OOD_SETS) - 1
+    assert "ood/far/digits" not in loaders("validation", size=2)
+    sets = ["arrows_occluded", "arrows_dots"]
+    assert list(loaders("train", size=2, sets=sets)) == ["ood/far/arrows_occluded", "ood/near/arrows_dots"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from lwptv_lightning import MergeRecipe, zoo
 from lwptv_lightning.registry import printable
 from lwptv_lightning.zoo import run_demo, zoo_module
 from lwptv_lightning.zoo.demo import COEFFICIENTS, RANDOM_MASKS, RULES
+from lwptv_lightning.zoo.domains import loader_name
 
 OUT = "[bold]out[/bold] \x1b[2J"
 """A folder whose name would be obeyed where it is not shown as text."""
@@ -32,8 +33,8 @@ def test_the_table_has_base_experts_rules_and_controls(demo):
     wanted |= {f"task_arithmetic, mean of {RANDOM_MASKS} random masks", "task_arithmetic x 0.5 pruned"}
     assert set(names) == wanted
     assert len(names) == len(wanted)
-    sets = {f"id/{name}" for name in zoo.ID_SETS} | {f"ood/{name}" for name in zoo.OOD_SETS}
-    assert all(row.figures.keys() == sets | {"id/avg", "ood/avg"} for row in measured.table.rows)
+    figures = {*map(loader_name, zoo.ID_SETS + zoo.OOD_SETS), "id/avg", "ood/near/avg", "ood/far/avg", "ood/avg"}
+    assert all(row.figures.keys() == figures for row in measured.table.rows)
 
 
 def test_the_row_of_the_default_coefficient_is_the_unpruned_rule(demo):
