@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from lwptv_lightning.evaluation import averages
-from lwptv_lightning.registry import LoaderName, require_known
+from lwptv_lightning.registry import require_known, require_texts
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,14 @@ class SweepResult:
         names: The R candidates.
         outcomes: Loader name to whether each of its N samples was classified correctly, ``(R, N)`` bool.
         seconds: How long each candidate's merge takes on its own, saliency statistics and pruning included.
+        changes: Norm of each candidate's change from the base over all merged tensors, 0 for the base itself; there is
+            none of weights whose base is not known.
     """
 
     names: tuple[str, ...]
     outcomes: Mapping[str, Tensor]
     seconds: Mapping[str, float]
+    changes: Mapping[str, float] = field(default_factory=dict)
 
     def correct(self, name: str) -> dict[str, Tensor]:
         """Return a candidate's outcomes, loader name to ``(N,)`` bool."""
@@ -37,7 +42,14 @@ class SweepResult:
         return accuracy | averages(accuracy, loaders=accuracy)
 
     def difference(
-        self, name: str, other: str, domain: str, *, draws: int = 2000, confidence: float = 0.95, seed: int = 0
+        self,
+        name: str,
+        other: str,
+        domain: str | Sequence[str],
+        *,
+        draws: int = 2000,
+        confidence: float = 0.95,
+        seed: int = 0,
     ) -> Difference:
         """Compare two candidates' averages over a domain, as fractions, by a paired bootstrap over the samples.
 
@@ -47,32 +59,124 @@ class SweepResult:
         Args:
             name: One candidate.
             other: The candidate to subtract.
-            domain: ``"id"``, ``"ood"`` or a group of one, ``"ood/<group>"``.
+            domain: ``"id"``, ``"ood"``, a group such as ``"ood/near"``, or a loader's name; of several, the mean of
+                their averages, so that ``("id", "ood")`` is half of each.
             draws: How many bootstrap draws.
             confidence: Coverage of the interval, in (0, 1).
             seed: For the draws.
+
+        Raises:
+            UnknownNameError: There is no such candidate, or no set of such a domain.
+
+        Example:
+            >>> right = torch.tensor([[True, True, True, False], [True, False, False, False]])
+            >>> result = SweepResult(("pruned", "plain"), {"ood/near/a": right, "ood/far/b": right[:, :2]}, {})
+            >>> result.difference("pruned", "plain", "ood/far").value
+            0.5
         """
         generator = torch.Generator().manual_seed(seed)
+        weights = weights_over(self.outcomes, domain)
         first, second = self.correct(name), self.correct(other)
-        exact, drawn = [], []
-        for loader in self.outcomes:
-            if LoaderName.parse(loader).is_within(domain):
-                change = first[loader].double() - second[loader].double()
-                samples = torch.randint(len(change), (draws, len(change)), generator=generator)
-                exact.append(change.mean())
-                drawn.append(change[samples].mean(1))
-        ends = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
-        low, high = torch.stack(drawn).mean(0).quantile(ends).tolist()
-        return Difference(float(torch.stack(exact).mean()), low, high)
+        drawn = torch.zeros(draws, dtype=torch.float64)
+        for loader, weight in weights.items():
+            change = first[loader].double() - second[loader].double()
+            samples = torch.randint(len(change), (draws, len(change)), generator=generator)
+            drawn += change[samples].mean(1) * float(weight)
+        low, high = drawn.quantile(interval_ends(confidence)).tolist()
+        value, variance = paired_difference(first, second, weights)
+        return Difference(float(value), low, high, math.nan if variance is None else math.sqrt(variance))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two average accuracies with its confidence interval, as fractions."""
+    """A difference of two average accuracies with its confidence interval, as fractions.
+
+    Attributes:
+        value: The difference.
+        low: Lower end of the interval.
+        high: Upper end.
+        standard_error: The standard error of the paired difference; nan where a set has a single sample.
+    """
 
     value: float
     low: float
     high: float
+    standard_error: float = math.nan
 
     def __str__(self) -> str:
         return f"{100 * self.value:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
+
+def weights_over(loaders: Iterable[str], domain: str | Sequence[str]) -> dict[str, Fraction]:
+    """Return what each loader weighs in the average over a domain; those outside of it are left out.
+
+    Args:
+        loaders: Their names.
+        domain: As in `SweepResult.difference`.
+
+    Raises:
+        UnknownNameError: No loader is of such a domain.
+
+    Example:
+        >>> weights_over(["id/a", "ood/near/b", "ood/far/c"], ("id", "ood"))
+        {'id/a': Fraction(1, 2), 'ood/near/b': Fraction(1, 4), 'ood/far/c': Fraction(1, 4)}
+    """
+    loaders = list(loaders)
+    pieces = [loader.split("/") for loader in loaders]
+    known = dict.fromkeys("/".join(parts[:length]) for parts in pieces for length in range(1, len(parts) + 1))
+    domains = [domain] if isinstance(domain, str) else require_texts("domain", domain, "texts such as 'id' or 'ood'")
+    if not domains:
+        raise ValueError("domain is empty: expected at least one, such as 'id'.")
+    found = dict.fromkeys(loaders, Fraction(0))
+    for each in domains:
+        require_known("domain", each, known)
+        members = [loader for loader in loaders if f"{loader}/".startswith(f"{each}/")]
+        for loader in members:
+            found[loader] += Fraction(1, len(members) * len(domains))
+    return {loader: weight for loader, weight in found.items() if weight}
+
+
+def paired_difference(
+    first: Mapping[str, Tensor], second: Mapping[str, Tensor], weights: Mapping[str, Fraction]
+) -> tuple[Fraction, Fraction | None]:
+    """Return the difference of two weighted accuracies and the variance of it over samples, both exactly.
+
+    In a set of N samples, of which the first alone is right on a and the second alone on b, the mean of the differences
+    is ``(a - b) / N``, its variance ``(a + b - (a - b)^2 / N) / (N (N - 1))``. Sets' variances add up, with the squares
+    of their weights.
+
+    Args:
+        first: Loader name to outcomes, ``(N,)`` bool.
+        second: The outcomes to subtract.
+        weights: Loader name to weight; other loaders do not count.
+
+    Returns:
+        Both; ``None`` for the variance where a set has a single sample.
+
+    Raises:
+        ValueError: A set has no sample.
+
+    Example:
+        >>> right = {"id/a": torch.tensor([True, True, False])}, {"id/a": torch.tensor([True, False, False])}
+        >>> paired_difference(*right, {"id/a": Fraction(1)})
+        (Fraction(1, 3), Fraction(1, 9))
+    """
+    value, variance, is_known = Fraction(0), Fraction(0), True
+    for loader, weight in weights.items():
+        ours, theirs = first[loader].bool(), second[loader].bool()
+        size, ahead, behind = len(ours), int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+        if not size:
+            raise ValueError(f"loader {loader!r} has no sample, so that nothing can be compared on it.")
+        value += weight * Fraction(ahead - behind, size)
+        if size == 1:
+            is_known = False
+        else:
+            variance += weight**2 * (ahead + behind - Fraction((ahead - behind) ** 2, size)) / (size * (size - 1))
+    return value, variance if is_known else None
+
+
+def interval_ends(confidence: float) -> Tensor:
+    """Return the two quantiles between which an interval of some coverage lies."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be a number in (0, 1), not {confidence!r}.")
+    return torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)

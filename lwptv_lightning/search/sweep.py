@@ -86,9 +86,11 @@ def sweep(
     made = Weights(module, trainer.strategy.root_device, {**module.options, **options}).of(candidates)
     outcomes: dict[str, list[Tensor]] = {}
     seconds: dict[str, float] = {}
+    changes: dict[str, float] = {}
     passes = _Passes(dataloaders)
     while some := list(islice(made, at_once)):
         seconds |= {each.name: each.seconds for each in some}
+        changes |= {each.name: each.change for each in some if each.change is not None}
         step = _SweepModule(module, [each.tensors for each in some], passes)
         with draws_kept(dataloaders.values()), in_precision(trainer, module), Undo() as undo:
             keep_modes(module, undo)
@@ -97,7 +99,10 @@ def sweep(
             outcomes.setdefault(loader, []).append(correct)
     rows = [list(seconds).index(name) for name in candidates]
     ordered = {loader: torch.cat(parts)[rows] for loader, parts in outcomes.items()}
-    return SweepResult(tuple(candidates), ordered, {name: seconds[name] for name in candidates})
+    by_name: list[dict[str, float]] = [
+        {name: found[name] for name in candidates if name in found} for found in (seconds, changes)
+    ]
+    return SweepResult(tuple(candidates), ordered, *by_name)
 
 
 def _require_candidates_alone(trainer: Trainer) -> None:

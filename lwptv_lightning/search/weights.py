@@ -18,6 +18,7 @@ from lwptv_lightning.merging import Merge, MergePlan, in_dtype, installable, uns
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.saliency import LayerStatistics, collect_statistics
+from lwptv_lightning.search.change import change_of
 
 Candidate: TypeAlias = "MergeRecipe | str | Mapping[str, Any]"
 """A model to evaluate: a recipe, or weights by the names of the base's tensors; others are the base's."""
@@ -35,11 +36,13 @@ class Made:
         name: The candidate's name.
         tensors: Its weights, by the model's names of them.
         seconds: How long its merge takes on its own.
+        change: Norm of its change from the base; ``None`` where there is no base to compare with.
     """
 
     name: str
     tensors: Mapping[str, Tensor]
     seconds: float
+    change: float | None
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Weights:
             if names[0] in merges:
                 yield from self._merged({name: merges[name] for name in names})
             else:
-                yield from (Made(name, self._placed(self._whole(given[name])), 0.0) for name in names)
+                yield from (self._made(name, self._whole(given[name]), 0.0) for name in names)
 
     def _asked(self, recipe: MergeRecipe) -> _Asked:
         merge, execution = Merge.of(self.module.vectors, recipe, None, {"device": self.device, **self.options})
@@ -121,14 +124,17 @@ class Weights:
             recipe = plan.recipe.replace(scale=own.scale, layer_scaling=own.layer_scaling)
             tensors = dict(plan.rescaled(recipe, each.merge.layers).tensors())
             taken = time.perf_counter() - began
-            yield Made(name, self._placed(tensors), each.seconds + seconds + taken)
+            yield self._made(name, tensors, each.seconds + seconds + taken)
 
-    def _placed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _made(self, name: str, weights: Mapping[str, Tensor], seconds: float) -> Made:
         own = plain_state(self.module.model, keep_vars=True)
         # Of a tensor with several names, the last one's value stays in a model that they are installed into.
-        names = {id(own[name]): name for name in weights if name in own}.values()
+        names = {id(own[each]): each for each in weights if each in own}.values()
+        vectors = self.module.held_vectors
+        change = None if vectors is None else change_of({each: weights[each] for each in names}, vectors)
         # In the dtypes of the model: checkpoints are often in half precision.
-        return {name: in_dtype(name, weights[name].to(self.device), own[name].dtype) for name in names}
+        placed = {each: in_dtype(each, weights[each].to(self.device), own[each].dtype) for each in names}
+        return Made(name, placed, seconds, change)
 
     def _whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return weights with the base's where they name none, not with what the model was initialised with."""

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lwptv_lightning import LayerMask, MergeModule, MergeRecipe, trace_layers
 from lwptv_lightning.callbacks import CollectDataStatistics, PruneAndMerge, RecalibrateBatchNorm
 from lwptv_lightning.registry import UnknownNameError
-from lwptv_lightning.search import SweepResult, sweep
+from lwptv_lightning.search import SweepResult, best, one_standard_error, sweep
 
 RECIPES = {
     "sum": MergeRecipe(),
@@ -56,6 +56,30 @@ def test_weights_can_be_candidates_and_the_module_keeps_its_own(module, loaders,
         with torch.no_grad():
             logits = module.eval()(inputs, module.head_of(loader))
         assert torch.equal(correct, logits.argmax(1) == targets)
+
+
+@pytest.mark.parametrize("at_once", [1, 16])
+def test_each_candidate_has_its_norm_of_change(module, loaders, make_trainer, at_once):
+    vectors = module.vectors
+    base = {name: vectors.base(name) for name in vectors.names}
+    twice = RECIPES | {"base": base, "double": MergeRecipe(scale=0.6)}
+    result = sweep(make_trainer(), module, twice, loaders, at_once=at_once)
+    assert list(result.changes) == list(twice)
+    assert result.changes["base"] == 0
+    assert result.changes["double"] == pytest.approx(2 * result.changes["sum"], rel=1e-5)
+    assert 0 < result.changes["sum pruned"] < result.changes["sum"]
+    near_base = one_standard_error(result)
+    assert result.changes[near_base] <= result.changes[best(result)]
+
+
+def test_a_module_that_knows_no_base_has_no_norms(module, loaders, make_trainer):
+    loaded = MergeModule(module.model, tasks=module.tasks, heads=dict(module.heads))
+    weights = {"own": dict(module.model.state_dict())}
+    result = sweep(make_trainer(), loaded, weights, loaders)
+    assert result.changes == {}
+    assert best(result) == "own"
+    with pytest.raises(ValueError, match="norm of change of candidate 'own' is not known"):
+        one_standard_error(result)
 
 
 def test_a_candidate_is_named_or_described_as_elsewhere(module, loaders, make_trainer):
