@@ -14,14 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import load_file, save
 from torch import nn
 
-from lwptv_lightning.files import Stage
+from lwptv_lightning.files import Stage, write_whole
 from lwptv_lightning.registry import printable
 from lwptv_lightning.zoo.digits import ASSETS, DIGITS_FILE, write_digits
 from lwptv_lightning.zoo.domains import ID_SETS
 from lwptv_lightning.zoo.files import BASE_FILE, HEADS_FILE, base_path, expert_file, heads
 from lwptv_lightning.zoo.glyphs import ALPHABETS
 from lwptv_lightning.zoo.model import PrototypeHead, create_model
-from lwptv_lightning.zoo.training import batches, draw_pretraining, draw_task, fit
+from lwptv_lightning.zoo.training import Draw, batches, draw_pretraining, draw_task, fit
 
 README_FILE: Final = "README.md"
 
@@ -66,33 +66,91 @@ def build(
         root.mkdir()
         # Initialisation draws from the global generator; the caller's state is given back.
         with torch.random.fork_rng(devices=[]), Progress(*columns, disable=not progress) as bar:
-            _train_base(root, seed, steps, _reporter(bar, "base", steps))
+            train_base(root, seed=seed, steps=steps, on_step=_reporter(bar, "base", steps))
             for task in ID_SETS:
-                _train_expert(root, task, seed, expert_steps, _reporter(bar, task, expert_steps))
+                data = partial(draw_task, task, seed=seed)
+                head, report = heads(root)[task], _reporter(bar, task, expert_steps)
+                train_expert(root / expert_file(task), base_path(root), head, data, steps=expert_steps, on_step=report)
         _add_the_rest(root)
         if out.exists():
             out.rmdir()  # empty; some systems do not rename onto a folder
         root.rename(out)
 
 
-def _train_base(root: Path, seed: int, steps: int, on_step: Callable[[float], None]) -> None:
+def train_base(
+    root: Path,
+    *,
+    seed: int,
+    steps: int,
+    on_step: Callable[[float], None] = lambda loss: None,
+    model: Callable[[], nn.Module] = create_model,
+    learning_rate: float = 2.5e-3,
+) -> None:
+    """Train a base and the prototypes of all classes together on the broad problem, and write both.
+
+    Args:
+        root: An existing folder. Of the two files each is whole or absent, and that of the base is the last.
+        seed: Non-negative; for the initial weights, which the global generator draws, and the training samples.
+        steps: Number of updates.
+        on_step: Called with the loss after every update.
+        model: Makes the network, from images ``(B, 1, 32, 32)`` to features ``(B, D)``.
+        learning_rate: At the top of the schedule.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     train_base(Path(folder), seed=0, steps=1)
+        ...     heads(folder)["digits"](torch.ones(1, 192)).shape
+        torch.Size([1, 10])
+    """
     torch.manual_seed(seed)
-    model = create_model()
+    network = model()
     classes = sum(map(len, ALPHABETS.values()))
-    width = model(torch.zeros(1, 1, 32, 32)).shape[1]
+    width = network(torch.zeros(1, 1, 32, 32)).shape[1]
     head = PrototypeHead(torch.randn(classes, width) / width**0.5, torch.tensor(16.0))
     data = batches(partial(draw_pretraining, seed=seed), batch_size=128, steps=steps)
-    fit(model, head, data, steps=steps, learning_rate=2.5e-3, on_step=on_step)
-    _save(model, root / BASE_FILE)
+    fit(network, head, data, steps=steps, learning_rate=learning_rate, on_step=on_step)
     _save(head, root / HEADS_FILE)
+    _save(network, root / BASE_FILE)
 
 
-def _train_expert(root: Path, task: str, seed: int, steps: int, on_step: Callable[[float], None]) -> None:
-    model = create_model()
-    model.load_state_dict(load_file(base_path(root)))  # copied into float32, but the values are the rounded ones
-    data = batches(partial(draw_task, task, seed=seed), batch_size=64, steps=steps)
-    fit(model, heads(root)[task], data, steps=steps, learning_rate=2e-3, on_step=on_step)
-    _save(model, root / expert_file(task))
+def train_expert(
+    path: Path,
+    base: Path,
+    head: nn.Module,
+    draw_sample: Draw,
+    *,
+    steps: int,
+    on_step: Callable[[float], None] = lambda loss: None,
+    model: Callable[[], nn.Module] = create_model,
+    learning_rate: float = 2e-3,
+) -> None:
+    """Tune a base as a whole under a frozen head, and write the expert, whole or not at all.
+
+    Args:
+        path: Where to write it.
+        base: The file of the base's weights.
+        head: From features ``(B, D)`` to logits ``(B, C)``.
+        draw_sample: Renders the training sample at an index.
+        steps: Number of updates.
+        on_step: Called with the loss after every update.
+        model: Makes the network.
+        learning_rate: At the top of the schedule.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "expert.safetensors")
+        ...     head, data = heads()["lower_rotated"], partial(draw_task, "lower_rotated", seed=0)
+        ...     train_expert(path, base_path(), head, data, steps=1)
+        ...     load_file(path).keys() == load_file(base_path()).keys()
+        True
+    """
+    network = model()
+    network.load_state_dict(load_file(base))  # copied into float32, but the values are the rounded ones
+    data = batches(draw_sample, batch_size=64, steps=steps)
+    fit(network, head, data, steps=steps, learning_rate=learning_rate, on_step=on_step)
+    _save(network, path)
 
 
 def _add_the_rest(root: Path) -> None:
@@ -106,7 +164,7 @@ def _add_the_rest(root: Path) -> None:
 
 def _save(module: nn.Module, path: Path) -> None:
     # Not `save_file`, which makes the file readable by its owner alone.
-    path.write_bytes(save({name: tensor.half().contiguous() for name, tensor in module.state_dict().items()}))
+    write_whole(path, save({name: tensor.half().contiguous() for name, tensor in module.state_dict().items()}))
 
 
 def _reporter(bar: Progress, name: str, steps: int) -> Callable[[float], None]:

@@ -7,8 +7,8 @@ digits, no global random state is read, and two splits are different draws.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -16,9 +16,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lwptv_lightning.zoo.digits import handwritten_digits
-from lwptv_lightning.zoo.domains import DIGITS, DOMAINS, ID_SETS, OOD_SETS, Split, loader_name, set_alphabet, splits
+from lwptv_lightning.zoo.domains import (
+    DIGITS,
+    DOMAINS,
+    ID_SETS,
+    OOD_SETS,
+    Domain,
+    Split,
+    loader_name,
+    set_alphabet,
+    splits,
+)
 from lwptv_lightning.zoo.glyphs import TASK_FACES, characters, faces_with, glyph_mask
 from lwptv_lightning.zoo.styles import IMAGE_SIZE, Pixels, render
+
+Draw = Callable[[int], tuple[Pixels, int]]
+"""From a sample's index to its image ``(32, 32)`` and its label."""
 
 
 def sample_generator(seed: int, *place: str | int) -> np.random.Generator:
@@ -57,7 +70,27 @@ def draw(name: str, split: str, index: int, *, seed: int = 0) -> tuple[Pixels, i
         >>> image.shape, label
         ((32, 32), 3)
     """
-    domain = DOMAINS[name]
+    return draw_domain(DOMAINS[name], name, split, index, seed=seed)
+
+
+def draw_domain(domain: Domain, name: str, split: str, index: int, *, seed: int = 0) -> tuple[Pixels, int]:
+    """Render one sample of any alphabet in any style.
+
+    Args:
+        domain: What is seen.
+        name: Of the set; like the split, it tells its draws from others.
+        split: See `draw`.
+        index: See `draw`.
+        seed: See `draw`.
+
+    Returns:
+        The image ``(32, 32)`` and its label.
+
+    Example:
+        >>> image, label = draw_domain(Domain("upper", "stripes", 0.8), "upper_stripes", "test", 27)
+        >>> image.shape, label
+        ((32, 32), 1)
+    """
     classes = characters(domain.alphabet)
     label = index % len(classes)
     generator = sample_generator(seed, name, split, index)
@@ -146,8 +179,22 @@ def _load(name: str, split: str, size: int) -> LabelledImages:
     if name == DIGITS:
         images, labels = (array[:size] for array in handwritten_digits())
         return LabelledImages(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels))
+    return rendered(partial(draw, name, split), size)
+
+
+def rendered(draw_sample: Draw, size: int) -> LabelledImages:
+    """Render the first samples of a set.
+
+    Args:
+        draw_sample: Renders the sample at an index: its image ``(32, 32)`` and its label.
+        size: Number of samples.
+
+    Example:
+        >>> len(rendered(partial(draw, "greek_noise", "test"), size=3))
+        3
+    """
     images = np.empty((size, 1, IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
     labels = np.empty(size, dtype=np.int64)
     for index in range(size):
-        images[index, 0], labels[index] = draw(name, split, index)
+        images[index, 0], labels[index] = draw_sample(index)
     return LabelledImages(torch.from_numpy(images), torch.from_numpy(labels))

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lwptv_lightning.zoo.data import draw, sample_generator
+from lwptv_lightning.zoo.data import Draw, draw, sample_generator
 from lwptv_lightning.zoo.glyphs import ALPHABETS, PRETRAINING_FACES, faces_with, glyph_mask
 from lwptv_lightning.zoo.styles import STYLES, Pixels, render
-
-Draw = Callable[[int], tuple[Pixels, int]]
 
 _CLASSES: Final = "".join(ALPHABETS.values())
 _MILDEST_TO_STRONGEST: Final = (0.0, 0.5)  # the base meets every style, but only mildly

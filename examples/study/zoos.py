@@ -1,0 +1,182 @@
+"""The zoos of the study: the package's, two more seeds of it, a vision transformer, and a shift of the style alone.
+
+    python examples/study/zoos.py --cache zoos                # trains what is not there yet; a killed run goes on
+    python examples/study/zoos.py --cache zoos vit --table    # one zoo, and how good its models are
+
+A seed takes 5 to 10 minutes on two cores, the transformer twice that, the styles 2 minutes.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lwptv_lightning import MergeModule, TaskVectors
+from lwptv_lightning import zoo as package
+from lwptv_lightning.files import alone, write_whole
+from lwptv_lightning.registry import UnknownNameError
+from lwptv_lightning.zoo.build import train_base, train_expert
+from lwptv_lightning.zoo.data import Draw
+from lwptv_lightning.zoo.files import BASE_FILE, HEADS_FILE, expert_file
+from lwptv_lightning.zoo.training import draw_task
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import style_sets
+from small_vit import create_vit
+from zoo_table import zoo_table
+
+ZOOS = ("shipped", "seed1", "seed2", "vit", "styles")
+TRAINING_FILE = "training.json"
+
+
+@dataclass(frozen=True)
+class StudyZoo:
+    """A base, the experts that were tuned from it, and the sets on which they and what is merged of them are measured.
+
+    Attributes:
+        loaders: From a split ("train", "validation" or "test") and a number of images to a loader for each set that has
+            the split: ``"id/<set>"`` and ``"ood/<group>/<set>"``.
+    """
+
+    name: str
+    create_model: Callable[[], nn.Module]
+    base: Path
+    experts: Mapping[str, Path]
+    heads: Mapping[str, nn.Module]
+    loaders: Callable[[str, int], dict[str, DataLoader]]
+
+    def module(self, recipe: Any = None) -> MergeModule:
+        """Return the experts, merged by a recipe, with the heads of all sets."""
+        return MergeModule(self.create_model(), TaskVectors.open(self.base, self.experts), recipe, heads=self.heads)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the models of a zoo are trained; one of fewer steps is another zoo."""
+
+    seed: int = 0
+    steps: int = 1500
+    expert_steps: int = 250
+    learning_rate: float = 2.5e-3
+    expert_learning_rate: float = 2e-3
+
+
+TRAININGS = {
+    "seed1": Training(seed=1),
+    "seed2": Training(seed=2),
+    # As many images are too few for attention to learn what convolutions know beforehand.
+    "vit": Training(steps=2000, learning_rate=2e-3, expert_learning_rate=1e-3),
+    "styles": Training(),
+}
+
+
+def zoo(name: str, cache: Path | str, **changes: int) -> StudyZoo:
+    """Return a zoo of the study; what the cache does not hold of it is trained first.
+
+    Args:
+        name: One of `ZOOS`.
+        cache: The folder of the zoos, ``<cache>/<name>`` each. A model is there as soon as it is trained, whole or not
+            at all, and is not trained again. A folder that `lwptv zoo build --seed 1` wrote is a ``seed1`` as well.
+        changes: Of the training: ``seed``, ``steps``, ``expert_steps``.
+
+    Raises:
+        UnknownNameError: There is no such zoo.
+        ValueError: What the cache holds of it was trained otherwise.
+    """
+    if name not in ZOOS:
+        raise UnknownNameError("zoo", name, ZOOS)
+    folder = Path(cache, name)
+    if name == "shipped":
+        base, experts = package.base_path(), package.expert_paths()
+        return StudyZoo(name, package.create_model, base, experts, package.heads(), package.loaders)
+    training = replace(TRAININGS[name], **changes)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder):  # another process waits, and finds what this one trained
+        _require_same(training, folder)
+        if name == "styles":
+            return _styles(folder, training)
+        return _whole(name, folder, training, create_vit if name == "vit" else package.create_model)
+
+
+def _whole(name: str, folder: Path, training: Training, model: Callable[[], nn.Module]) -> StudyZoo:
+    """A zoo like the package's, of which all is trained."""
+    if not all((folder / file).is_file() for file in (HEADS_FILE, BASE_FILE)):
+        arguments = {"seed": training.seed, "steps": training.steps, "learning_rate": training.learning_rate}
+        with _told(f"{name}: base"), torch.random.fork_rng(devices=[]):
+            train_base(folder, **arguments, model=model)
+    draws = {task: partial(draw_task, task, seed=training.seed) for task in package.ID_SETS}
+    base, heads = folder / BASE_FILE, package.heads(folder)
+    experts = _experts(name, folder, training, model, base, heads, draws)
+    return StudyZoo(name, model, base, experts, heads, package.loaders)
+
+
+def _styles(folder: Path, training: Training) -> StudyZoo:
+    """The package's base, which knows the classes of all alphabets, tuned on one alphabet in one style each."""
+    draws = {style: partial(style_sets.draw, style, "train", seed=training.seed) for style in style_sets.TASKS}
+    base, heads, model = package.base_path(), style_sets.heads(), package.create_model
+    experts = _experts("styles", folder, training, model, base, heads, draws)
+    return StudyZoo("styles", model, base, experts, heads, style_sets.loaders)
+
+
+def _experts(
+    name: str,
+    folder: Path,
+    training: Training,
+    model: Callable[[], nn.Module],
+    base: Path,
+    heads: Mapping[str, nn.Module],
+    draws: Mapping[str, Draw],
+) -> dict[str, Path]:
+    """Train the experts that are not there, each on the samples that its task draws; return the files of all."""
+    paths = {task: folder / expert_file(task) for task in draws}
+    arguments = {"steps": training.expert_steps, "learning_rate": training.expert_learning_rate, "model": model}
+    for task, path in paths.items():
+        if not path.is_file():
+            with _told(f"{name}: {task}"):
+                train_expert(path, base, heads[task], draws[task], **arguments)
+    return paths
+
+
+def _require_same(training: Training, folder: Path) -> None:
+    """Write down how the models of a folder are trained; raise where those that are there were trained otherwise."""
+    path, wanted = folder / TRAINING_FILE, asdict(training)
+    if not path.exists() and not (folder / BASE_FILE).exists():  # what `lwptv zoo build` wrote does not say it
+        write_whole(path, json.dumps(wanted, indent=2) + "\n")
+    found = json.loads(path.read_text()) if path.exists() else wanted
+    if found != wanted:
+        raise ValueError(f"cache: {folder} was trained with {found}, expected {wanted}; give it another folder.")
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    print(f"{what}, {time.monotonic() - started:.0f} s", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(ZOOS)}; all by default")
+    parser.add_argument("--cache", type=Path, required=True, help="folder of the zoos")
+    parser.add_argument("--table", action="store_true", help="measure base, experts and task arithmetic")
+    parser.add_argument("--size", type=int, default=150, help="images in each set of the table")
+    options = parser.parse_args(arguments)
+    for name in options.names or ZOOS:
+        built = zoo(name, options.cache)
+        if options.table:
+            print(f"\n{name}, accuracy in %\n\n{zoo_table(built.module(), built.loaders('test', options.size))}\n")
+
+
+if __name__ == "__main__":
+    main()
