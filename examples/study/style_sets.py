@@ -25,12 +25,12 @@ def draw(style: str, split: str, index: int, *, seed: int = 0) -> tuple[Pixels, 
 
 def loaders(split: str = "test", size: int = 150) -> dict[str, DataLoader]:
     """Return `id/<style>` and `ood/unseen/<style>` -> loader; the splits are those of the zoo."""
-    names = {style: f"id/{style}" for style in TASKS} | {style: f"ood/unseen/{style}" for style in UNSEEN}
-    return {name: DataLoader(_images(style, split, size), batch_size=250) for style, name in names.items()}
+    names = {f"id/{style}": style for style in TASKS} | {f"ood/unseen/{style}": style for style in UNSEEN}
+    return {name: DataLoader(_images(style, split, size), batch_size=250) for name, style in names.items()}
 
 
 def heads() -> dict[str, nn.Module]:
-    """Return the zoo's head of the alphabet, a copy of it for each style."""
+    """Return the zoo's head of the alphabet for each set, a copy of its own."""
     return {style: zoo.heads()["upper_photo"] for style in TASKS | UNSEEN}
 
 
