@@ -1,8 +1,14 @@
 """``lwptv sweep``: many recipes in one pass over the sets of a configuration file."""
 
+from __future__ import annotations
+
 import argparse
+from typing import TYPE_CHECKING
 
 from lwptv_lightning.cli.configured import configured, leave_reports_out, option, output, take_statistics
+
+if TYPE_CHECKING:
+    from lwptv_lightning.search import SweepResult
 
 
 def run(options: argparse.Namespace) -> None:
@@ -11,7 +17,7 @@ def run(options: argparse.Namespace) -> None:
 
     from lwptv_lightning.files import write_whole
     from lwptv_lightning.recipe import make_recipe
-    from lwptv_lightning.report import ResultRow, ResultTable, print_table
+    from lwptv_lightning.report import ResultRow, ResultTable, print_table, print_text
     from lwptv_lightning.search import sweep
 
     with configured("sweep", options.arguments) as made:
@@ -20,9 +26,28 @@ def run(options: argparse.Namespace) -> None:
         take_statistics(made, *recipes.values())
         leave_reports_out(made)
         found = sweep(made.trainer, made.model, recipes, made.datamodule.loaders)
-        rows = [ResultRow(name, found.figures(name), found.seconds[name]) for name in found.names]
+        notes, reason = _choices(found)
+        rows = [ResultRow(name, found.figures(name), found.seconds[name], notes.get(name, "")) for name in found.names]
         if made.trainer.is_global_zero:
             table = ResultTable(rows)
             print_table(table.rich(), Console())
+            if reason:
+                print_text(f"No choice by one_standard_error: {reason}", Console())
             if path is not None:
                 write_whole(path, table.csv())
+
+
+def _choices(found: SweepResult) -> tuple[dict[str, str], str]:
+    """Return which recipes the ID sets' averages choose, name to the names of what chose it, and why one does not."""
+    from lwptv_lightning.search import best, one_standard_error
+
+    notes: dict[str, str] = {}
+    if not any(loader.startswith("id/") for loader in found.outcomes):
+        return notes, ""
+    for choose in (best, one_standard_error):
+        try:
+            name = choose(found)
+        except ValueError as error:  # the figures are there, and took long
+            return notes, str(error)
+        notes[name] = ", ".join(filter(None, (notes.get(name), choose.__name__)))
+    return notes, ""

@@ -22,6 +22,8 @@ def test_recipes_are_compared_in_a_table(tmp_path, monkeypatch, capsys):
     main(["sweep", "--config", "all.yaml", "--out", "found.csv"])
     rows = list(csv.DictReader((tmp_path / "found.csv").read_text().splitlines()))
     assert [row["model"] for row in rows] == ["plain", "pruned"]
+    assert sorted(", ".join(row["note"] for row in rows if row["note"]).split(", ")) == ["best", "one_standard_error"]
+    assert "best" in max(rows, key=lambda row: float(row["id/avg"]))["note"]
     assert all(0 <= float(row["id/avg"]) <= 1 for row in rows)
     printed = capsys.readouterr().out
     assert "pruned" in printed

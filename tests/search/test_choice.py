@@ -1,11 +1,14 @@
 import itertools
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from lwptv_lightning.registry import UnknownNameError
 from lwptv_lightning.search import SweepResult, best, one_standard_error
+from lwptv_lightning.zoo.demo import quiet_lightning
 
 
 def drawn(seed, candidates=8, sizes=(40, 25), shift=0.01):
@@ -124,3 +127,19 @@ def test_one_sample_has_no_standard_error():
     assert best(single) == "x"
     with pytest.raises(ValueError, match="'id/a' has a single sample"):
         one_standard_error(single)
+
+
+def test_the_examples_of_the_docs_run(capsys, monkeypatch, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    chapter = page.split("## Many recipes, and which to take")[1].split("\n## ")[0]
+    names = {}
+    monkeypatch.chdir(tmp_path)
+    with quiet_lightning():
+        for block in re.findall("```python\n(.*?)```", chapter, re.DOTALL):
+            exec(block, names)
+    first, *differences, fronts = capsys.readouterr().out.splitlines()
+    assert first.split()[0] == "x"
+    assert [line.split()[0] for line in differences] == ["id", "ood/near", "ood/far"]
+    assert len(re.findall(r"[+-]\d+\.\d \[", fronts)) == 3
+    validation, top, near = (names[name] for name in ("validation", "top", "near"))
+    assert validation.changes[near] <= validation.changes[top]
