@@ -26,7 +26,7 @@ _NAMES_IN = {
     ),
     "evaluation": "EvaluationSuite Heads MergeModule ZeroShotHead heads_from load_merged read_heads zero_shot_head",
     "search": "SweepResult best one_standard_error sweep",
-    "learning": "AdaMergingModule",
+    "learning": "AdaMergingModule LayerGates",
     "callbacks": (
         "CollectDataStatistics CollectStatistics MergeReport OnlineMerge PruneAndMerge RecalibrateBatchNorm "
         "TaskVectorCheckpoint"

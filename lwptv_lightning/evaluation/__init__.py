@@ -5,6 +5,7 @@ from lwptv_lightning.evaluation.builders import files_module, image_folders, tim
 from lwptv_lightning.evaluation.classifiers import classifier_of, heads_from
 from lwptv_lightning.evaluation.data_statistics import fisher_diagonal, input_grams
 from lwptv_lightning.evaluation.dtypes import in_precision
+from lwptv_lightning.evaluation.first_samples import first_samples
 from lwptv_lightning.evaluation.given_heads import HeadsGiven
 from lwptv_lightning.evaluation.heads import Heads, own_heads
 from lwptv_lightning.evaluation.heads_file import heads_path, read_heads, write_heads
@@ -23,6 +24,8 @@ from lwptv_lightning.evaluation.lightning import (
     batch_limit,
     callbacks_of,
     draws_kept,
+    fit_loaders,
+    fit_on_,
     loaders_of,
     merging_together,
     on_rank_zero,

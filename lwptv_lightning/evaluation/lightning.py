@@ -152,6 +152,17 @@ def transferred(trainer: Trainer, batch: Any) -> Any:
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
 
+def fit_loaders(trainer: Trainer) -> Any:
+    """Return the loaders of a fit that begins, as they were given."""
+    loaders = trainer.fit_loop._data_source.dataloader()
+    return loaders.iterables if isinstance(loaders, CombinedLoader) else loaders
+
+
+def fit_on_(trainer: Trainer, batches: Any) -> None:
+    """Let a fit that begins take other batches than those of its loaders."""
+    trainer.fit_loop._data_source.instance = batches
+
+
 def stage_of(trainer: Trainer) -> str:
     """Return what a running trainer is doing: one of ``"validate"``, ``"sanity_check"``, ``"test"``, ``"predict"``."""
     return str(trainer.state.stage.value)  # type: ignore[union-attr]

@@ -18,7 +18,7 @@ from lwptv_lightning.evaluation import (
     require_classified,
     require_every_loader,
 )
-from lwptv_lightning.functional import call_with, plain_name
+from lwptv_lightning.learning.substituted import Substituted
 from lwptv_lightning.merging import installable, merge
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import (
@@ -141,16 +141,11 @@ class AdaMergingModule(LightningModule):
     def entropy(self, batches: Mapping[str, Any]) -> Tensor:
         """Return the sum over loaders of the predictions' mean entropy in nats, by name to inputs ``(B, ...)``."""
         module = self.merge_module
-        tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-        own = {plain_name(name): name for name, _ in tensors}  # where something is compiled, the two differ
-        merged = {f"model.{name}": tensor for name, tensor in self.merged().items()}
-        state = _in_dtype(module.state_dict(keep_vars=True) | merged, self.dtype)
-        weights = {own[name]: tensor for name, tensor in state.items()}
+        substituted = Substituted(module, self.dtype)
+        weights = substituted.tensors(self.merged())
         total = self.coefficients.new_zeros(())
         for loader, inputs in batches.items():
-            head = self.merge_module.head_of(loader)
-            with torch.compiler.set_stance("force_eager"):
-                logits = call_with(self.merge_module, weights, inputs, head)
+            logits = substituted.run(weights, inputs, module.head_of(loader))
             logits = require_classified(logits, module.model, dense=True)
             log_probabilities = logits.to(total.dtype).log_softmax(1)
             total = total - (log_probabilities.exp() * log_probabilities).sum(1).mean()
@@ -178,13 +173,3 @@ class AdaMergingModule(LightningModule):
         rows = (self.coefficients.clamp(0, 1) if self.clamp else self.coefficients).tolist()
         table = {name: rows[row] for name, row in self._row.items()} if self.per == "tensor" else {"*": rows[0]}
         return MergeRecipe({"name": "adamerging", "coefficients": table, "plus_plus": self.plus_plus})
-
-
-def _in_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype | str) -> dict[str, Tensor]:
-    """Return tensors with the floating ones in a dtype; one under several names stays one, and parameters are fixed."""
-    made: dict[int, Tensor] = {}
-    for tensor in tensors.values():
-        if id(tensor) not in made:
-            fixed = tensor.detach() if isinstance(tensor, nn.Parameter) else tensor
-            made[id(tensor)] = fixed.to(dtype) if fixed.is_floating_point() else fixed  # type: ignore[arg-type]
-    return {name: made[id(tensor)] for name, tensor in tensors.items()}
