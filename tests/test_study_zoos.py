@@ -3,6 +3,8 @@
 import importlib.util
 import shutil
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,8 +123,6 @@ def test_what_was_trained_otherwise_is_refused(zoos, cache, monkeypatch):
     with pytest.raises(ValueError, match="'steps': 1, .* 'steps': 2"):
         zoos.zoo("vit", cache)
     assert contents(cache / "vit") == before
-    with pytest.raises(UnknownNameError, match="Did you mean 'styles'"):
-        zoos.zoo("style", cache)
 
 
 def test_the_table_has_each_model_and_each_set(zoos, cache, capsys):
@@ -137,3 +137,24 @@ def test_the_table_has_each_model_and_each_set(zoos, cache, capsys):
         "task_arithmetic x 0.15",
         "task_arithmetic x 0.3",
     ]
+
+
+def test_an_unknown_zoo_is_refused_before_any_is_trained(zoos, tmp_path):
+    with pytest.raises(UnknownNameError, match="Did you mean 'styles'"):
+        zoos.main(["--cache", str(tmp_path / "new"), "vit", "style"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_two_that_build_at_once_train_each_expert_once(zoos, tmp_path, monkeypatch):
+    trained = []
+
+    def train_one(path, *_arguments, **_options):
+        trained.append(path.name)
+        time.sleep(0.02)
+        path.touch()
+
+    monkeypatch.setattr(zoos, "train_expert", train_one)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: zoos.zoo("styles", tmp_path), range(2))
+    assert first.experts == second.experts
+    assert trained == [path.name for path in first.experts.values()]

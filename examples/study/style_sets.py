@@ -1,6 +1,7 @@
 """Sets of one alphabet in many styles: a shift of the domain alone, where all sets have the same classes."""
 
 from functools import lru_cache, partial
+from pathlib import Path
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -29,9 +30,9 @@ def loaders(split: str = "test", size: int = 150) -> dict[str, DataLoader]:
     return {name: DataLoader(_images(style, split, size), batch_size=250) for name, style in names.items()}
 
 
-def heads() -> dict[str, nn.Module]:
+def heads(root: Path | None = None) -> dict[str, nn.Module]:
     """Return the zoo's head of the alphabet for each set, a copy of its own."""
-    return {style: zoo.heads()["upper_photo"] for style in TASKS | UNSEEN}
+    return {style: zoo.heads(root)["upper_photo"] for style in TASKS | UNSEEN}
 
 
 @lru_cache(maxsize=64)

@@ -24,9 +24,8 @@ from torch.utils.data import DataLoader
 from lwptv_lightning import MergeModule, TaskVectors
 from lwptv_lightning import zoo as package
 from lwptv_lightning.files import alone, write_whole
-from lwptv_lightning.registry import UnknownNameError
+from lwptv_lightning.registry import require_known
 from lwptv_lightning.zoo.build import train_base, train_expert
-from lwptv_lightning.zoo.data import Draw
 from lwptv_lightning.zoo.files import BASE_FILE, HEADS_FILE, expert_file
 from lwptv_lightning.zoo.training import draw_task
 
@@ -93,58 +92,52 @@ def zoo(name: str, cache: Path | str) -> StudyZoo:
         UnknownNameError: There is no such zoo.
         ValueError: What the cache holds of it was trained otherwise.
     """
-    if name not in ZOOS:
-        raise UnknownNameError("zoo", name, ZOOS)
-    folder = Path(cache, name)
+    require_known("zoo", name, ZOOS)
     if name == "shipped":
-        base, experts = package.base_path(), package.expert_paths()
-        return StudyZoo(name, package.create_model, base, experts, package.heads(), package.loaders)
-    training = TRAININGS[name]
+        experts = package.expert_paths()
+        return StudyZoo(name, package.create_model, package.base_path(), experts, package.heads(), package.loaders)
+    folder, training = Path(cache, name), TRAININGS[name]
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):  # another process waits, and finds what this one trained
         _require_same(training, folder)
-        if name == "styles":
-            return _styles(folder, training)
-        return _whole(name, folder, training, create_vit if name == "vit" else package.create_model)
+        if not all((folder / file).is_file() for file in (HEADS_FILE, BASE_FILE)):
+            _make_base(name, training, folder)
+        built = _described(name, folder)
+        for task, path in built.experts.items():
+            if not path.is_file():
+                _train_expert(built, task, training)
+    return built
 
 
-def _whole(name: str, folder: Path, training: Training, model: Callable[[], nn.Module]) -> StudyZoo:
-    """A zoo like the package's, of which all is trained."""
-    if not all((folder / file).is_file() for file in (HEADS_FILE, BASE_FILE)):
-        arguments = {"seed": training.seed, "steps": training.steps, "learning_rate": training.learning_rate}
-        with _told(f"{name}: base"), torch.random.fork_rng(devices=[]):
-            train_base(folder, **arguments, model=model)
-    draws = {task: partial(draw_task, task, seed=training.seed) for task in package.ID_SETS}
-    base, heads = folder / BASE_FILE, package.heads(folder)
-    experts = _experts(name, folder, training, model, base, heads, draws)
-    return StudyZoo(name, model, base, experts, heads, package.loaders)
+def _described(name: str, folder: Path) -> StudyZoo:
+    """What will be in a folder that has its base."""
+    model = create_vit if name == "vit" else package.create_model
+    is_styles = name == "styles"
+    tasks, heads = (style_sets.TASKS, style_sets.heads) if is_styles else (package.ID_SETS, package.heads)
+    experts = {task: folder / expert_file(task) for task in tasks}
+    loaders = style_sets.loaders if is_styles else package.loaders
+    return StudyZoo(name, model, folder / BASE_FILE, experts, heads(folder), loaders)
 
 
-def _styles(folder: Path, training: Training) -> StudyZoo:
-    """The package's base, which knows the classes of all alphabets, tuned on one alphabet in one style each."""
-    draws = {style: partial(style_sets.draw, style, "train", seed=training.seed) for style in style_sets.TASKS}
-    base, heads, model = package.base_path(), style_sets.heads(), package.create_model
-    experts = _experts("styles", folder, training, model, base, heads, draws)
-    return StudyZoo("styles", model, base, experts, heads, style_sets.loaders)
+def _make_base(name: str, training: Training, folder: Path) -> None:
+    """Train a base with its heads; that of the styles is the package's, which knows their classes."""
+    if name == "styles":
+        for file in (HEADS_FILE, BASE_FILE):
+            write_whole(folder / file, package.base_path().with_name(file).read_bytes())
+        return
+    how = {"seed": training.seed, "steps": training.steps, "learning_rate": training.learning_rate}
+    with _told(f"{name}: base"), torch.random.fork_rng(devices=[]):
+        train_base(folder, **how, model=create_vit if name == "vit" else package.create_model)
 
 
-def _experts(
-    name: str,
-    folder: Path,
-    training: Training,
-    model: Callable[[], nn.Module],
-    base: Path,
-    heads: Mapping[str, nn.Module],
-    draws: Mapping[str, Draw],
-) -> dict[str, Path]:
-    """Train the experts that are not there, each on the samples that its task draws; return the files of all."""
-    paths = {task: folder / expert_file(task) for task in draws}
-    arguments = {"steps": training.expert_steps, "learning_rate": training.expert_learning_rate, "model": model}
-    for task, path in paths.items():
-        if not path.is_file():
-            with _told(f"{name}: {task}"):
-                train_expert(path, base, heads[task], draws[task], **arguments)
-    return paths
+def _train_expert(built: StudyZoo, task: str, training: Training) -> None:
+    if built.name == "styles":
+        draw = partial(style_sets.draw, task, "train", seed=training.seed)
+    else:
+        draw = partial(draw_task, task, seed=training.seed)
+    how = {"steps": training.expert_steps, "learning_rate": training.expert_learning_rate}
+    with _told(f"{built.name}: {task}"):
+        train_expert(built.experts[task], built.base, built.heads[task], draw, **how, model=built.create_model)
 
 
 def _require_same(training: Training, folder: Path) -> None:
@@ -171,7 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true", help="measure base, experts and task arithmetic")
     parser.add_argument("--size", type=int, default=150, help="images in each set of the table")
     options = parser.parse_args(arguments)
-    for name in options.names or ZOOS:
+    names = options.names or ZOOS
+    for name in names:
+        require_known("zoo", name, ZOOS)
+    for name in names:
         built = zoo(name, options.cache)
         if options.table:
             print(f"\n{name}, accuracy in %\n\n{zoo_table(built.module(), built.loaders('test', options.size))}\n")
