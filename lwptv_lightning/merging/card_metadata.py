@@ -62,9 +62,7 @@ def card_metadata(
 
 def heading(loader: str) -> str:
     """Return a loader's or an average's name as a heading."""
-    name = LoaderName.of_figure(loader)
-    domain = name.domain.upper() if name.is_average else name.domain
-    return printable_name(f"{domain} {name.keys[0]}")
+    return printable_name(LoaderName.of_figure(loader).heading)
 
 
 def _results(figures: Mapping[str, float], metric: str, pipeline_tag: str | None) -> list[EvalResult]:

@@ -90,6 +90,14 @@ class LoaderName:
         """Whether this is an average over the loaders of a domain or of a group."""
         return self.over is not None
 
+    @property
+    def heading(self) -> str:
+        """The name as a heading, ``"ood far/mnist"``; an average's has its domain in capitals, ``"OOD far avg"``."""
+        if self.over is None:
+            return f"{self.domain} {self.keys[0]}"
+        words = str(self).replace("/", " ", 1 + self.over.count("/"))
+        return self.domain.upper() + words.removeprefix(self.domain)
+
     def is_within(self, over: str) -> bool:
         """Tell whether a domain, or a group of one, ``"ood/far"``, holds this set."""
         return str(self).startswith(f"{over}/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from lwptv_lightning.files import Stage, naming
 from lwptv_lightning.merging import PruningPlan
-from lwptv_lightning.registry import printable
+from lwptv_lightning.registry import LoaderName, printable
 from lwptv_lightning.report.table import ResultRow
 
 
@@ -45,7 +46,9 @@ def plot_saliency(plan: PruningPlan, path: Path) -> Path:
 def plot_id_ood(
     rows: Sequence[ResultRow], path: Path, curve: Sequence[ResultRow] = (), cloud: Sequence[ResultRow] = ()
 ) -> Path:
-    """Draw OOD over ID accuracy, a point for each model.
+    """Draw OOD over ID accuracy, a point for each model; where the OOD sets are in groups, a panel for each group.
+
+    Each rule has a colour and a shape; of two that an arrow joins, the unpruned model is hollow.
 
     Args:
         rows: Named points; a row named ``"X pruned"`` is joined to ``"X"`` by an arrow.
@@ -53,34 +56,71 @@ def plot_id_ood(
         curve: Points joined by a line, such as the same rule at several scaling coefficients.
         cloud: Unnamed points, such as random masks.
     """
-    figure = Figure(figsize=(8.5, 6), layout="constrained")
-    axes = figure.subplots()
-    named: list[tuple[str, Any]] = []
-    if curve:
-        label = "task arithmetic, coefficient 0.1 … 1.0"
-        named += [(label, line) for line in axes.plot(*_coordinates(curve), "-o", color="0.6", markersize=4, zorder=1)]
-    if cloud:
-        points = axes.scatter(*_coordinates(cloud), color="tab:orange", alpha=0.5, s=18, zorder=1)
-        named.append(("random masks", points))
-    by_name = {row.name: row for row in rows}
-    colors = {name: f"C{index % 10}" for index, name in enumerate(dict.fromkeys(map(_twin, by_name)))}
-    for row in rows:
-        (x,), (y,) = _coordinates([row])
-        twin = by_name.get(_twin(row.name), row)
-        if twin is not row:
-            (x0,), (y0,) = _coordinates([twin])
-            axes.annotate("", (x, y), (x0, y0), arrowprops={"arrowstyle": "->", "color": "0.3", "alpha": 0.7})
-        marker = "D" if row.name.endswith(PRUNED_SUFFIX) else "o"
-        point = axes.scatter(x, y, color=colors[_twin(row.name)], marker=marker, s=45, zorder=2)
-        named.append((row.name, point))
-    # The ends of a curve can lie far from every model that one would use.
-    xlim, ylim = (_around(values) for values in _coordinates([*rows, *cloud]))
-    axes.set(xlim=xlim, ylim=ylim, xlabel="ID average (%)", ylabel="OOD average (%)")
-    axes.grid(alpha=0.3)
-    _add_legend(axes, named)
+    panels = _panels([*rows, *curve, *cloud])
+    columns = min(len(panels), _ABREAST)
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(8.5 + 4.2 * (columns - 1), 6 if lines == 1 else 4.8 * lines), layout="constrained")
+    grid = list(figure.subplots(lines, columns, sharex=True, squeeze=False).flat)
+    for axes, over in zip(grid, panels, strict=False):
+        named = _draw_panel(axes, over, rows, curve, cloud)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    _add_legend(grid[columns - 1], named)
     return _save(figure, path)
 
 
+def _panels(rows: Sequence[ResultRow]) -> list[str]:
+    """Return what OOD averages are over: groups that all rows have figures of, if they hold all sets, or the domain."""
+    sets = {name: LoaderName.of_figure(name) for row in rows for name in row.figures}
+    overs = dict.fromkeys(name.over for name in sets.values() if name.over is not None and name.over.startswith("ood/"))
+    alone = any(name.domain == "ood" and name.over is None and name.group is None for name in sets.values())
+    known = [
+        over
+        for over in overs
+        if all(f"{over}/avg" not in row.plain and isfinite(row.figures.get(f"{over}/avg", nan)) for row in rows)
+    ]
+    return known if 1 < len(known) == len(overs) <= _MOST_PANELS and not alone else ["ood"]
+
+
+def _draw_panel(
+    axes: Any, over: str, rows: Sequence[ResultRow], curve: Sequence[ResultRow], cloud: Sequence[ResultRow]
+) -> list[tuple[str, Any]]:
+    """Draw OOD averages over something against ID averages; return names and what a legend shows of them."""
+    named: list[tuple[str, Any]] = []
+    if curve:
+        (line,) = axes.plot(*_coordinates(curve, over), "-", marker=".", color="0.5", zorder=1)
+        named.append(("task arithmetic, coefficient 0.1 … 1.0", line))
+    if cloud:
+        points = axes.scatter(*_coordinates(cloud, over), color="0.5", marker="+", s=36, linewidths=1, zorder=1)
+        named.append(("random masks", points))
+    by_name = {row.name: row for row in rows}
+    order = {name: index for index, name in enumerate(dict.fromkeys(map(_twin, by_name)))}
+    for row in rows:
+        (x,), (y,) = _coordinates([row], over)
+        twin = by_name.get(_twin(row.name), row)
+        if twin is not row:
+            (x0,), (y0,) = _coordinates([twin], over)
+            axes.annotate("", (x, y), (x0, y0), arrowprops={"arrowstyle": "->", "color": "0.3", "alpha": 0.7})
+        color, marker = (of[order[_twin(row.name)] % len(of)] for of in (_COLORS, _MARKERS))
+        face = "white" if row.name + PRUNED_SUFFIX in by_name else color
+        point = axes.scatter(x, y, edgecolors=color, facecolors=face, marker=marker, s=55, linewidths=1.8, zorder=2)
+        named.append((row.name, point))
+    # The ends of a curve can lie far from every model that one would use.
+    xlim, ylim = (_around(values) for values in _coordinates([*rows, *cloud], over))
+    heading = LoaderName.of_figure(f"{over}/avg").heading.removesuffix(" avg")
+    axes.set(xlim=xlim, ylim=ylim, xlabel="ID average (%)")
+    axes.set_ylabel(f"{_drawable(heading)} average (%)", parse_math=False)
+    axes.tick_params(labelbottom=True)
+    axes.grid(alpha=0.3)
+    return named
+
+
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Of Okabe and Ito, which the colour-blind tell apart too."""
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+"""One more than colours, so that the two come together anew later only."""
+_ABREAST = 2
+_MOST_PANELS = 6
 _LABEL = 80
 """The most characters of a name in a picture."""
 _DPI = 130
@@ -130,8 +170,8 @@ def _twin(name: str) -> str:
     return name.removesuffix(PRUNED_SUFFIX)
 
 
-def _coordinates(rows: Sequence[ResultRow]) -> tuple[list[float], list[float]]:
-    return [100 * row.figures["id/avg"] for row in rows], [100 * row.figures["ood/avg"] for row in rows]
+def _coordinates(rows: Sequence[ResultRow], over: str) -> tuple[list[float], list[float]]:
+    return [100 * row.figures["id/avg"] for row in rows], [100 * row.figures[f"{over}/avg"] for row in rows]
 
 
 def _save(figure: Figure, path: Path) -> Path:

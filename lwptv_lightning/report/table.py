@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.table import Table
@@ -61,6 +61,12 @@ class ResultTable:
         names = dict.fromkeys(name for row in self.rows for name in row.figures)
         return tuple(sorted(names, key=lambda name: LoaderName.of_figure(name).is_average))
 
+    def of_averages(self) -> ResultTable:
+        """Return the table without the figures of single loaders."""
+        averages = [name for name in self.columns if LoaderName.of_figure(name).is_average]
+        kept = [{name: row.figures[name] for name in averages if name in row.figures} for row in self.rows]
+        return ResultTable([replace(row, figures=figures) for row, figures in zip(self.rows, kept, strict=True)])
+
     def cells(self, row: ResultRow) -> list[str]:
         """Return a row as text: name, percentages with one decimal and other numbers, seconds and note."""
         figures = [_number(row, name) if name in row.figures else "" for name in self.columns]
@@ -76,7 +82,8 @@ class ResultTable:
         table = Table(title=None if title is None else Text(printable(title)), header_style="bold", pad_edge=False)
         for index, heading in enumerate(map(printable_name, self.headings)):
             text = index in (0, len(self.headings) - 1)
-            table.add_column(Text(heading.replace(" ", "\n")), justify="left" if text else "right", no_wrap=text)
+            lines = heading.replace(" ", "\n").replace("/", "/\n")
+            table.add_column(Text(lines), justify="left" if text else "right", no_wrap=text)
         for row in self.rows:
             table.add_row(*map(Text, _shown(self.cells(row))))  # a name may look like markup
         return table
@@ -122,5 +129,4 @@ def _inert(cell: str) -> str:
 
 def _heading(figure: str) -> str:
     name = LoaderName.of_figure(figure)
-    rest = name.keys[0]
-    return f"{name.domain.upper()} {rest}" if name.is_average else f"{name.domain} {rest.replace('_', ' ')}"
+    return name.heading if name.is_average else name.heading.replace("_", " ")

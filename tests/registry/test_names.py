@@ -51,18 +51,19 @@ def test_domain_that_is_misspelt():
 
 
 @pytest.mark.parametrize(
-    ("text", "over"),
+    ("text", "over", "heading"),
     [
-        ("id/avg", "id"),
-        ("ood/normalized", "ood"),
-        ("id/avg/a", "id"),
-        ("ood/near/avg", "ood/near"),
-        ("ood/near/avg/top1/0", "ood/near"),
-        ("id/near/normalized", "id/near"),
+        ("id/avg", "id", "ID avg"),
+        ("ood/normalized", "ood", "OOD normalized"),
+        ("id/avg/a", "id", "ID avg/a"),
+        ("ood/near/avg", "ood/near", "OOD near avg"),
+        ("ood/near/avg/top1/0", "ood/near", "OOD near avg/top1/0"),
+        ("id/near/normalized", "id/near", "ID near normalized"),
     ],
 )
-def test_names_of_the_averages_are_taken(text, over):
+def test_names_of_the_averages_are_taken(text, over, heading):
     assert LoaderName.of_figure(text).over == over
+    assert LoaderName.of_figure(text).heading == heading
     assert LoaderName.of_figure(text).is_average
     with pytest.raises(ValueError, match="taken by the averages"):
         LoaderName.parse(text)

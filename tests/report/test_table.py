@@ -37,6 +37,16 @@ def test_markdown_has_a_line_for_each_row():
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_a_table_of_averages_leaves_out_single_loaders():
+    figures = {"id/a": 0.5, "id/avg": 0.5, "ood/near/b_c": 0.25, "ood/near/avg": 0.25, "ood/avg": 0.25}
+    table = ResultTable([*ROWS, ResultRow("grouped", figures, 2.5, "note", plain={"ood/avg"})])
+    assert table.headings[1:-2] == ["id a", "ood b c", "ood near/b c", "ID avg", "OOD avg", "OOD near avg"]
+    averages = table.of_averages()
+    assert averages.headings == ["model", "ID avg", "OOD avg", "OOD near avg", "seconds", "note"]
+    assert averages.cells(averages.rows[-1]) == ["grouped", "50.0", "0.25", "25.0", "2.50", "note"]
+    assert averages.cells(averages.rows[0]) == ["base", "50.0", "25.0", "", "", ""]
+
+
 def test_rich_table_has_a_row_for_each_model():
     assert ResultTable(ROWS).rich().row_count == 2
 

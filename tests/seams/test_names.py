@@ -110,7 +110,7 @@ def test_every_step_of_a_validation(model, fine_tuned, make_trainer, tmp_path):
         )
     assert figures["id/normalized"] == pytest.approx(figures["id/avg"] / 0.5)
     shown = report._console.file.getvalue()
-    assert all(name.replace(" ", "\n").split("\n")[0].replace("_", " ") in shown for name in NAMES)
+    assert all(re.split("[ /]", name)[0].replace("_", " ") in shown for name in NAMES)
     assert str(tmp_path / "[red] $x$ 中") in shown.replace("\n", "")
     rows = list(csv.DictReader((tmp_path / "[red] $x$ 中" / "results.csv").read_text(encoding="utf-8").splitlines()))
     assert [float(rows[0][f"id/{name}"]) for name in NAMES] == [figures[f"id/{name}"] for name in NAMES]

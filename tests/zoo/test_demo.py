@@ -62,6 +62,11 @@ def test_six_files_are_written_and_say_the_same(demo):
     with safe_open(out / "merged.safetensors", "pt") as handle:
         assert MergeRecipe.from_json(handle.metadata()["lwptv_recipe"]) == recipe
         assert set(handle.keys()) == set(zoo_module().vectors.headers)
+    report = (out / "report.md").read_text()
     printed = (folder / "printed.txt").read_text()
+    for text in (report, printed):
+        assert all(f"| {words} " in text for words in ("near OOD", "far OOD"))
+    assert all(f"| {words} |" in report for words in ("ood near/georgian noise", "ood far/digits", "OOD near avg"))
+    assert "georgian" not in printed  # averages alone fit a terminal
     assert printable(out.resolve()) in printed.replace("\n", "")
     assert "task_arithmetic pruned" in printed
