@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.evaluation import averages
-from lwptv_lightning.registry import require_known, require_texts
+from lwptv_lightning.registry import require_finite, require_known, require_texts, require_whole
+
+_DRAWN_AT_ONCE = 1 << 22
+"""How many samples are drawn at once; in parts they are the same."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class SweepResult:
 
         Raises:
             UnknownNameError: There is no such candidate, or no set of such a domain.
+            ValueError: A set has no sample, there is no draw, or the coverage is none.
 
         Example:
             >>> right = torch.tensor([[True, True, True, False], [True, False, False, False]])
@@ -74,16 +78,17 @@ class SweepResult:
             >>> result.difference("pruned", "plain", "ood/far").value
             0.5
         """
-        generator = torch.Generator().manual_seed(seed)
+        require_whole("draws", draws, 1)
+        ends = interval_ends(confidence)
+        generator = torch.Generator().manual_seed(require_whole("seed", seed))
         weights = weights_over(self.outcomes, domain)
         first, second = self.correct(name), self.correct(other)
+        value, variance = paired_difference(first, second, weights)
         drawn = torch.zeros(draws, dtype=torch.float64)
         for loader, weight in weights.items():
             change = first[loader].double() - second[loader].double()
-            samples = torch.randint(len(change), (draws, len(change)), generator=generator)
-            drawn += change[samples].mean(1) * float(weight)
-        low, high = drawn.quantile(interval_ends(confidence)).tolist()
-        value, variance = paired_difference(first, second, weights)
+            drawn += _resampled_means(change, draws, generator) * float(weight)
+        low, high = drawn.quantile(ends).tolist()
         return Difference(float(value), low, high, math.nan if variance is None else math.sqrt(variance))
 
 
@@ -175,8 +180,15 @@ def paired_difference(
     return value, variance if is_known else None
 
 
+def _resampled_means(values: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    """Return the means of draws of as many of some values as there are, with replacement, ``(draws,)``."""
+    size, at_once = len(values), max(1, _DRAWN_AT_ONCE // len(values))
+    some = [min(at_once, draws - first) for first in range(0, draws, at_once)]
+    return torch.cat([values[torch.randint(size, (each, size), generator=generator)].mean(1) for each in some])
+
+
 def interval_ends(confidence: float) -> Tensor:
     """Return the two quantiles between which an interval of some coverage lies."""
-    if not 0 < confidence < 1:
+    if not 0 < require_finite("confidence", confidence) < 1:
         raise ValueError(f"confidence must be a number in (0, 1), not {confidence!r}.")
     return torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)

@@ -174,7 +174,7 @@ def compare_fronts(
     places = [_place(what, given, leaves) for what, given in (("at", at), ("reference", reference))]
     names = list(dict.fromkeys([*methods[0], *methods[1], *(place for place in places if isinstance(place, str))]))
     rows = [[names.index(name) for name in method] for method in methods]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(require_whole("seed", seed))
     found = []
     for points in drawn_averages(leaves, names, (id, ood), draws, generator):
         ours, theirs = (Front(*points[..., own]) for own in rows)

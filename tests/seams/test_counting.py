@@ -382,6 +382,7 @@ def sweep_all(rank, size, **options):
         result = sweep(Trainer(**QUIET, **options), MergeModule(model, vectors), recipes, loaders, at_once=1)
         assert torch.equal(result.correct("a")[f"id/{name}"], result.correct("b")[f"id/{name}"])
         found[name] = result.outcomes[f"id/{name}"].int().tolist()
+    found["norms of change"] = result.changes
     return found
 
 

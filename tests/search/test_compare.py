@@ -103,6 +103,17 @@ def test_a_single_sample_has_no_standard_error_and_none_is_refused():
         paired_difference({"id/a": torch.zeros(0)}, {"id/a": torch.zeros(0)}, {"id/a": Fraction(1)})
 
 
+def test_draws_in_parts_are_the_same(monkeypatch):
+    whole = of_loaders().difference("x", "y", ("id", "ood"))
+    monkeypatch.setattr("lwptv_lightning.search.compare._DRAWN_AT_ONCE", 70)
+    assert of_loaders().difference("x", "y", ("id", "ood")) == whole
+
+
+def test_there_is_a_draw():
+    with pytest.raises(ValueError, match="draws"):
+        of_loaders().difference("x", "y", "id", draws=0)
+
+
 @pytest.mark.parametrize("confidence", [0, 1, 95])
 def test_a_coverage_is_a_fraction(confidence):
     with pytest.raises(ValueError, match=r"confidence must be a number in \(0, 1\)"):
