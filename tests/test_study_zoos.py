@@ -75,6 +75,10 @@ def test_styles_have_one_set_of_classes_and_draws_of_their_own(zoos, cache):
     first, *others = (head.state_dict() for head in styles.heads.values())
     assert all(torch.equal(other["prototypes"], first["prototypes"]) for other in others)
     assert first["prototypes"].shape[0] == 26
+    with pytest.raises(UnknownNameError, match="Did you mean 'test'"):
+        styles.loaders("tset", 30)
+    with pytest.raises(ValueError, match="size"):
+        styles.loaders("test", 0)
 
 
 def test_a_killed_build_goes_on(zoos, cache, tmp_path, monkeypatch):
@@ -120,7 +124,7 @@ def test_a_seed_is_what_the_package_builds(zoos, tmp_path):
 def test_what_was_trained_otherwise_is_refused(zoos, cache, monkeypatch):
     before = contents(cache / "vit")
     monkeypatch.setitem(zoos.TRAININGS, "vit", replace(zoos.TRAININGS["vit"], steps=2))
-    with pytest.raises(ValueError, match="'steps': 1, .* 'steps': 2"):
+    with pytest.raises(ValueError, match='training.json tells .*"steps": 1, .*"steps": 2, '):
         zoos.zoo("vit", cache)
     assert contents(cache / "vit") == before
 

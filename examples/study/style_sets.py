@@ -2,13 +2,15 @@
 
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import get_args
 
 from torch import nn
 from torch.utils.data import DataLoader
 
 from lwptv_lightning import zoo
+from lwptv_lightning.registry import require_known, require_whole
 from lwptv_lightning.zoo.data import LabelledImages, draw_domain, rendered
-from lwptv_lightning.zoo.domains import Domain
+from lwptv_lightning.zoo.domains import Domain, Split
 from lwptv_lightning.zoo.styles import Pixels
 
 ALPHABET = "upper"
@@ -26,6 +28,8 @@ def draw(style: str, split: str, index: int, *, seed: int = 0) -> tuple[Pixels, 
 
 def loaders(split: str = "test", size: int = 150) -> dict[str, DataLoader]:
     """Return `id/<style>` and `ood/unseen/<style>` -> loader; the splits are those of the zoo."""
+    require_known("split", split, get_args(Split))
+    require_whole("size", size, 1)
     names = {f"id/{style}": style for style in TASKS} | {f"ood/unseen/{style}": style for style in UNSEEN}
     return {name: DataLoader(_images(style, split, size), batch_size=250) for name, style in names.items()}
 

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Final
 
-from safetensors.torch import load_file
 from torch import nn
 
+from lwptv_lightning.checkpoints import open_checkpoint
 from lwptv_lightning.registry import (
     printable,
     require_kind,
@@ -90,14 +90,15 @@ def heads(root: Root | None = None) -> dict[str, nn.Module]:
 
     Raises:
         FileNotFoundError: If the folder has no such file.
+        CheckpointError: If the file is damaged.
 
     Example:
         >>> import torch
         >>> heads()["digits"](torch.ones(2, 192)).shape
         torch.Size([2, 10])
     """
-    stored = load_file(_existing(root, HEADS_FILE))
-    prototypes, scale = stored["prototypes"].float(), stored["scale"].float()
+    stored = open_checkpoint(_existing(root, HEADS_FILE))
+    prototypes, scale = stored.read("prototypes").float(), stored.read("scale").float()
     rows = {name: class_rows(set_alphabet(name)) for name in ID_SETS + OOD_SETS}
     # Each head owns a copy: a view would keep, and save, every class of the zoo with it.
     return {

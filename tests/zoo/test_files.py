@@ -1,7 +1,10 @@
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from lwptv_lightning.checkpoints import CheckpointError
 from lwptv_lightning.zoo import ID_SETS, OOD_SETS, base_path, create_model, expert_paths, heads
 from lwptv_lightning.zoo.domains import set_alphabet
 from lwptv_lightning.zoo.glyphs import characters
@@ -34,3 +37,10 @@ def test_missing_file_is_named(tmp_path):
     for read in (base_path, expert_paths, heads):
         with pytest.raises(FileNotFoundError, match="lwptv zoo build"):
             read(tmp_path)
+
+
+def test_damaged_heads_are_named(tmp_path):
+    whole = base_path().with_name("heads.safetensors").read_bytes()
+    (tmp_path / "heads.safetensors").write_bytes(whole[:-7])
+    with pytest.raises(CheckpointError, match=re.escape(str(tmp_path / "heads.safetensors"))):
+        heads(tmp_path)
