@@ -21,6 +21,7 @@ def run(options: argparse.Namespace) -> None:
         needs = f"needs {entry.needs} statistics" if entry.needs else "needs no data"
         print(f"{entry.name}: {entry.summary}")
         print(f"    {entry.paper}; {needs}; scope: {entry.scope}; published scale {entry.scale:g}")
+        print(f"    parts: {entry.parts_in_words}")
         print(f"    tensors: {entry.tensors}")
         for parameter in entry.parameters:
             print(f"    {parameter}")

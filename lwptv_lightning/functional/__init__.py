@@ -13,8 +13,22 @@ from lwptv_lightning.functional.draws import draw_key, draw_limit, random_keep, 
 from lwptv_lightning.functional.formula import Formula, noted
 from lwptv_lightning.functional.low_rank import factored_error, low_rank_factors
 from lwptv_lightning.functional.masks import compare, count_true, magnitude_probabilities, positions, select, tall_masks
-from lwptv_lightning.functional.matrices import NEGLIGIBLE, directions, leading_triplets, polar_factor
+from lwptv_lightning.functional.matrices import (
+    NEGLIGIBLE,
+    directions,
+    inverse_root,
+    inverses,
+    leading_triplets,
+    polar_factor,
+)
 from lwptv_lightning.functional.ranked import kth_smallest, ranked_values, sample_margins
-from lwptv_lightning.functional.signs import agreeing_magnitudes, combine_agreeing, elect_signs
-from lwptv_lightning.functional.sums import as_rows, per_row, sum_dtype, sum_tasks, weighted_sum
-from lwptv_lightning.functional.trims import drop_at_random_, keep_consensus, keep_largest_, keep_middle_, trim_
+from lwptv_lightning.functional.signs import agreeing_parts, combine_agreeing, elect_signs
+from lwptv_lightning.functional.sums import as_rows, only_row_of_each, per_row, sum_dtype, sum_tasks, weighted_sum
+from lwptv_lightning.functional.trims import (
+    consensus_mask,
+    drop_at_random_,
+    keep_consensus,
+    keep_largest_,
+    keep_middle_,
+    trim_,
+)

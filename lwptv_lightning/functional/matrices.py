@@ -52,6 +52,28 @@ def leading_triplets(
     return left[..., :count], values[..., :count], right[..., :count, :]
 
 
+def inverse_root(matrix: Tensor) -> Tensor:
+    """Return ``(M M^T)^(-1/2)`` without the directions that M has not, in float64: with M behind it, its polar factor.
+
+    Example:
+        >>> inverse_root(torch.tensor([[2.0, 0.0], [0.0, 0.0]]))
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.0000]], dtype=torch.float64)
+    """
+    left, values, _ = leading_triplets(matrix)
+    return left * inverses(values) @ left.mT
+
+
+def inverses(values: Tensor) -> Tensor:
+    """Return ``1 / values``, and 0 for 0.
+
+    Example:
+        >>> inverses(torch.tensor([2.0, 0.0]))
+        tensor([0.5000, 0.0000])
+    """
+    return torch.where(values != 0, 1 / values, 0)
+
+
 def polar_factor(matrix: Tensor) -> Tensor:
     """Return the nearest matrix whose non-zero singular values are all 1, in float64; zero stays zero.
 

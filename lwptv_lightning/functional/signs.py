@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.functional.formula import noted
-from lwptv_lightning.functional.sums import sum_tasks
+from lwptv_lightning.functional.sums import only_row_of_each, sum_tasks
 
 
 @noted(tasks=0)
@@ -51,6 +51,25 @@ def combine_agreeing(tau: Tensor, signs: Tensor, reduce: str) -> Tensor:
         return magnitudes.amax(0) * signs
     total = sum_tasks(magnitudes).mul_(direction)
     return total if reduce == "sum" else total.div_(sum_tasks(magnitudes.sign_()).clamp_(min=1))
+
+
+def agreeing_parts(tau: Tensor, signs: Tensor, reduce: str) -> Tensor:
+    """Return each row's part of what `combine_agreeing` gives, ``(T, *shape)``.
+
+    Of the entries that agree each gives itself, over their number for ``"mean"``; for ``"max"`` the largest gives all,
+    of equal ones the first.
+
+    Example:
+        >>> agreeing_parts(torch.tensor([[1.0, -2.0], [3.0, 1.0]]), torch.tensor([1.0, -1.0]), "mean")
+        tensor([[ 0.5000, -2.0000],
+                [ 1.5000, -0.0000]])
+    """
+    magnitudes, direction = agreeing_magnitudes(tau, signs)
+    if reduce == "max":
+        return only_row_of_each(magnitudes, magnitudes.argmax(0)).mul_(signs)
+    if reduce == "mean":
+        magnitudes.div_(sum_tasks(magnitudes.sign()).clamp_(min=1))
+    return magnitudes.mul_(direction)
 
 
 def _zeros_of(values: Tensor) -> Tensor:

@@ -40,6 +40,18 @@ def weighted_sum(parts: Tensor, weights: Tensor) -> Tensor:
     return sum_tasks(torch.where(factors.bool(), rows, 0))
 
 
+def only_row_of_each(tau: Tensor, rows: Tensor) -> Tensor:
+    """Zero, for each element, all rows but the one of a number, ``(T, *shape), (*shape) -> (T, *shape)``.
+
+    Example:
+        >>> import torch
+        >>> only_row_of_each(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1, 0]))
+        tensor([[0., 2.],
+                [3., 0.]])
+    """
+    return torch.zeros_like(tau).scatter_(0, rows[None], tau.gather(0, rows[None]))
+
+
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """Shape T numbers so that they act on the rows of a stack: ``(T,) -> (T, 1, ..., 1)``.
 

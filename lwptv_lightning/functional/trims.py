@@ -82,8 +82,13 @@ def _above(values: Tensor, ranks: Sequence[int]) -> list[Tensor]:
 @noted(tasks=0)
 def keep_consensus(tau: Tensor, merged: Tensor, tall_lambda: float, min_tasks: int) -> Tensor:
     """Zero what matters to fewer than ``min_tasks`` tasks of a merged task vector, ``(*shape)``; see `tall_masks`."""
+    return consensus_mask(tau, merged, tall_lambda, min_tasks).mul_(merged)
+
+
+def consensus_mask(tau: Tensor, merged: Tensor, tall_lambda: float, min_tasks: int) -> Tensor:
+    """Return 1 for what matters to ``min_tasks`` tasks or more, else 0, ``(*shape)``; see `keep_consensus`."""
     matters = sum_tasks(tall_masks(tau, merged, tall_lambda))
-    return torch.ge(matters, min_tasks, out=matters).mul_(merged)
+    return torch.ge(matters, min_tasks, out=matters)
 
 
 @noted()

@@ -163,7 +163,9 @@ class MergeRecipe:
         if self.elements is not None and (self.ratio or self.keep or self.prune):
             raise ValueError("elements prunes inside layers; it takes the place of ratio, keep and prune.")
         if self.prune_on == "parts" and not self.rule.has_parts():
-            raise ValueError(f"prune_on='parts' needs a rule that is a sum over tasks; {self.rule.name!r} is none.")
+            why = f": {self.rule.no_parts}" if self.rule.no_parts else ""
+            none = f"{self.rule.name!r} is none{why}"
+            raise ValueError(f"prune_on='parts' needs a rule that is a sum over tasks; {none}.")
         if self.prune_on == "parts" and self.elements is not None:
             raise ValueError("prune_on='parts' prunes whole layers; elements cannot stand beside it.")
         if self.coefficients is not None and self.prune_on != "parts":

@@ -60,6 +60,7 @@ class MergeRule(ABC, Generic[Survey]):
         published_scale: The scaling coefficient that its source uses.
         needs: The kind of data statistics without which it cannot merge, such as ``"fisher"``; empty for none.
         per_task: Whether it can make a model for each task besides the merged one.
+        no_parts: Why it has no `parts`, where that is not so for want of them.
         tensors: Which tensors it treats how, in a few words.
         treats: How it treats those that it does not treat like all rules: ``"as matrices"``.
     """
@@ -69,6 +70,7 @@ class MergeRule(ABC, Generic[Survey]):
     published_scale: ClassVar[float]
     needs: ClassVar[str] = ""
     per_task: ClassVar[bool] = False
+    no_parts: ClassVar[str] = ""
     tensors: ClassVar[str] = "all alike"
     treats: ClassVar[str] = "as matrices"
 
@@ -96,7 +98,8 @@ class MergeRule(ABC, Generic[Survey]):
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return each task's part of the sum, ``(T, *shape) -> (T, *shape)``; it may write to ``tau``."""
-        raise NotImplementedError(f"{self.name} is no sum over tasks, so it has no parts.")
+        why = f": {self.no_parts}" if self.no_parts else ""
+        raise NotImplementedError(f"{self.name} is no sum over tasks, so it has no parts{why}.")
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return the merged task vector, ``(T, *shape) -> (*shape)``; it may write to ``tau``."""

@@ -17,7 +17,8 @@ class RuleEntry:
         parameters: One text for each hyper-parameter: name, default and range.
         needs: What has to be collected on data; empty for nothing.
         scope: ``"model"`` where it looks at all tensors before it merges one, else ``"tensor"``.
-        parts: Whether it is a sum over tasks, so that masks can act on its parts.
+        parts: Whether it is a sum over tasks, so that masks and coefficients can act on its parts.
+        no_parts: Why it is none.
         tensors: Which tensors it treats how.
     """
 
@@ -29,7 +30,13 @@ class RuleEntry:
     needs: str
     scope: str
     parts: bool
+    no_parts: str
     tensors: str
+
+    @property
+    def parts_in_words(self) -> str:
+        """Whether it has parts, and why not."""
+        return "yes" if self.parts else f"no: {self.no_parts}" if self.no_parts else "no"
 
 
 def rule_entries() -> list[RuleEntry]:
@@ -49,6 +56,7 @@ def rule_entries() -> list[RuleEntry]:
             needs=rule.needs,
             scope="model" if rule.surveys_model() else "tensor",
             parts=rule.has_parts(),
+            no_parts=rule.no_parts,
             tensors=rule.tensors,
         )
         for name, rule in sorted(RULES.items())
@@ -69,7 +77,7 @@ def rules_markdown() -> str:
             f"{entry.scale:g}",
             entry.needs or "no data",
             entry.scope,
-            "yes" if entry.parts else "no",
+            entry.parts_in_words,
             entry.tensors,
         )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -86,7 +94,9 @@ rule's source.
 - **needs**: what has to be collected on each task's data first (`CollectDataStatistics`); most rules need none.
 - **scope**: "model" rules rank or count over the whole model before they merge a tensor; they read the checkpoints more
   than once, and never hold more than a tensor at a time.
-- **parts**: the rule is a sum over tasks, so `MergeRecipe(prune_on="parts")` can prune what it made of each task.
+- **parts**: the rule is a sum over tasks, with what it decides of all of them held fast: TIES' elected signs, the
+  singular vectors of a sum. So `MergeRecipe(prune_on="parts")` can prune what it made of each task, and
+  `coefficients={{task: {{glob of layers: number}}}}` weigh it.
 - **tensors**: which tensors the rule treats how. A 1x1 convolution, a `weight` of shape `(out, in, 1, 1)` (or of one or
   three such dimensions) with more than one input channel, is the matrix `(out, in)`. A larger kernel is none, as in the
   papers and their code. A merge says how many tensors the rule treated so (`MergePlan.treatment`, `MergeReport`), and

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.engine import Block, Stream, Transform, kth_smallest_magnitude
-from lwptv_lightning.functional import combine_agreeing, elect_signs, sum_tasks, trim_
+from lwptv_lightning.functional import agreeing_parts, combine_agreeing, elect_signs, sum_tasks, trim_
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,12 @@ def survey_trim(stream: Stream, density: float, transform: Transform | None = No
 
     majority = float(sum(stream.sum(vote).values()))
     return TrimSurvey(thresholds, float((majority > 0) - (majority < 0)))
+
+
+def trim_elect_parts_(tau: Tensor, survey: TrimSurvey, reduce: str) -> Tensor:
+    """Return each task's part of what `trim_elect_merge_` gives, ``(T, *shape)``; ``tau`` is written to."""
+    trimmed = trim_(tau, survey.thresholds)
+    return agreeing_parts(trimmed, elect_signs(trimmed, survey.tie), reduce)
 
 
 def trim_elect_merge_(tau: Tensor, survey: TrimSurvey, reduce: str) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.engine import Stream
-from lwptv_lightning.functional import agreeing_magnitudes, elect_signs, per_row, trim_
+from lwptv_lightning.functional import agreeing_parts, elect_signs, per_row, trim_
 from lwptv_lightning.registry import first_match, flag, number, per_task_by_tensor, require_per_task
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 from lwptv_lightning.rules._trim import TrimSurvey, survey_trim
@@ -59,8 +59,7 @@ class AdaMerging(MergeRule[TrimSurvey]):
         if survey is None:
             return tau
         trimmed = trim_(tau, survey.thresholds)
-        magnitudes, direction = agreeing_magnitudes(trimmed, elect_signs(trimmed, survey.tie))
-        return magnitudes.mul_(direction)
+        return agreeing_parts(trimmed, elect_signs(trimmed, survey.tie), "sum")
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return ``lambda_t tau_t``, ``(T, *shape)``."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lwptv_lightning.functional import combine_agreeing, elect_signs, keep_middle_
+from lwptv_lightning.functional import agreeing_parts, combine_agreeing, elect_signs, keep_middle_
 from lwptv_lightning.registry import choice, number
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
@@ -35,6 +35,11 @@ class BreadcrumbsTIES(MergeRule):
     density: float = number(0.85, "(0, 1]")
     outliers: float = number(0.01, "[0, 1]")
     reduce: str = choice("sum", ("mean", "sum", "max"))
+
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return what agrees of each task, over how many agree for the mean, ``(T, *shape)``."""
+        kept = keep_middle_(tau, self.density, self.outliers)
+        return agreeing_parts(kept, elect_signs(kept, 1.0), self.reduce)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Select, elect and merge one stack, ``(T, *shape) -> (*shape)``."""

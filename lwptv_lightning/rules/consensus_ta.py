@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lwptv_lightning.functional import keep_consensus, sum_tasks
+from lwptv_lightning.functional import consensus_mask, keep_consensus, sum_tasks
 from lwptv_lightning.registry import number, whole
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
@@ -36,6 +36,10 @@ class ConsensusTA(MergeRule):
 
     tall_lambda: float = number(0.4, "[0, inf)")
     min_tasks: int = whole(2)
+
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return each task vector where weights matter to several tasks, ``(T, *shape)``."""
+        return tau * consensus_mask(tau, sum_tasks(tau), self.tall_lambda, self.min_tasks)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Sum and mask one stack, ``(T, *shape) -> (*shape)``."""

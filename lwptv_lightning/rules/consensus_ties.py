@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lwptv_lightning.engine import Stream
-from lwptv_lightning.functional import keep_consensus
+from lwptv_lightning.functional import consensus_mask, keep_consensus
 from lwptv_lightning.registry import choice, number, whole
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_
+from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_, trim_elect_parts_
 
 
 @merge_rule("consensus_ties", paper="https://arxiv.org/abs/2405.07813", scale=0.3)
@@ -48,6 +48,12 @@ class ConsensusTIES(MergeRule[TrimSurvey]):
     def survey(self, stream: Stream) -> TrimSurvey:
         """Find what TIES needs to know of the whole model."""
         return survey_trim(stream, self.density)
+
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return each task's part of what TIES merges, where weights matter to several tasks, ``(T, *shape)``."""
+        made = trim_elect_parts_(tau.clone(), context.survey, self.reduce)
+        merged = trim_elect_merge_(tau.clone(), context.survey, self.reduce)
+        return made * consensus_mask(tau, merged, self.tall_lambda, self.min_tasks)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Merge and mask one stack, ``(T, *shape) -> (*shape)``."""

@@ -8,7 +8,7 @@ from lwptv_lightning.engine import Block, Stream
 from lwptv_lightning.functional import drop_at_random_
 from lwptv_lightning.registry import choice, number, whole
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
-from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_
+from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_, trim_elect_parts_
 
 
 @merge_rule("dare_ties", paper="https://arxiv.org/abs/2311.03099", scale=0.5)
@@ -51,7 +51,13 @@ class DARETIES(MergeRule[TrimSurvey]):
 
         return survey_trim(stream, self.trim_density, drop)
 
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return what agrees of each task, over how many agree for the mean, ``(T, *shape)``."""
+        return trim_elect_parts_(self._dropped(tau, context), context.survey, self.reduce)
+
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Drop, rescale, trim, elect and merge one stack, ``(T, *shape) -> (*shape)``."""
-        dropped = drop_at_random_(tau, self.density, self.seed, context.tasks, context.name, context.start)
-        return trim_elect_merge_(dropped, context.survey, self.reduce)
+        return trim_elect_merge_(self._dropped(tau, context), context.survey, self.reduce)
+
+    def _dropped(self, tau: Tensor, context: MergeContext) -> Tensor:
+        return drop_at_random_(tau, self.density, self.seed, context.tasks, context.name, context.start)

@@ -4,7 +4,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lwptv_lightning.functional import combine_agreeing, drop_at_random_, elect_signs, magnitude_probabilities
+from lwptv_lightning.functional import (
+    agreeing_parts,
+    combine_agreeing,
+    drop_at_random_,
+    elect_signs,
+    magnitude_probabilities,
+)
 from lwptv_lightning.registry import number, whole
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
@@ -44,8 +50,16 @@ class DELLA(MergeRule):
             ends = "density - epsilon and density + epsilon"
             raise ValueError(f"epsilon must leave {ends} in (0, 1), but is {self.epsilon} with density {self.density}.")
 
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return what agrees of each task over how many agree, ``(T, *shape)``."""
+        kept = self._dropped(tau, context)
+        return agreeing_parts(kept, elect_signs(kept, 1.0), "mean")
+
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Drop, rescale, elect and merge one stack, ``(T, *shape) -> (*shape)``."""
-        probability = magnitude_probabilities(tau, self.density, self.epsilon)
-        kept = drop_at_random_(tau, probability, self.seed, context.tasks, context.name)
+        kept = self._dropped(tau, context)
         return combine_agreeing(kept, elect_signs(kept, 1.0), "mean")
+
+    def _dropped(self, tau: Tensor, context: MergeContext) -> Tensor:
+        probability = magnitude_probabilities(tau, self.density, self.epsilon)
+        return drop_at_random_(tau, probability, self.seed, context.tasks, context.name)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.engine import Block, Stream
-from lwptv_lightning.functional import combine_agreeing, elect_signs
+from lwptv_lightning.functional import agreeing_parts, combine_agreeing, elect_signs
 from lwptv_lightning.registry import natural_order
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
@@ -47,6 +47,15 @@ class EMR(MergeRule[Tensor]):
         found = stream.sum(magnitudes, filled).values()
         own, masked = sum(found, torch.zeros(2, 1, dtype=torch.float64))
         return torch.where(masked > 0, own / masked, 1.0)
+
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return of each task what is the largest with the elected sign, ``(T, *shape)``; of the wanted task's own."""
+        signs = elect_signs(tau, -1.0)
+        made = agreeing_parts(tau, signs, "max")
+        if context.task is None:
+            return made
+        task = context.tasks.index(context.task)
+        return made * (tau[task] * signs > 0) * float(context.survey[task])
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return the unified task vector, or the wanted task's own, ``(T, *shape) -> (*shape)``."""

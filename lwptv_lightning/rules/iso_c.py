@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lwptv_lightning.functional import leading_triplets
+from lwptv_lightning.functional import inverses, leading_triplets
 from lwptv_lightning.registry import patterns
 from lwptv_lightning.rules._base import MergeContext, MergeRule, is_matrix, merge_rule
 
@@ -41,6 +41,14 @@ class IsoC(MergeRule):
     def treats_as_matrix(self, name: str, shape: Sequence[int], tasks: int) -> bool:
         """Tell whether a tensor is a matrix that is not excluded."""
         return is_matrix(shape, name, exclude=self.exclude)
+
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return ``U diag(mean(s) / s) U^T tau_t``, ``(T, *shape)``; directions that the sum has not are left out."""
+        if (matrices := self.as_matrices(tau, context)) is None:
+            return tau / len(tau)
+        left, values, _ = leading_triplets(matrices.sum(0))
+        rows = (values.mean() * inverses(values))[:, None] * (left.mT @ matrices.double())
+        return (left @ rows).to(tau.dtype).reshape(tau.shape)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Merge one stack, ``(T, *shape) -> (*shape)``."""

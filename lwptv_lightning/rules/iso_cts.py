@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.functional import leading_triplets, polar_factor
+from lwptv_lightning.functional import inverse_root, inverses, leading_triplets, polar_factor
 from lwptv_lightning.registry import number, patterns
 from lwptv_lightning.rules._base import MergeContext, MergeRule, is_matrix, merge_rule
+
+_Triplets: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 @merge_rule("iso_cts", paper="https://arxiv.org/abs/2502.04959")
@@ -47,18 +50,40 @@ class IsoCTS(MergeRule):
         """Tell whether a tensor is a matrix that is not excluded."""
         return is_matrix(shape, name, exclude=self.exclude)
 
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return each task's part, ``(T, *shape)``.
+
+        With the right vectors of a task's own directions, and ``diag(1 / s_c) U_c^T tau_t`` for its share of the common
+        ones, as rows, this is ``mean(s) polar(U) (V V^T)^(-1/2)`` times them.
+        """
+        if (matrices := self.as_matrices(tau, context)) is None:
+            return tau / len(tau)
+        exact = matrices.double()
+        (left, values, right), (lefts, spectra, rights) = self._directions(exact)
+        mean = torch.cat([spectra.flatten(), values]).mean()
+        polar = polar_factor(torch.cat([*lefts, left], dim=1))
+        mixed = mean * polar @ inverse_root(torch.cat([*rights, right], dim=0))
+        *own, common = torch.split(mixed, [*[rights.shape[1]] * len(tau), len(values)], dim=1)
+        shares = inverses(values)[:, None] * (left.mT @ exact)
+        made = [of_task @ rows + common @ share for of_task, rows, share in zip(own, rights, shares, strict=True)]
+        return torch.stack(made).to(tau.dtype).reshape(tau.shape)
+
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Merge one stack, ``(T, *shape) -> (*shape)``."""
         if (matrices := self.as_matrices(tau, context)) is None:
             return tau.mean(0)
-        exact = matrices.double()
-        common, own = self._sizes(min(exact.shape[1:]), len(tau))
-        left, values, right = leading_triplets(exact.sum(0), common)
-        beyond = exact - left @ (left.T @ exact)
-        lefts, spectra, rights = leading_triplets(beyond, own, largest=exact.flatten(1).norm(dim=1))
+        (left, values, right), (lefts, spectra, rights) = self._directions(matrices.double())
         mean = torch.cat([spectra.flatten(), values]).mean()
         merged = polar_factor(torch.cat([*lefts, left], dim=1)) @ polar_factor(torch.cat([*rights, right], dim=0))
         return (mean * merged).to(tau.dtype).reshape(tau.shape[1:])
+
+    def _directions(self, exact: Tensor) -> tuple[_Triplets, _Triplets]:
+        """Return the common triplets of matrices ``(T, m, n)``, and those of each task beyond them."""
+        common, own = self._sizes(min(exact.shape[1:]), len(exact))
+        strongest = leading_triplets(exact.sum(0), common)
+        left = strongest[0]
+        beyond = exact - left @ (left.T @ exact)
+        return strongest, leading_triplets(beyond, own, largest=exact.flatten(1).norm(dim=1))
 
     def _sizes(self, total: int, tasks: int) -> tuple[int, int]:
         """Return how many triplets the sum gives and how many each task does."""

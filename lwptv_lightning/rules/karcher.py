@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lwptv_lightning.functional import NEGLIGIBLE, directions
+from lwptv_lightning.functional import NEGLIGIBLE, directions, per_row
 from lwptv_lightning.registry import number, whole
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
@@ -35,6 +35,17 @@ class Karcher(MergeRule):
     max_iter: int = whole(10)
     tol: float = number(1e-5, "[0, inf)")
 
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return each direction times its coefficient in u and the mean of the lengths, ``(T, *shape)``."""
+        if len(tau) == 1:
+            return tau
+        units, norms = directions(tau.double())
+        long = norms > self.tol
+        factors = torch.zeros_like(norms)
+        if long.any():
+            factors[long] = norms.mean() * self._mean(units.reshape(len(tau), -1)[long])[1]
+        return (units * per_row(factors, units)).to(tau.dtype)
+
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Merge one stack, ``(T, *shape) -> (*shape)``."""
         if len(tau) == 1:
@@ -43,18 +54,32 @@ class Karcher(MergeRule):
         units = units.reshape(len(tau), -1)[norms > self.tol]
         if not len(units):
             return torch.zeros_like(tau[0])
+        return (norms.mean() * self._mean(units)[0]).reshape(tau.shape[1:]).to(tau.dtype)
+
+    def _mean(self, units: Tensor) -> tuple[Tensor, Tensor]:
+        """Return u, ``(n,)``, and the coefficients with which the directions ``(T, n)`` sum to it, ``(T,)``."""
         mean = units.mean(0)
-        mean = units[0] if mean.norm() <= max(self.tol, NEGLIGIBLE) else mean / mean.norm()
+        cancel = mean.norm() <= max(self.tol, NEGLIGIBLE)
+        factors = torch.full_like(units[:, 0], 1 / len(units))
+        if cancel:
+            factors = torch.zeros_like(factors)
+            factors[0] = 1
+        else:
+            factors = factors / mean.norm()
+        mean = units[0] if cancel else mean / mean.norm()
         for _ in range(self.max_iter):
             cosines = units @ mean
             away = units - cosines[:, None] * mean
             sines = away.norm(dim=1)
             angles = torch.atan2(sines, cosines)
             moving = (angles >= self.tol) & (sines > NEGLIGIBLE)
-            tangent = (away * torch.where(moving, angles / sines, 0)[:, None]).mean(0)
+            pulls = torch.where(moving, angles / sines, 0)
+            tangent = (away * pulls[:, None]).mean(0)
             length = tangent.norm()
             if length <= self.tol:
                 break
+            towards = (pulls - pulls @ cosines * factors) / len(units)
+            factors = length.cos() * factors + length.sin() * towards / length
             mean = length.cos() * mean + length.sin() * tangent / length
-            mean = mean / mean.norm()
-        return (norms.mean() * mean).reshape(tau.shape[1:]).to(tau.dtype)
+            factors, mean = factors / mean.norm(), mean / mean.norm()
+        return mean, factors

@@ -9,7 +9,7 @@ from torch import Tensor
 from lwptv_lightning.engine import Stream
 from lwptv_lightning.registry import choice, number, patterns
 from lwptv_lightning.rules._base import MergeContext, MergeRule, is_matrix, merge_rule
-from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_
+from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_, trim_elect_parts_
 from lwptv_lightning.task_vectors import HeldStack, Stack
 
 _LEAST_SINGULAR_VALUE = 1e-5
@@ -59,6 +59,14 @@ class KnOTSTIES(MergeRule[TrimSurvey]):
         """Survey the aligned task vectors as TIES does; None where there are none."""
         matrices = aligned(stream, self.matrices(stream))
         return survey_trim(matrices, self.density) if matrices.names else None
+
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return U times each task's part of what TIES merges, ``(T, *shape)``."""
+        matrices = self.as_matrices(tau, context)
+        if context.survey is None or matrices is None:
+            return torch.zeros_like(tau)
+        basis, coordinates = align(matrices)
+        return (basis @ trim_elect_parts_(coordinates, context.survey, self.reduce)).reshape(tau.shape)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Align, merge and map back one stack, ``(T, *shape) -> (*shape)``."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lwptv_lightning.functional import only_row_of_each
 from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
 
 
@@ -24,6 +25,14 @@ class MagMax(MergeRule):
     """
 
     unit = "element"
+
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return of each task what is taken from it, ``(T, *shape)``."""
+        largest, taken = tau[0].abs(), torch.zeros_like(tau[0], dtype=torch.long)
+        for task, row in enumerate(tau[1:].abs(), start=1):
+            taken = torch.where(row >= largest, task, taken)
+            largest = torch.maximum(row, largest)
+        return only_row_of_each(tau, taken)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Select from one stack, ``(T, *shape) -> (*shape)``."""

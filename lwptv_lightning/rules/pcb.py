@@ -52,14 +52,24 @@ class PCB(MergeRule[tuple[Tensor, ...]]):
         least, most = order_statistics(stream, [dropped + 1, count], lambda block: _scores(block.tau, low, high))
         return low, high, least, most
 
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return ``w_t sign(tau_t) a_t / sum_s w_s``, ``(T, *shape)``."""
+        weighted, total = self._weighted(tau, context)
+        return weighted / total
+
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Weigh and average one stack, ``(T, *shape) -> (*shape)``."""
+        weighted, total = self._weighted(tau, context)
+        return sum_tasks(weighted) / total
+
+    def _weighted(self, tau: Tensor, context: MergeContext) -> tuple[Tensor, Tensor]:
+        """Return the clamped task vectors times their weights, ``(T, *shape)``, and the sum of these, ``(*shape)``."""
         low, high, least, most = (per_row(limit, tau) for limit in context.survey)
         scores = _scores(tau, low, high)
         reaching_most = ((scores >= most) & (most > 0)).to(tau.dtype)
         weights = torch.where(most > least, (scores.clamp_min(least) - least) / (most - least), reaching_most)
         clamped = tau.sign() * tau.abs().clamp(low, high)
-        return sum_tasks(clamped * weights) / sum_tasks(weights).clamp_(min=1e-12)
+        return clamped * weights, sum_tasks(weights).clamp_(min=1e-12)
 
 
 def _scores(tau: Tensor, low: Tensor, high: Tensor) -> Tensor:

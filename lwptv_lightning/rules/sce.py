@@ -34,8 +34,18 @@ class SCE(MergeRule):
 
     density: float = number(1.0, "(0, 1]")
 
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return what is selected and agrees of each task, times ``w_t`` over the sum of these, ``(T, *shape)``."""
+        tau, agreeing = self._agreeing(tau)
+        return tau * agreeing / agreeing.sum(0).clamp_min(1e-6)
+
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Select, weigh and average one stack, ``(T, *shape) -> (*shape)``."""
+        tau, agreeing = self._agreeing(tau)
+        return (tau * agreeing).sum(0) / agreeing.sum(0).clamp_min(1e-6)
+
+    def _agreeing(self, tau: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is selected, and the tasks' weights where they agree, both ``(T, *shape)``."""
         if self.density < 1:
             variance = as_rows(tau).var(0, unbiased=False)
             count = int(variance.count_nonzero() * self.density)
@@ -45,5 +55,4 @@ class SCE(MergeRule):
             tau = torch.where(selected.view(tau.shape[1:]).to(tau.device), tau, 0)
         energy = as_rows(tau).square().mean(1)
         weights = energy / energy.sum() if energy.sum() > 0 else torch.full_like(energy, 1 / len(tau))
-        agreeing = (tau * elect_signs(tau, 1.0) > 0) * per_row(weights, tau)
-        return (tau * agreeing).sum(0) / agreeing.sum(0).clamp_min(1e-6)
+        return tau, (tau * elect_signs(tau, 1.0) > 0) * per_row(weights, tau)

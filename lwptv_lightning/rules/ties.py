@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lwptv_lightning.engine import Stream
-from lwptv_lightning.functional import combine_agreeing, elect_signs, keep_largest_
+from lwptv_lightning.functional import agreeing_parts, combine_agreeing, elect_signs, keep_largest_
 from lwptv_lightning.registry import choice, number
 from lwptv_lightning.rules._base import MergeContext, MergeRule, Unit, merge_rule
-from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_
+from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_, trim_elect_parts_
 
 
 @merge_rule("ties", paper="https://arxiv.org/abs/2306.01708")
@@ -51,6 +51,13 @@ class TIES(MergeRule[TrimSurvey]):
     def survey(self, stream: Stream) -> TrimSurvey | None:
         """Find each task's threshold over the whole model, then the majority of the elected signs."""
         return None if self.scope == "tensor" else survey_trim(stream, self.density)
+
+    def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
+        """Return what agrees of each task, over how many agree for the mean, ``(T, *shape)``."""
+        if self.scope == "model":
+            return trim_elect_parts_(tau, context.survey, self.reduce)
+        trimmed = keep_largest_(tau, self.density)
+        return agreeing_parts(trimmed, elect_signs(trimmed, 1.0), self.reduce)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Trim, elect and merge one stack, ``(T, *shape) -> (*shape)``."""

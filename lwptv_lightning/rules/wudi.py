@@ -54,6 +54,8 @@ class WUDI(MergeRule):
 
     tensors = "2-D tensors and 1x1 convolutions of include as matrices; others stay the base's"
 
+    no_parts = "its optimiser divides each step by the gradients of all tasks together"
+
     steps: int = whole(300)
     lr: float = number(1e-5, "(0, inf)")
     include: tuple[str, ...] | None = patterns(None)

@@ -57,8 +57,19 @@ KINDS = {
     "elements": {"elements": {"ratio": 0.5}},
     "parts": {"ratio": 0.5, "prune_on": "parts"},
     "LiNeS": {"layer_scaling": LiNeS(alpha=None)},
+    "coefficients": {"prune_on": "parts"},
 }
-CASES = [(rule, kind) for rule in sorted(RULES) for kind in KINDS if kind != "parts" or RULES[rule].has_parts()]
+COEFFICIENTS = {
+    "a": {"*.attn.*": 0.0, "*": 0.3},
+    "b": {"squeeze": 0.0, "*.qkv": 0.7, "*": 1.1},
+    "c": {"stem*": 0.0, "squeeze": 0.0, "*": 0.25},
+}
+CASES = [
+    (rule, kind)
+    for rule in sorted(RULES)
+    for kind, fields in KINDS.items()
+    if "prune_on" not in fields or RULES[rule].has_parts()
+]
 
 
 def tensor(shape, seed):
@@ -120,7 +131,10 @@ def merge_all(ranks):
     for rule, kind in CASES:
         vectors = open_vectors(2 if rule == "nuslerp" else 3)
         statistics = data_statistics(rule, vectors)
-        merged = merge(vectors, MergeRecipe(rule, **KINDS[kind]), statistics=statistics, ranks=ranks)
+        fields = dict(KINDS[kind])
+        if kind == "coefficients":
+            fields[kind] = {task: COEFFICIENTS[task] for task in vectors.tasks}
+        merged = merge(vectors, MergeRecipe(rule, **fields), statistics=statistics, ranks=ranks)
         found[f"{rule} {kind}"] = [digest(merged), size_of(merged)]
     return found
 

@@ -239,7 +239,7 @@ def test_unknown_field_suggests_the_nearest():
         ({"prune": [1]}, TypeError, "prune must be a sequence"),
         ({"elements": 0.5}, TypeError, "elements must be an ElementPruning"),
         ({"rule": 3}, TypeError, "rule must be a name"),
-        ({"prune_on": "parts", "rule": "ties"}, ValueError, "sum over tasks; 'ties' is none"),
+        ({"prune_on": "parts", "rule": "wudi"}, ValueError, "sum over tasks; 'wudi' is none: its optimiser"),
         ({"prune_on": "parts", "elements": ElementPruning(ratio=0.1)}, ValueError, "elements cannot stand beside"),
     ],
 )

@@ -5,6 +5,7 @@ from _helpers.golden import golden_output, golden_vectors, largest_error
 from _helpers.small_matrices import SHAPES, as_floats, assert_near, merged_stack, polar, random_stack
 
 from lwptv_lightning import MergeRecipe, merge
+from lwptv_lightning.rules import MergeContext
 from lwptv_lightning.rules.iso_c import IsoC
 
 EXCLUDED = IsoC(exclude=("text_projection",))
@@ -65,3 +66,18 @@ def test_a_row_and_a_column_keep_the_sum():
 def test_refuses_a_single_text_for_globs():
     with pytest.raises(TypeError, match="exclude must be a sequence"):
         IsoC(exclude="text_projection")
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])
+def test_each_task_has_what_the_spread_of_the_sum_makes_of_it(shape):
+    stack = random_stack(3, shape)
+    left, values, _ = np.linalg.svd(np.asarray(stack.sum(0), dtype=np.float64), full_matrices=False)
+    expected = [(left * (values.mean() / values)) @ left.T @ np.asarray(tau, dtype=np.float64) for tau in stack]
+    made = IsoC().parts(stack.clone(), MergeContext("w", ("a", "b", "c")))
+    np.testing.assert_allclose(made.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_directions_that_the_sum_has_not_are_in_no_part():
+    tau = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, -1.0]]])
+    made = IsoC().parts(tau, MergeContext("w", ("a", "b")))
+    torch.testing.assert_close(made, torch.tensor([[[0.5, 0.0], [0.0, 0.0]]] * 2))

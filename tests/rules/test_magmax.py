@@ -1,9 +1,11 @@
-import pytest
+import torch
 from _helpers.golden import golden_output, golden_vectors, largest_error
 from _helpers.small_models import merged_row, quick, task_rows
 from hypothesis import given
 
 from lwptv_lightning import MergeRecipe, merge
+from lwptv_lightning.rules import MergeContext
+from lwptv_lightning.rules.magmax import MagMax
 
 
 def test_equals_the_reference():
@@ -26,6 +28,7 @@ def test_a_task_given_twice_changes_nothing(rows):
     assert merged_row([*rows, rows[-1]], "magmax") == merged_row(rows, "magmax")
 
 
-def test_it_is_no_sum_over_tasks():
-    with pytest.raises(ValueError, match="needs a rule that is a sum over tasks"):
-        MergeRecipe(rule="magmax", prune_on="parts")
+def test_each_task_has_what_is_taken_from_it():
+    tau = torch.tensor([[1.0, -3.0, 2.0, 0.0], [2.0, 1.0, -2.0, 0.0]])
+    made = MagMax().parts(tau, MergeContext("w", ("a", "b")))
+    assert made.tolist() == [[0.0, -3.0, 0.0, 0.0], [2.0, 0.0, -2.0, 0.0]]

@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lwptv_lightning import MergeRecipe, merge
+from lwptv_lightning.rules import MergeContext
+from lwptv_lightning.rules._trim import TrimSurvey
 from lwptv_lightning.rules.ties import TIES
 
 DENSITY = st.sampled_from([0.05, 0.2, 0.5, 0.99, 1.0])
@@ -78,3 +80,17 @@ def test_refuses_unknown_choices(arguments):
 @pytest.mark.parametrize(("reduce", "expected"), [("mean", [-1.0, -2.0]), ("sum", [-1.0, -2.0]), ("max", [0.0, 0.0])])
 def test_where_no_sign_is_elected_at_all_the_maximum_keeps_nothing(reduce, expected):
     assert merged_row([[1.0, 2.0], [-1.0, -2.0]], TIES(density=1.0, reduce=reduce)) == expected
+
+
+@pytest.mark.parametrize(
+    ("reduce", "expected"),
+    [
+        ("mean", [[2.0, -2.0, 0.0], [1.0, 0.0, 3.0]]),
+        ("sum", [[4.0, -2.0, 0.0], [2.0, 0.0, 3.0]]),
+        ("max", [[4.0, -2.0, 0.0], [0.0, 0.0, 3.0]]),
+    ],
+)
+def test_each_task_has_what_agrees_of_it(reduce, expected):
+    tau = torch.tensor([[4.0, -2.0, -1.0], [2.0, 1.0, 3.0]])
+    made = TIES(density=1, reduce=reduce).parts(tau, MergeContext("w", ("a", "b"), TrimSurvey(torch.zeros(2), 1.0)))
+    assert made.tolist() == expected
