@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from lwptv_lightning import MergeRecipe, merge
 from lwptv_lightning.rules import MergeContext
-from lwptv_lightning.rules._trim import TrimSurvey
 from lwptv_lightning.rules.ties import TIES
 
 DENSITY = st.sampled_from([0.05, 0.2, 0.5, 0.99, 1.0])
@@ -92,5 +91,5 @@ def test_where_no_sign_is_elected_at_all_the_maximum_keeps_nothing(reduce, expec
 )
 def test_each_task_has_what_agrees_of_it(reduce, expected):
     tau = torch.tensor([[4.0, -2.0, -1.0], [2.0, 1.0, 3.0]])
-    made = TIES(density=1, reduce=reduce).parts(tau, MergeContext("w", ("a", "b"), TrimSurvey(torch.zeros(2), 1.0)))
+    made = TIES(density=1, reduce=reduce, scope="tensor").parts(tau, MergeContext("w", ("a", "b")))
     assert made.tolist() == expected
