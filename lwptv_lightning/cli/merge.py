@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     extract.add_as_lora(parser.add_argument_group("LoRA"))
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--recipe", type=Path, metavar="JSON", help="a recipe's file; the options below change it")
+    recipe.add_argument(
+        "--gates",
+        type=Path,
+        metavar="JSON",
+        help="a recipe's file with learnt coefficients instead; only --scale, --dtype and LiNeS may stand beside it",
+    )
     recipe.add_argument("--set", **arguments.SETTINGS, help="a hyper-parameter of the rule, such as density=0.1")
     arguments.add_fields(recipe, MergeRecipe)
     lines = parser.add_argument_group("LiNeS, a scaling by depth (any of these asks for it)")
@@ -133,11 +140,30 @@ def _costs(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _recipe(options: argparse.Namespace) -> MergeRecipe:
-    recipe = MergeRecipe() if options.recipe is None else MergeRecipe.from_json(options.recipe)
     changes = arguments.given_fields(options, MergeRecipe)
+    if options.gates is not None:
+        recipe = _gates(options, changes)
+    else:
+        recipe = MergeRecipe() if options.recipe is None else MergeRecipe.from_json(options.recipe)
     if options.set:
         changes["rule"] = changes.get("rule", recipe.rule).to_dict() | arguments.settings("--set", options.set)
     if lines := arguments.given_fields(options, LiNeS, "lines-"):
         before = recipe.layer_scaling if isinstance(recipe.layer_scaling, LiNeS) else LiNeS()
         changes["layer_scaling"] = dataclasses.replace(before, **lines)
     return recipe.replace(**changes)
+
+
+def _gates(options: argparse.Namespace, changes: Mapping[str, Any]) -> MergeRecipe:
+    """Return the recipe of a file with coefficients, which were learnt on the parts that it says."""
+    beside = [name for name in ("recipe", "set") if getattr(options, name)]
+    beside += [name for name in changes if name not in ("scale", "dtype")]
+    if beside:
+        option = f"--{beside[0].replace('_', '-')}"
+        raise ValueError(f"--gates says what to merge and how; {option} cannot stand beside it, but --scale can.")
+    recipe = MergeRecipe.from_json(options.gates)
+    if recipe.coefficients is None:
+        raise ValueError(
+            f"--gates {printable(options.gates)}: the recipe there holds no coefficients, which LayerGates learns; "
+            "any other recipe goes into --recipe."
+        )
+    return recipe

@@ -239,3 +239,52 @@ def test_heads_are_written_beside_the_merged_model(tmp_path, make_vit, fine_tune
         with pytest.raises(SystemExit, match=message):
             main(["merge", str(tmp_path / "base.pt"), *given, *exclude, "--out", str(tmp_path / "n.safetensors")])
         assert not (tmp_path / "n.safetensors").exists()
+
+
+def gates_of(files, **changes):
+    coefficients = {"a": {"*": 0.25}, "b": {"head": 0.0, "*": 1 / 3}}
+    recipe = MergeRecipe("tsv_m", 1.0, prune_on="parts", coefficients=coefficients).replace(**changes)
+    (files / "gates.json").write_text(recipe.to_json())
+    return recipe
+
+
+def test_gates_are_a_recipe_whose_scale_may_change(files, base_state, task_states, capsys):
+    recipe = gates_of(files)
+    path = run_merge(files, "--gates", str(files / "gates.json"), "--scale", "0.8")
+    assert "tsv_m x 0.8, coefficients" in capsys.readouterr().out
+    assert recipe_of(path) == recipe.replace(scale=0.8)
+    vectors = TaskVectors.open(base_state, {task: task_states[task] for task in "ab"})
+    expected, merged = merge(vectors, recipe.replace(scale=0.8)), load_file(path)
+    assert all(torch.equal(merged[name], tensor) for name, tensor in expected.items())
+    main(["verify", str(path), str(files / "base.safetensors"), f"a={files / 'a.pt'}", f"b={files / 'b.safetensors'}"])
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        ["--rule", "ties"],
+        ["--ratio", "0.5"],
+        ["--ratio", "0"],
+        ["--set", "density=0.5"],
+        ["--keep", "stem"],
+        ["--granularity", "block"],
+        ["--prune-on", "task_vectors"],
+        ["--elements", "0.5"],
+        ["--recipe", "other.json"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_gates_refuse_what_contradicts_them(files, beside):
+    gates_of(files)
+    with pytest.raises(SystemExit, match=f"{beside[0]} cannot stand beside it"):
+        run_merge(files, "--gates", str(files / "gates.json"), *beside)
+
+
+def test_gates_without_coefficients_and_of_other_tasks_are_refused_by_name(files):
+    gates_of(files, coefficients=None)
+    with pytest.raises(SystemExit, match="gates.json: the recipe there holds no coefficients"):
+        run_merge(files, "--gates", str(files / "gates.json"))
+    gates_of(files, coefficients={"a": {"*": 1}, "bb": {"*": 1}})
+    with pytest.raises(SystemExit, match="unknown task in coefficients 'bb'. Did you mean 'b'"):
+        run_merge(files, "--gates", str(files / "gates.json"))
+    assert not (files / "merged.safetensors").exists()
