@@ -1,6 +1,6 @@
 """Pruned against unpruned on the zoo, at the published scale and each at its own best one: the figures of README.
 
-    nice python benchmarks/tuned_on_zoo.py       # writes docs/tuned.md and docs/tuned.json, about 5 minutes
+    nice python benchmarks/tuned_on_zoo.py       # writes docs/tuned.md and docs/tuned.json, about 8 minutes
 
 Each of the two gets the scale with the best ID average on the validation draw, from one fine grid. What is reported is
 measured on the test draw, of which no sample is in the validation draw. Intervals are 95 % paired bootstraps over the
@@ -27,6 +27,8 @@ STEP = 0.025
 GRID = tuple(round(step * STEP, 3) for step in range(2, 33))
 RANDOM_MASKS = 20
 KINDS = {"unpruned": 0.0, "pruned": RATIO}
+OVERS = {"id": "ID", "ood/near": "near OOD", "ood/far": "far OOD", "ood": "OOD"}
+"""What figures are averaged over, in words."""
 
 
 def main() -> None:
@@ -93,7 +95,7 @@ def results(
             words: {
                 "pruned": first,
                 "unpruned": second,
-                **{domain: interval(test, first, second, domain) for domain in ("id", "ood")},
+                **{over: interval(test, first, second, over) for over in OVERS},
             }
             for words, (first, second) in pairs.items()
         },
@@ -102,7 +104,7 @@ def results(
 
 def averages(test: SweepResult, name: str) -> dict[str, float]:
     found = test.figures(name)
-    return {domain: 100 * found[f"{domain}/avg"] for domain in ("id", "ood")}
+    return {over: 100 * found[f"{over}/avg"] for over in OVERS}
 
 
 def mean_of(figures: Mapping[str, Mapping[str, float]], prefix: str) -> dict[str, float]:
@@ -110,19 +112,19 @@ def mean_of(figures: Mapping[str, Mapping[str, float]], prefix: str) -> dict[str
     found = [row for name, row in figures.items() if name.startswith(prefix)]
     return {
         key: value
-        for domain in ("id", "ood")
-        for values in [[row[domain] for row in found]]
+        for over in OVERS
+        for values in [[row[over] for row in found]]
         for key, value in (
-            (domain, sum(values) / len(values)),
-            (f"{domain} least", min(values)),
-            (f"{domain} largest", max(values)),
+            (over, sum(values) / len(values)),
+            (f"{over} least", min(values)),
+            (f"{over} largest", max(values)),
         )
     }
 
 
-def interval(test: SweepResult, first: str, second: str, domain: str) -> list[float]:
+def interval(test: SweepResult, first: str, second: str, over: str) -> list[float]:
     """Return the difference and the ends of its interval."""
-    found = test.difference(first, second, domain)
+    found = test.difference(first, second, over)
     return [100 * found.value, 100 * found.low, 100 * found.high]
 
 
@@ -135,9 +137,9 @@ def write(found: Mapping[str, object], folder: Path) -> None:
 def page(found: Mapping[str, object]) -> str:
     """Return docs/tuned.md."""
     grid, images, best, differences = (found[key] for key in ("grid", "images", "best", "differences"))
-    test, validation = found["test"], found["validation"]
+    test, validation, overs = found["test"], found["validation"], averaged(found)
     pairs = [
-        [words, f"{row['pruned']}", f"{row['unpruned']}", *(spelled(row[domain]) for domain in ("id", "ood"))]
+        [words, f"{row['pruned']}", f"{row['unpruned']}", *(spelled(row[over]) for over in overs)]
         for words, row in differences.items()
     ]
     curve = [
@@ -146,7 +148,7 @@ def page(found: Mapping[str, object]) -> str:
             *(
                 f"{value:.1f}"
                 for kind in KINDS
-                for value in (validation[at(kind, scale)], *(test[at(kind, scale)][d] for d in ("id", "ood")))
+                for value in (validation[at(kind, scale)], *(test[at(kind, scale)][over] for over in overs))
             ),
         ]
         for scale in GRID
@@ -157,13 +159,26 @@ def page(found: Mapping[str, object]) -> str:
         rule=found["rule"],
         ratio=found["ratio"],
         size=images["validation"],
+        sets=", ".join(f"{len(of_loaders(images['test'], over))} {words}" for over, words in overs.items()),
         fewer=f" ({', '.join(fewer)})" if fewer else "",
         **{f"{end}": f"{grid[end]:g}" for end in ("first", "last", "step")},
         unpruned=f"{best['unpruned']:g}",
         pruned=f"{best['pruned']:g}",
-        pairs=markdown_table(["pruned minus unpruned", "pruned", "unpruned", "ID", "OOD"], pairs),
-        curve=markdown_table(["scale", *(f"{k} {what}" for k in KINDS for what in HEADINGS)], curve),
+        pairs=markdown_table(["pruned minus unpruned", "pruned", "unpruned", *overs.values()], pairs),
+        curve=markdown_table(
+            ["scale", *(f"{kind} {what}" for kind in KINDS for what in ("validation ID", *overs.values()))], curve
+        ),
     )
+
+
+def of_loaders(images: Mapping[str, int], over: str) -> list[str]:
+    """Return the loaders that an average is over."""
+    return [loader for loader in images if loader.startswith(f"{over}/")]
+
+
+def averaged(found: Mapping[str, object]) -> dict[str, str]:
+    """Return what some results are averaged over, in words."""
+    return {over: words for over, words in OVERS.items() if over in found["test"]["base"]}
 
 
 def spelled(difference: list[float]) -> str:
@@ -173,14 +188,14 @@ def spelled(difference: list[float]) -> str:
 
 def summary(found: Mapping[str, object]) -> str:
     """Return the table of README."""
-    test, best, published = found["test"], found["best"], f"{found['published']:g}"
+    test, best, published, overs = found["test"], found["best"], f"{found['published']:g}", averaged(found)
     at_published, _, tuned = found["differences"].values()
 
     def figures(name: str) -> list[str]:
-        return [f"{test[name][domain]:.1f}" for domain in ("id", "ood")]
+        return [f"{test[name][over]:.1f}" for over in overs]
 
-    def range_of(domain: str) -> str:
-        mean, least, largest = (test["random masks"][f"{domain}{end}"] for end in ("", " least", " largest"))
+    def range_of(over: str) -> str:
+        mean, least, largest = (test["random masks"][f"{over}{end}"] for end in ("", " least", " largest"))
         return f"{mean:.1f} ({least:.1f} … {largest:.1f})"
 
     rows = [
@@ -188,11 +203,11 @@ def summary(found: Mapping[str, object]) -> str:
         ["each expert alone (mean of five)", *figures("experts")],
         [f"task arithmetic, scale {published}", *figures(RULE)],
         [f"**task arithmetic, scale {published}, half of the layers pruned**", *figures(f"{RULE} pruned")],
-        [f"pruned minus unpruned, both at {published}", *(spelled(at_published[domain]) for domain in ("id", "ood"))],
-        [f"*control:* half of the layers pruned at random, mean of {RANDOM_MASKS}", *map(range_of, ("id", "ood"))],
+        [f"pruned minus unpruned, both at {published}", *(spelled(at_published[over]) for over in overs)],
+        [f"*control:* half of the layers pruned at random, mean of {RANDOM_MASKS}", *map(range_of, overs)],
         [f"*control:* unpruned at its best scale, {best['unpruned']:g}", *figures(at("unpruned", best["unpruned"]))],
         [f"half of the layers pruned at its best scale, {best['pruned']:g}", *figures(at("pruned", best["pruned"]))],
-        ["pruned minus unpruned, each at its best scale", *(spelled(tuned[domain]) for domain in ("id", "ood"))],
+        ["pruned minus unpruned, each at its best scale", *(spelled(tuned[over]) for over in overs)],
     ]
     for rule, name in {
         "ties": "TIES",
@@ -202,13 +217,12 @@ def summary(found: Mapping[str, object]) -> str:
     }.items():
         pairs = zip(figures(rule), figures(f"{rule} pruned"), strict=True)
         rows.append([f"{name} / pruned", *(f"{plain} / {pruned}" for plain, pruned in pairs)])
-    return markdown_table(["zoo, accuracy in %", "ID average", "OOD average"], rows)
+    return markdown_table(["zoo, accuracy in %", *(f"{words} average" for words in overs.values())], rows)
 
 
-HEADINGS = ("validation ID", "ID", "OOD")
 PAGE = """# Pruned against unpruned, tuned against tuned
 
-Made by `{command}`. Accuracy in %, averaged over the five ID and over the five OOD sets of the zoo, {size} images in
+Made by `{command}`. Accuracy in %, averaged over sets of the zoo ({sets}), {size} images in
 each{fewer}. The rule is `{rule}`; "pruned" drops the {ratio:.0%} of layers with the lowest `mean_abs` from each task
 vector before it.
 

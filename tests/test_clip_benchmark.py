@@ -95,7 +95,7 @@ def test_dry_run(run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed in (tmp_path / "out" / "report.md").read_text() + "\n"
     base = figures["base"]
-    unseen = 50 * (float(base["ood/mnist"]) + float(base["ood/eurosat"]))
+    unseen = 50 * (float(base["ood/held_out/mnist"]) + float(base["ood/held_out/eurosat"]))
     merged = 100 * float(base["id/avg"])
     assert (
         f"| base | {merged:.1f} | 46.9 | {merged - 46.9:+.1f} | {unseen:.1f} | 46.6 | {unseen - 46.6:+.1f} |" in printed
@@ -103,7 +103,8 @@ def test_dry_run(run, tmp_path, capsys):
     assert re.search(r"\| task_arithmetic x 0.3 \| [\d.]+ \| 69.9 \| .* \| 59.1 \| ", printed)
     assert re.search(r"\| ties x 1, mean_abs 0.5 \| [\d.]+ \|  \|  \| [\d.]+ \|  \|  \|  \|", printed)
     assert all(f"id/{task}" in columns for task in suite.merged)
-    assert all(f"ood/{name}" in columns for name in ("mnist", "eurosat", "sun397-pixelate", "sun397-motion_blur"))
+    assert all(f"ood/held_out/{name}" in columns for name in ("mnist", "eurosat", "avg"))
+    assert all(f"ood/corrupted/{name}" in columns for name in ("sun397-pixelate", "sun397-motion_blur", "avg"))
 
     def refuse():
         raise AssertionError("the heads are cached")

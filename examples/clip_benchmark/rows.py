@@ -22,7 +22,7 @@ class Row:
 
     Attributes:
         name: What it is.
-        figures: Loader name, ``id/avg`` and ``ood/avg`` to accuracies.
+        figures: Loader name, or an average's such as ``ood/held_out/avg``, to accuracies.
         published: What `published.Reference` calls it, if it is there.
     """
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE))
 
 from corruptions import Corrupted  # noqa: E402
 from heads import cached_heads, open_clip_encoder  # noqa: E402
-from published import RECIPES, Reference, comparison, mean  # noqa: E402
+from published import RECIPES, Reference, comparison  # noqa: E402
 from rows import Results, candidates_of, named, rows_of, unmerged  # noqa: E402
 
 TASKS = yaml.safe_load((HERE / "tasks.yaml").read_text(encoding="utf-8"))
@@ -136,7 +136,9 @@ class Benchmark:
     @cached_property
     def loaders(self) -> dict[str, Any]:
         merged, held_out = ({task: self.images[task] for task in of} for of in (self.suite.merged, self.suite.held_out))
-        return EvaluationSuite(id=merged, ood=held_out | self.corrupted).loaders
+        groups = {"held_out": held_out, "corrupted": self.corrupted}
+        ood = {f"{group}/{name}": data for group, sets in groups.items() for name, data in sets.items()}
+        return EvaluationSuite(id=merged, ood=ood).loaders
 
     def trainer(self, *callbacks: Any) -> Trainer:
         return Trainer(logger=False, callbacks=list(callbacks), **self.trainer_options)
@@ -159,7 +161,7 @@ class Benchmark:
 
     def averages(self, figures: dict[str, float]) -> tuple[float, float]:
         """Return the averages over the merged and over the held-out tasks, in %."""
-        return 100 * figures["id/avg"], 100 * mean(figures, [f"ood/{task}" for task in self.suite.held_out])
+        return 100 * figures["id/avg"], 100 * figures["ood/held_out/avg"]
 
 
 def benchmark(

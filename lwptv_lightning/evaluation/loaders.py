@@ -80,7 +80,10 @@ def _as_loader(name: str, data: Any, batch_size: int, num_workers: int) -> DataL
     if isinstance(data, DataLoader):
         return data
     if not isinstance(data, Dataset):
-        raise TypeError(f"{name!r} must be a data set or a loader, not {type(data).__name__}.")
+        hint = (
+            f" Sets of a group are named {f'{name}/<name>'.partition('/')[2]!r}." if isinstance(data, Mapping) else ""
+        )
+        raise TypeError(f"{name!r} must be a data set or a loader, not {type(data).__name__}.{hint}")
     return DataLoader(data, batch_size=batch_size, num_workers=num_workers)
 
 

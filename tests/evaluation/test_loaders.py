@@ -38,5 +38,15 @@ def test_suite_names_sets_and_loaders():
 def test_suite_of_things_that_are_no_data():
     with pytest.raises(TypeError, match="'id/a' must be a data set or a loader, not list"):
         EvaluationSuite(id={"a": [1, 2]})
+    with pytest.raises(TypeError, match="'ood/near' .*not dict. Sets of a group are named 'near/<name>'"):
+        EvaluationSuite(id={"a": DATA}, ood={"near": {"b": DATA}})
+
+
+def test_suite_of_sets_in_groups():
+    suite = EvaluationSuite(id={"a": DATA, "night/a": DATA}, ood={"near/b": DATA, "far/b": DATA})
+    assert list(suite.loaders) == ["id/a", "id/night/a", "ood/near/b", "ood/far/b"]
+    assert list(EvaluationSuite.of(suite.loaders).loaders) == list(suite.loaders)
+    with pytest.raises(ValueError, match="loader 'ood/near' is named as the group of 'ood/near/b'"):
+        EvaluationSuite(id={"a": DATA}, ood={"near": DATA, "near/b": DATA})
     with pytest.raises(ValueError, match="not an empty dict"):
         EvaluationSuite(id={})
