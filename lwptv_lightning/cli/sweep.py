@@ -32,22 +32,18 @@ def run(options: argparse.Namespace) -> None:
             table = ResultTable(rows)
             print_table(table.rich(), Console())
             if reason:
-                print_text(f"No choice by one_standard_error: {reason}", Console())
+                print_text(reason, Console())
             if path is not None:
                 write_whole(path, table.csv())
 
 
 def _choices(found: SweepResult) -> tuple[dict[str, str], str]:
-    """Return which recipes the ID sets' averages choose, name to the names of what chose it, and why one does not."""
-    from lwptv_lightning.search import best, one_standard_error
+    """Return which recipes the ID sets' averages choose, and why they choose none where there are such sets."""
+    from lwptv_lightning.search import choices
 
-    notes: dict[str, str] = {}
     if not any(loader.startswith("id/") for loader in found.outcomes):
-        return notes, ""
-    for choose in (best, one_standard_error):
-        try:
-            name = choose(found)
-        except ValueError as error:  # the figures are there, and took long
-            return notes, str(error)
-        notes[name] = ", ".join(filter(None, (notes.get(name), choose.__name__)))
-    return notes, ""
+        return {}, ""
+    try:
+        return choices(found), ""
+    except ValueError as error:  # the figures are there, and took long
+        return {}, f"No recipe is chosen: {error}"

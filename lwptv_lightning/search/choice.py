@@ -83,6 +83,23 @@ def one_standard_error(
     return min(near, key=lambda name: (_distance(result, name), lost[name][0]))
 
 
+def choices(result: SweepResult, names: Iterable[str] | None = None) -> dict[str, str]:
+    """Return which candidates ID averages choose, each with what chooses it, for tables; for the rest see there.
+
+    Example:
+        >>> import torch
+        >>> right = torch.tensor([[True, False, False, True], [True, True, False, True]])
+        >>> choices(SweepResult(("x 0.3", "x 1.0"), {"id/a": right}, {}, {"x 0.3": 0.6, "x 1.0": 2.0}))
+        {'x 1.0': 'best', 'x 0.3': 'one_standard_error'}
+    """
+    names = _candidates(result, names)
+    found: dict[str, str] = {}
+    for choose in (best, one_standard_error):
+        name = choose(result, names=names)
+        found[name] = f"{found[name]}, {choose.__name__}" if name in found else choose.__name__
+    return found
+
+
 def _candidates(result: SweepResult, names: Iterable[str] | None) -> tuple[str, ...]:
     require_kind("result", result, SweepResult, "a SweepResult")
     chosen = result.names if names is None else require_texts("names", names, "names of candidates")

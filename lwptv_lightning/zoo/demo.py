@@ -32,7 +32,7 @@ from lwptv_lightning.report import (
     print_table,
     print_text,
 )
-from lwptv_lightning.search import Candidate, SweepResult, sweep
+from lwptv_lightning.search import Candidate, SweepResult, best, choices, sweep
 from lwptv_lightning.task_vectors import TaskVectors
 from lwptv_lightning.zoo.builders import zoo_module
 from lwptv_lightning.zoo.data import loaders
@@ -57,11 +57,13 @@ class Demo:
         table: The rows of the report.
         test: Every candidate on the test sets.
         best: Rule to the coefficient with the best ID average on the validation draw.
+        chosen: Row to what chooses it on the validation draw, of the coefficients of each such rule.
     """
 
     table: ResultTable
     test: SweepResult
     best: Mapping[str, float]
+    chosen: Mapping[str, str]
 
 
 def run_demo(
@@ -99,9 +101,12 @@ def run_demo(
         trainer = quiet_trainer(devices)
         test = sweep(trainer, module, _candidates(module.vectors, controlled), loaders("test", size=size))
         coefficients = {_at(rule, c): MergeRecipe(rule, c) for rule in controlled for c in COEFFICIENTS}
-        validation = sweep(trainer, module, coefficients, loaders("validation", size=size, sets=ID_SETS))
-    best = {rule: max(COEFFICIENTS, key=lambda c: validation.figures(_at(rule, c))["id/avg"]) for rule in controlled}
-    demo = Demo(_table(module.vectors, test, best), test, best)
+        drawn = loaders("validation", size=max(size, 2), sets=ID_SETS)  # a standard error takes two
+        validation = sweep(trainer, module, coefficients, drawn)
+    of_rule = {rule: {_at(rule, coefficient): coefficient for coefficient in COEFFICIENTS} for rule in controlled}
+    tuned = {rule: own[best(validation, names=own)] for rule, own in of_rule.items()}
+    chosen = {name: note for own in of_rule.values() for name, note in choices(validation, own).items()}
+    demo = Demo(_table(module.vectors, test, controlled, chosen), test, tuned, chosen)
     _publish(demo, module, Path(folder), files, console or Console())
     return demo
 
@@ -122,17 +127,18 @@ def _candidates(vectors: TaskVectors, controlled: Iterable[str]) -> dict[str, Ca
     return candidates
 
 
-def _table(vectors: TaskVectors, test: SweepResult, best: Mapping[str, float]) -> ResultTable:
+def _table(
+    vectors: TaskVectors, test: SweepResult, controlled: Iterable[str], chosen: Mapping[str, str]
+) -> ResultTable:
     rows = [ResultRow("base", test.figures("base"))]
     rows += [ResultRow(f"expert {task}", test.figures(f"expert {task}")) for task in vectors.tasks]
     for rule in RULES:
         rows += [ResultRow(name, test.figures(name), test.seconds[name]) for name in (rule, rule + PRUNED_SUFFIX)]
-        if rule in best:
+        if rule in controlled:
             rows.append(_random_masks_row(rule, test))
             for coefficient in COEFFICIENTS:
                 name = _at(rule, coefficient)
-                note = "best validation ID" if coefficient == best[rule] else ""
-                rows.append(ResultRow(name, test.figures(name), test.seconds[name], note))
+                rows.append(ResultRow(name, test.figures(name), test.seconds[name], chosen.get(name, "")))
     name = _at("task_arithmetic", 0.5) + PRUNED_SUFFIX
     rows.append(ResultRow(name, test.figures(name), test.seconds[name]))
     return ResultTable(rows)
@@ -164,6 +170,7 @@ def _publish(demo: Demo, module: MergeModule, folder: Path, files: ReportFolder,
         written = sorted(printable_name(path.name) for path in made.iterdir() if path.name in _FILES)
     title = "Accuracy in %, averages over the ID, the near OOD, the far OOD and all OOD sets"
     print_table(demo.table.of_averages().rich(title), console)
+    print_text(_CHOSEN, console)
     print_text(f"Pruned minus unpruned, in points, with 95 % paired bootstrap intervals:\n{differences}", console)
     print_text(f"Wrote {', '.join(written)} to {printable(folder.resolve())}", console)
 
@@ -171,7 +178,8 @@ def _publish(demo: Demo, module: MergeModule, folder: Path, files: ReportFolder,
 def _write(demo: Demo, module: MergeModule, differences: str, folder: Path) -> None:
     recipe = MergeRecipe("task_arithmetic", ratio=RATIO)
     layers = module.layers()
-    report = _REPORT.format(title=_TITLE, table=demo.table.markdown(), differences=differences, ratio=RATIO)
+    tables = {"table": demo.table.markdown(), "differences": differences}
+    report = _REPORT.format(title=_TITLE, chosen=_CHOSEN, ratio=RATIO, **tables)
     (folder / REPORT).write_text(report, encoding="utf-8")
     (folder / RESULTS).write_text(demo.table.csv(), encoding="utf-8")
     (folder / RECIPE).write_text(recipe.to_json() + "\n", encoding="utf-8")
@@ -231,6 +239,9 @@ def quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
+_CHOSEN = """\
+Notes name what chooses a coefficient on a validation draw of the ID sets: `best` takes the highest average,
+`one_standard_error` the smallest change of the base among those within one standard error of it."""
 _REPORT = """{title}
 
 Accuracy in %. "pruned" drops the {ratio:.0%} of layers with the lowest `mean_abs` of each task vector before the rule.
@@ -238,6 +249,8 @@ ID sets are of the tasks' classes and styles, near OOD sets of other classes in 
 classes in other styles. The base does well on the far ones, where merging can lose much. On the near ones it can gain.
 
 {table}
+
+{chosen}
 
 ## Pruned minus unpruned, in points, with 95 % paired bootstrap intervals
 

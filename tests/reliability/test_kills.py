@@ -143,7 +143,8 @@ def measured(trainer, module, candidates, loaders):
     """Return what a sweep of the demo might have found, without the minute that it takes."""
     generator = torch.Generator().manual_seed(0)
     outcomes = {name: torch.rand(len(candidates), 4, generator=generator) > 0.5 for name in loaders}
-    return SweepResult(tuple(candidates), outcomes, dict.fromkeys(candidates, 0.1))
+    seconds, changes = dict.fromkeys(candidates, 0.1), dict.fromkeys(candidates, 1.0)
+    return SweepResult(tuple(candidates), outcomes, seconds, changes)
 
 
 def test_killed_demos(amount, tmp_path, row):

@@ -41,7 +41,18 @@ def test_the_row_of_the_default_coefficient_is_the_unpruned_rule(demo):
     _, measured = demo
     rows = {row.name: row for row in measured.table.rows}
     assert rows["task_arithmetic x 0.3"].figures == rows["task_arithmetic"].figures
-    assert rows[f"task_arithmetic x {measured.best['task_arithmetic']:g}"].note
+    assert rows[f"task_arithmetic x {measured.best['task_arithmetic']:g}"].note.startswith("best")
+
+
+def test_two_choices_on_the_validation_draw_are_noted(demo):
+    folder, measured = demo
+    notes = [(row.name, row.note) for row in measured.table.rows if "x" in row.name and row.note]
+    assert sorted(", ".join(note for _, note in notes).split(", ")) == ["best", "one_standard_error"]
+    assert dict(notes) == measured.chosen
+    cautious, best = (next(name for name, note in notes if word in note) for word in ("one_standard_error", "best"))
+    assert measured.test.changes[cautious] <= measured.test.changes[best]
+    for text in ((folder / OUT / "report.md").read_text(), (folder / "printed.txt").read_text()):
+        assert "`one_standard_error` the smallest change" in text
 
 
 def test_six_files_are_written_and_say_the_same(demo):
