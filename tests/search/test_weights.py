@@ -70,6 +70,8 @@ UNSCALED = [
     {"rule": "tsv_m", "ratio": 0.5},
     {"rule": "breadcrumbs", "elements": {"ratio": 0.5}},
     {"rule": "magnitude", "ratio": 0.5, "prune_on": "parts"},
+    {"rule": "magnitude", "prune_on": "parts", "coefficients": {task: {"conv": 0, "*": 0.3} for task in "abc"}},
+    {"rule": "magnitude", "prune_on": "parts", "coefficients": {task: {"conv": 0, "*": 0.4} for task in "abc"}},
 ]
 
 
