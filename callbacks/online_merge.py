@@ -29,7 +29,14 @@ from lwptv_lightning.evaluation import (
     with_own_workers,
 )
 from lwptv_lightning.functional import plain_name, plain_state
-from lwptv_lightning.merging import Undo, exchange_, find_backbone, gather_state, named_submodule
+from lwptv_lightning.merging import (
+    Undo,
+    exchange_,
+    find_backbone,
+    gather_state,
+    named_submodule,
+    require_coefficients,
+)
 from lwptv_lightning.registry import (
     encodable,
     require_kind,
@@ -130,6 +137,7 @@ class OnlineMerge(Callback):
             vectors = self.module.vectors
             shapes = {name: vectors.headers[name].shape for name in vectors.shared_names}
             self._backbone = find_backbone(pl_module, shapes, otherwise="")
+        require_coefficients(self.module.vectors, self.module.recipe, self.module.layers, self.task)
         self._last_step = trainer.global_step
         self._has_run = False
 

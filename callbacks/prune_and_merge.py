@@ -21,7 +21,14 @@ from lwptv_lightning.evaluation import (
 )
 from lwptv_lightning.functional import plain_state
 from lwptv_lightning.layers import trace_layers
-from lwptv_lightning.merging import SharedOptions, find_backbone, install_, named_submodule, require_options
+from lwptv_lightning.merging import (
+    SharedOptions,
+    find_backbone,
+    install_,
+    named_submodule,
+    require_coefficients,
+    require_options,
+)
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.registry import (
     require_kind,
@@ -109,9 +116,11 @@ class PruneAndMerge(Callback):
         """Find out before the training whether merging would fit."""
         merges = "fit" in self.stages or ("validate" in self.stages and trainer.enable_validation)
         if merges and not isinstance(pl_module, MergeModule):
-            _, vectors = self._find_backbone(pl_module)
+            backbone, vectors = self._find_backbone(pl_module)
             if self.task is not None:
                 vectors.require_new(self.task)
+            recipe, layers = self.recipe or MergeRecipe(), partial(trace_layers, backbone)
+            require_coefficients(vectors.knowing(backbone), recipe, layers, self.task)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge, unless this is the sanity check."""

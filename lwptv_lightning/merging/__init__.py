@@ -5,6 +5,7 @@ from lwptv_lightning.merging.backbone import find_backbone, named_submodule
 from lwptv_lightning.merging.base_card import BaseCard
 from lwptv_lightning.merging.card import card_beside, card_of, model_card
 from lwptv_lightning.merging.card_metadata import TAGS
+from lwptv_lightning.merging.coefficients import require_coefficients
 from lwptv_lightning.merging.data import fingerprint_of_data, read_data_statistics, write_data_statistics
 from lwptv_lightning.merging.factors import AdaptedLayer
 from lwptv_lightning.merging.install import (

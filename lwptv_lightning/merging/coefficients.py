@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,11 +12,27 @@ from lwptv_lightning.layers import Layers
 from lwptv_lightning.merging.ties import further_names, patterns_of_layers
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import first_match, require_known, require_matches, shown
-from lwptv_lightning.saliency import LayerMask, LayerTable
+from lwptv_lightning.saliency import LayerMask, LayerTable, merged_layers
 from lwptv_lightning.task_vectors import TaskVectors
 
 
-def require_tasks(recipe: MergeRecipe, vectors: TaskVectors) -> None:
+def require_coefficients(
+    vectors: TaskVectors, recipe: MergeRecipe, layers: Callable[[str], Layers], new: str | None = None
+) -> None:
+    """Raise what a merge would raise of a recipe's coefficients, before a training after which it merges.
+
+    Args:
+        vectors: The task vectors.
+        recipe: The recipe.
+        layers: Gives the model's layers of a granularity, where these are needed.
+        new: The task that is trained, and is merged besides.
+    """
+    if recipe.coefficients is not None:
+        tasks = vectors.tasks if new is None else (*vectors.tasks, new)
+        layer_coefficients(vectors, recipe, merged_layers(vectors, layers(recipe.granularity)), tasks)
+
+
+def require_tasks(recipe: MergeRecipe, tasks: Sequence[str]) -> None:
     """Raise unless a recipe's coefficients, where it has some, are of just the tasks that are merged.
 
     Raises:
@@ -27,15 +43,17 @@ def require_tasks(recipe: MergeRecipe, vectors: TaskVectors) -> None:
     if given is None:
         return
     for task in given:
-        require_known("task in coefficients", task, vectors.tasks)
-    if absent := [task for task in vectors.tasks if task not in given]:
+        require_known("task in coefficients", task, tasks)
+    if absent := [task for task in tasks if task not in given]:
         raise ValueError(
-            f"coefficients hold none for these of the {len(vectors)} tasks: {some_of(absent)} "
+            f"coefficients hold none for these of the {len(tasks)} tasks: {some_of(absent)} "
             f"They hold those of {some_of(given)}"
         )
 
 
-def layer_coefficients(vectors: TaskVectors, recipe: MergeRecipe, layers: Layers) -> Tensor | None:
+def layer_coefficients(
+    vectors: TaskVectors, recipe: MergeRecipe, layers: Layers, tasks: Sequence[str] | None = None
+) -> Tensor | None:
     """Return the coefficient of each task and layer, ``(T, L)`` in the recipe's dtype; None where it has none.
 
     Args:
@@ -43,6 +61,7 @@ def layer_coefficients(vectors: TaskVectors, recipe: MergeRecipe, layers: Layers
         recipe: The recipe.
         layers: The layers with merged tensors; a glob that matches none of their names may match further ones of a
             tied weight.
+        tasks: Those that are merged; the task vectors' by default.
 
     Raises:
         UnknownNameError: A task that is not merged, or a glob that matches no layer.
@@ -50,14 +69,15 @@ def layer_coefficients(vectors: TaskVectors, recipe: MergeRecipe, layers: Layers
     """
     if recipe.coefficients is None:
         return None
-    require_tasks(recipe, vectors)
+    tasks = vectors.tasks if tasks is None else tasks
+    require_tasks(recipe, tasks)
     further, limit = further_names(vectors, layers), torch.finfo(recipe.torch_dtype).max
-    rows = [_row(task, recipe.coefficients[task], layers, further) for task in vectors.tasks]
-    for task, row in zip(vectors.tasks, rows, strict=True):
+    rows = [_row(task, recipe.coefficients[task], layers, further) for task in tasks]
+    for task, row in zip(tasks, rows, strict=True):
         if max(row, default=0.0) > limit:
             beyond = f"{max(row):g} of task {shown(task)} is beyond {limit:g}"
             raise ValueError(f"coefficients: {beyond}, the largest of {recipe.torch_dtype}.")
-    shape = len(vectors), len(layers)
+    shape = len(tasks), len(layers)
     return torch.tensor(rows, dtype=torch.float64, device="cpu").to(recipe.torch_dtype).reshape(shape)
 
 

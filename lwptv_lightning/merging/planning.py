@@ -137,6 +137,6 @@ def _averaging_jobs(averaged: Stream) -> dict[str, Job]:
 def _check(merge: Merge) -> None:
     require_data(merge.recipe.rule, merge.data, merge.vectors)
     require_task(merge.recipe, merge.vectors)
-    require_tasks(merge.recipe, merge.vectors)
+    require_tasks(merge.recipe, merge.vectors.tasks)
     if merge.mask is not None and merge.recipe.elements is not None:
         raise ValueError("mask=... prunes whole layers; it cannot stand beside the recipe's elements.")

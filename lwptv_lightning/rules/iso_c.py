@@ -43,7 +43,10 @@ class IsoC(MergeRule):
         return is_matrix(shape, name, exclude=self.exclude)
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
-        """Return ``U diag(mean(s) / s) U^T tau_t``, ``(T, *shape)``; directions that the sum has not are left out."""
+        """Return ``U diag(mean(s) / s) U^T tau_t``, ``(T, *shape)``; directions that the sum has not are left out.
+
+        Where tasks all but cancel, s is small, and the parts, which cancel too, are large.
+        """
         if (matrices := self.as_matrices(tau, context)) is None:
             return tau / len(tau)
         left, values, _ = leading_triplets(matrices.sum(0))

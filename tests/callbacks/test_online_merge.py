@@ -207,6 +207,17 @@ def test_a_fast_dev_run_evaluates_a_batch_of_each_loader(online, merge_module, m
     assert counted == [(name, 0) for name in NAMES]
 
 
+def test_coefficients_without_the_trained_task_are_refused_before_training(experts, make_trainer):
+    recipe = MergeRecipe(prune_on="parts", coefficients={"other": {"*": 0.5}})
+    heads = {name.partition("/")[2]: nn.Linear(8, 4) for name in NAMES}
+    module = MergeModule(make_net(), experts, recipe, heads=heads)
+    callback = OnlineMerge(module, {"id/mine": still(0)}, task="mine", backbone="net", head="head")
+    tuning = FineTuning()
+    with pytest.raises(ValueError, match="hold none for these of the 2 tasks: mine"):
+        make_trainer(callbacks=[callback], max_epochs=1).fit(tuning, still(1))
+    assert not tuning.losses
+
+
 def test_what_is_wrong_is_said_before_training(online, merge_module, make_trainer):
     with pytest.raises(ValueError, match="every_n_epochs must be at least 1, not 0"):
         online(every_n_epochs=0)

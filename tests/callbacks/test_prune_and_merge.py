@@ -231,6 +231,25 @@ def test_a_failed_fit_merges_nothing(module, vectors, data, make_trainer):
     assert same(module.net.state_dict(), module.seen[0])
 
 
+EVERY = {task: {"*": 1} for task in ("a", "b", "mine")}
+WRONG = {
+    "a task": (EVERY | {"min": {"*": 1}}, "unknown task in coefficients 'min'. Did you mean 'mine'"),
+    "no number": ({"a": {"*": 1}, "b": {"*": 1}}, "hold none for these of the 3 tasks: mine"),
+    "a layer": (EVERY | {"a": {"0": 1, "11": 1, "*": 1}}, "layer in coefficients of task 'a' '11'"),
+}
+
+
+@pytest.mark.parametrize(("coefficients", "message"), WRONG.values(), ids=WRONG)
+def test_coefficients_that_do_not_fit_are_refused_before_the_training(
+    coefficients, message, module, vectors, data, make_trainer
+):
+    recipe = MergeRecipe(prune_on="parts", coefficients=coefficients)
+    callback = PruneAndMerge(vectors, recipe, task="mine", stages=["fit"])
+    module.fail_with = AssertionError("it was trained")
+    with pytest.raises(ValueError, match=message):
+        make_trainer(callbacks=[callback], max_epochs=1).fit(module, data, data)
+
+
 def test_the_stage_fit_needs_a_name_for_what_is_trained(vectors):
     with pytest.raises(ValueError, match="stage 'fit' merges what was trained: name its task with task='...'"):
         PruneAndMerge(vectors, stages=["fit"])
