@@ -6,7 +6,7 @@ or classes of your own, in any importable module, do as well.
 
 import argparse
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,10 +20,17 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "overwrite": {"type": bool, "nargs": "?", "const": True, "default": False, "help": "replace what is there"},
     "out": {"type": str | None, "help": "collect, learn, sweep: the file to write"},
+    "method": {"type": str | None, "help": "learn: layer_gates or adamerging, the default without BASE"},
     "data_statistics": {"type": str | None, "help": "validate, sweep: what collect wrote, for rules that need it"},
     "recipes": {"type": dict[str, str | dict[str, Any]] | None, "help": "sweep: name to recipe"},
     "samples": {"type": int, "default": 256, "help": "collect: how many examples of each task to use"},
 }
+
+_OF_GATES: dict[str, dict[str, Any]] = {
+    "rule": {"type": str | dict[str, Any], "default": "tsv_m", "help": "a rule that is a sum over tasks"},
+    "parts_on": {"type": str | None, "default": None, "help": "where the parts are held, such as cpu"},
+}
+"""Arguments of `LayerGates` whose types are none of words."""
 
 _OF_LOADERS = (
     "num_workers",
@@ -39,12 +46,15 @@ _OF_LOADERS = (
 
 
 @contextmanager
-def configured(command: str, arguments: list[str]) -> Iterator[Any]:
+def configured(
+    command: str, arguments: list[str], complete: Callable[[Any], object] = lambda config: None
+) -> Iterator[Any]:
     """Make what a configuration file and options say: a `LightningCLI` with trainer, model, datamodule and config.
 
     Args:
         command: Whose arguments these are.
         arguments: What follows the command.
+        complete: Sets what was left open in the configuration, before anything is made of it.
 
     Raises:
         WrongArgumentsError: The parser does not take them.
@@ -55,13 +65,19 @@ def configured(command: str, arguments: list[str]) -> Iterator[Any]:
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from lwptv_lightning.evaluation import EvaluationSuite, MergeModule
-    from lwptv_lightning.learning import AdaMergingModule
+    from lwptv_lightning.learning import AdaMergingModule, LayerGates
 
     class Command(LightningCLI):
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             for name, given in _OPTIONS.items():
                 parser.add_argument(f"--{name}", **{"default": None, **given})
             parser.add_class_arguments(AdaMergingModule, "learn", skip={"merge_module"}, instantiate=False)
+            parser.add_class_arguments(LayerGates, "gates", skip={"module", *_OF_GATES}, instantiate=False)
+            for name, given in _OF_GATES.items():
+                parser.add_argument(f"--gates.{name}", **given)
+
+        def before_instantiate_classes(self) -> None:
+            complete(self.config)
 
     try:
         with warnings.catch_warnings():

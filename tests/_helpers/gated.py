@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lwptv_lightning import MergeModule, TaskVectors
+from lwptv_lightning import EvaluationSuite, MergeModule, TaskVectors, zoo
 
 TASKS = ("a", "b", "c")
 CLASSES = {"a": 3, "b": 5, "c": 4}
@@ -63,3 +63,14 @@ def gated_module(make=Net, heads=True, dtype=torch.float32, exclude=(), **option
     vectors = TaskVectors.open(model, experts, exclude=exclude)
     given = {task: seeded(lambda task=task: nn.Linear(12, CLASSES[task]), 7).to(dtype) for task in TASKS}
     return MergeModule(seeded(make, 5).to(dtype), vectors, heads=given if heads else {}, **options)
+
+
+class Untouchable(list):
+    def __iter__(self):
+        raise AssertionError("OOD data was touched")
+
+
+def untouchable() -> EvaluationSuite:
+    """The zoo's ID sets, and an OOD set that must not be read."""
+    ood = DataLoader(Untouchable([0]), batch_sampler=Untouchable([[0]]))
+    return EvaluationSuite.of({**zoo.loaders("validation", size=9, sets=zoo.ID_SETS), "ood/far/x": ood})
