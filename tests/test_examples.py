@@ -46,6 +46,13 @@ def test_adamerging_beats_task_arithmetic_on_the_tasks():
     assert averages["adamerging"] > averages["task_arithmetic"]
 
 
+def test_layer_gates_compares_fronts(capsys):
+    means = load("layer_gates").main(steps=2, images=6, size=10)
+    assert list(means)[-1] == "gates x 1.0"
+    assert all(0 < mean < 1 for mean in means.values())
+    assert capsys.readouterr().out.count("ood/near") == 7
+
+
 def test_finetune_is_the_same_to_the_bit_with_merging(tmp_path, capsys):
     script = load("finetune")
     plain = script.main(size=20, epochs=2, merging=False)
@@ -71,7 +78,15 @@ def test_multi_process_runs_on_one_process_too(capsys):
 
 
 def test_no_example_is_left_out():
-    tested = {"validate_merged", "add_to_training", "annotated_graph", "adamerging", "finetune", "multi_process"}
+    tested = {
+        "validate_merged",
+        "add_to_training",
+        "annotated_graph",
+        "adamerging",
+        "layer_gates",
+        "finetune",
+        "multi_process",
+    }
     assert {path.stem for path in FOLDER.glob("*.py")} == tested
 
 

@@ -86,7 +86,9 @@ def _as_config(word: str) -> str:
 
 def _parted(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Return the words that are no options, and all that is an option or the word behind one."""
-    words, rest, follows = [], [], False
+    words: list[str] = []
+    rest: list[str] = []
+    follows = False
     for word in arguments:
         is_option = word.startswith("-")
         (rest if is_option or follows else words).append(word)

@@ -111,6 +111,7 @@ class LayerGates(LightningModule):
         self._begun_at: float | None = None
         self._drawn = 0
         self._steps: float = math.inf
+        self._came_from = module.device
         self._parts: list[HeldParts] = []
         self._lessons: list[Lesson] = []
         given = {"rule": self._recipe.rule.to_dict(), "images": self.images, "batch_size": self.batch_size}
@@ -137,18 +138,16 @@ class LayerGates(LightningModule):
         loaders = require_own_loaders(module, fit_loaders(trainer))
         if self.parts_on is not None:
             require_usable("parts_on", self.parts_on)
+        inputs = read_samples(trainer, module, loaders, self.images, self.seed)
+        runs_as_steps = trainer.precision_plugin.train_step_context()
         with replicas_of(trainer).ranks.sharing_errors():
             module.configure_model()
+            self._came_from = module.device
             module.to(self.device)
             parts = HeldParts.of(module, self._recipe, self.layers, self.coefficients, self.parts_on)
             self._start_at(parts.ratio)
-        inputs = read_samples(trainer, module, loaders, self.images, self.seed)
-        with (
-            replicas_of(trainer).ranks.sharing_errors(),
-            evaluating(module),
-            trainer.precision_plugin.train_step_context(),
-        ):
-            self._lessons = teach(Substituted(module, self.dtype), parts.base, inputs, self.batch_size)
+            with evaluating(module), runs_as_steps:
+                self._lessons = teach(Substituted(module, self.dtype), parts.base, inputs, self.batch_size)
         self._parts = [parts]
         fit_on_(trainer, Steps(math.ceil(max(map(len, self._lessons)) / self.batch_size)))
 
@@ -225,8 +224,9 @@ class LayerGates(LightningModule):
             self.coefficients.clamp_(0, self.most * self._begun_at / self.start)
 
     def on_fit_end(self) -> None:
-        """Let go of parts and samples."""
+        """Let go of parts and samples, and have the merge module where it was."""
         self._parts, self._lessons = [], []
+        self.merge_module.to(self._came_from)
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint holds besides the coefficients."""

@@ -97,7 +97,7 @@ def assert_merges_as_learnt(gates, module):
         assert torch.equal(tensor, state[name]), name
 
 
-RULES = ["tsv_m", "task_arithmetic", {"name": "dare", "density": 0.5}]
+RULES = ["tsv_m", "task_arithmetic", "ties", "consensus_ta", "iso_c", {"name": "dare", "density": 0.5}]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -265,7 +265,7 @@ def test_what_cannot_be_learnt_on_is_refused(fitted, case):
     ("options", "message"),
     [
         ({"rule": "breadcrumb"}, "unknown merging rule"),
-        ({"rule": "slerp_of_none"}, "unknown merging rule"),
+        ({"rule": "wudi"}, "needs a rule that is a sum over tasks; 'wudi' is none"),
         ({"images": 0}, "images must be at least 1"),
         ({"batch_size": 2.5}, "batch_size must be a whole number"),
         ({"start": 0}, "start must be above 0"),
