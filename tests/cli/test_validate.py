@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,30 @@ def test_heads_are_said_in_a_configuration(case, own_classifiers):
     assert all(name in report for name in ("id/a", "ood/far", "ood/other"))
     assert list(read_heads("merged.heads.safetensors")) == ["a", "far", "other"] or case == "modules"
     assert Path("merged.safetensors").exists()
+
+
+def test_sets_in_groups_are_said_in_a_configuration(own_classifiers, capsys):
+    own_classifiers["model"]["init_args"]["heads"] = {"b": "a", "near/b": "a.pt"}
+    own_classifiers["data"]["init_args"]["ood"] = {"near/b": "images", "far/b": "images", "far/c": "images"}
+    own_classifiers["trainer"]["callbacks"] = None
+    Path("all.yaml").write_text(yaml.safe_dump(own_classifiers))
+    with pytest.raises(SystemExit, match="unknown head for loader 'ood/far/c': 'c'"):
+        main(["validate", "--config", "all.yaml"])
+    main(["validate", "--config", "all.yaml", "--model.init_args.heads.c=b", "--save", "merged"])
+    shown = capsys.readouterr().out
+    assert {"near/", "far/", "near", "far"} <= set(re.split(r"[\s│┃]+", shown))
+    assert list(read_heads("merged/heads.safetensors")) == ["a", "near/b", "b", "c"]
+    results = {each.dataset_name for each in ModelCard(Path("merged/README.md").read_text()).data.eval_results}
+    assert results == {
+        "id a",
+        "ood near/b",
+        "ood far/b",
+        "ood far/c",
+        "ID avg",
+        "OOD near avg",
+        "OOD far avg",
+        "OOD avg",
+    }
 
 
 WRONG = {
