@@ -21,7 +21,8 @@ def change_of(weights: Mapping[str, Tensor], vectors: TaskVectors) -> float | No
     that the base itself has no change there.
 
     Args:
-        weights: Name to tensor, each tied weight under one of its names; others than the merged ones do not count.
+        weights: Name to tensor, a tied weight under the name by which it is merged; others than the merged ones do not
+            count.
         vectors: The task vectors, which know the base.
 
     Returns:
@@ -32,7 +33,7 @@ def change_of(weights: Mapping[str, Tensor], vectors: TaskVectors) -> float | No
         >>> change_of({"w": torch.tensor([4.0, 5.0])}, vectors)
         5.0
     """
-    merged = {*vectors.names, *vectors.averaged, *vectors.tied}
+    merged = {*vectors.names, *vectors.averaged}
     squares: list[float] = []
     for name, tensor in weights.items():
         if name in merged:

@@ -129,9 +129,12 @@ class Weights:
     def _made(self, name: str, weights: Mapping[str, Tensor], seconds: float) -> Made:
         own = plain_state(self.module.model, keep_vars=True)
         # Of a tensor with several names, the last one's value stays in a model that they are installed into.
-        names = {id(own[each]): each for each in weights if each in own}.values()
-        vectors = self.module.held_vectors
-        change = None if vectors is None else change_of({each: weights[each] for each in names}, vectors)
+        last = {id(own[each]): each for each in weights if each in own}
+        names, vectors = last.values(), self.module.held_vectors
+        change = None
+        if vectors is not None:
+            merged = {each: last.get(id(own[each])) for each in (*vectors.names, *vectors.averaged) if each in own}
+            change = change_of({each: weights[name] for each, name in merged.items() if name is not None}, vectors)
         # In the dtypes of the model: checkpoints are often in half precision.
         placed = {each: in_dtype(each, weights[each].to(self.device), own[each].dtype) for each in names}
         return Made(name, placed, seconds, change)

@@ -79,6 +79,18 @@ def test_a_tied_weight_counts_once_by_either_of_its_names(name, module):
     assert made(module, {"tied": changed})["tied"] == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_tied_weight_counts_where_the_base_has_it_under_one_name(module):
+    module.model.tied.encoder.weight = module.model.tied.decoder.weight
+    state = dict(module.model.state_dict())
+    del state["tied.decoder.weight"]  # as transformers stores it
+    tuned = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    alone = MergeModule(module.model, TaskVectors.open(state, {"a": tuned}))
+    whole = {name: tensor + 0 for name, tensor in module.model.state_dict().items()}
+    whole["tied.encoder.weight"] = whole["tied.decoder.weight"] = whole["tied.decoder.weight"] + 1
+    expected = math.sqrt(whole["tied.decoder.weight"].numel())
+    assert made(alone, {"tied": whole})["tied"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_sums_are_the_same_for_any_number_of_threads(use_threads):
     torch.manual_seed(0)
     base = torch.randn(3, 100_003)
