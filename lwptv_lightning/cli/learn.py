@@ -9,7 +9,7 @@ from typing import Any
 from lwptv_lightning.cli.arguments import pairs
 from lwptv_lightning.cli.configured import configured, leave_reports_out, mixed, output, say
 from lwptv_lightning.cli.ending import WrongArgumentsError
-from lwptv_lightning.registry import require_known
+from lwptv_lightning.registry import own_tasks, require_known
 
 METHODS = ("layer_gates", "adamerging")
 STEPS = 90
@@ -40,10 +40,10 @@ def run(options: argparse.Namespace) -> None:
         gated = made.config["method"] == "layer_gates"
         module: Any = LayerGates if gated else AdaMergingModule
         module = module(made.model, **made.config["gates" if gated else "learn"])
-        own = [f"id/{task}" for task in made.model.tasks]
         loaders = made.datamodule.loaders
-        for name in own:
-            require_known("loader", name, loaders)
+        own = own_tasks(loaders, made.model.tasks)
+        for task in made.model.tasks:
+            require_known("loader", f"id/{task}", [*loaders, *(f"id/{task}" for task in own.values())])
         made.trainer.fit(module, {name: mixed(loaders[name], each_epoch=not gated) for name in own})
         if made.trainer.is_global_zero:
             write_whole(path, module.recipe().to_json())

@@ -19,7 +19,7 @@ from lwptv_lightning.evaluation import (
     take_samples,
     transferred,
 )
-from lwptv_lightning.registry import UnknownNameError, nearest
+from lwptv_lightning.registry import UnknownNameError, nearest, own_tasks
 
 
 def require_own_loaders(module: MergeModule, loaders: Any) -> dict[str, Any]:
@@ -28,28 +28,32 @@ def require_own_loaders(module: MergeModule, loaders: Any) -> dict[str, Any]:
     Raises:
         TypeError: They are no dict.
         UnknownNameError: One is of no task, such as an OOD set, or has no head.
-        ValueError: A task has none, or classes are not what is learnt.
+        ValueError: A task has none or several, or classes are not what is learnt.
     """
     tasks = module.vectors.tasks
-    named = {f"id/{task}": task for task in tasks}
+    known = [f"id/{task}" for task in tasks]
     if not isinstance(loaders, Mapping):
         given = type(loaders).__name__
-        raise TypeError(
-            f"train on a dict of loaders, one a task such as {{'{next(iter(named))}': loader}}, not a {given}."
-        )
+        raise TypeError(f"train on a dict of loaders, one a task such as {{'{known[0]}': loader}}, not a {given}.")
+    own = own_tasks([each for each in loaders if isinstance(each, str) and each.startswith("id/")], tasks)
     for loader in loaders:
         if isinstance(loader, str) and loader.startswith("ood/"):
             raise ValueError(
                 f"loader {loader!r} is of another domain: nothing is learnt but on data of the tasks, "
-                f"{', '.join(named)}."
+                f"{', '.join(known)}."
             )
-        if loader not in named:
-            raise UnknownNameError("loader of a task", loader, named)
-    if absent := [loader for loader in named if loader not in loaders]:
-        raise ValueError(
-            f"task {named[absent[0]]!r} has no loader {absent[0]!r}; each task needs its own data."
-            f"{nearest(absent[0], map(str, loaders))}"
-        )
+        if loader not in own:
+            raise UnknownNameError("loader of a task", loader, known)
+    for task, loader in zip(tasks, known, strict=True):
+        named = [each for each in own if own[each] == task]
+        if not named:
+            raise ValueError(
+                f"task {task!r} has no loader {loader!r}; each task needs its own data."
+                f"{nearest(loader, map(str, loaders))}"
+            )
+        if len(named) > 1:
+            raise ValueError(f"task {task!r} has the loaders {' and '.join(map(repr, named))}; give one a task.")
+    named = sorted(own, key=lambda loader: tasks.index(own[loader]))
     module.heads.require_for(named)
     module.require_logits()
     module.metric_choice.require_of_classes("LayerGates", module.heads_for(named))

@@ -13,6 +13,13 @@ def test_loaders_come_in_the_tasks_order():
     assert list(require_own_loaders(gated_module(), dict(reversed(OWN.items())))) == ["id/a", "id/b", "id/c"]
 
 
+def test_a_task_has_one_loader_in_a_group_or_in_none():
+    given = {"id/day/c": [], "id/b": [], "id/night/a": []}
+    assert list(require_own_loaders(gated_module(), given)) == ["id/night/a", "id/b", "id/day/c"]
+    with pytest.raises(ValueError, match="task 'c' has the loaders 'id/day/c' and 'id/night/c'; give one a task"):
+        require_own_loaders(gated_module(), {**given, "id/night/c": []})
+
+
 def test_what_is_not_of_classes_is_refused():
     with pytest.raises(ValueError, match="LayerGates"):
         require_own_loaders(gated_module(metric=MeanSquaredError()), OWN)
