@@ -26,6 +26,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "samples": {"type": int, "default": 256, "help": "collect: how many examples of each task to use"},
 }
 
+_ABOUT = {
+    "others": "Run a merged model over ID and OOD sets, as a configuration file says.",
+    "learn": "Learn coefficients on the unlabelled samples of a configuration's ID sets. `lwptv learn BASE "
+    "NAME=CHECKPOINT... --data FILE --out FILE` learns gates of these files; --rule is short for --gates.rule, etc.",
+}
+
 _OF_GATES: dict[str, dict[str, Any]] = {
     "rule": {"type": str | dict[str, Any], "default": "tsv_m", "help": "a rule that is a sum over tasks"},
     "parts_on": {"type": str | None, "default": None, "help": "where the parts are held, such as cpu"},
@@ -94,7 +100,7 @@ def configured(
                 args=arguments,
                 parser_kwargs={
                     "prog": f"lwptv {command}",
-                    "description": "Run a merged model over ID and OOD sets, as a configuration file says.",
+                    "description": _ABOUT.get(command, _ABOUT["others"]),
                     "exit_on_error": False,  # it would print the usage, and names as they are
                 },
             )
