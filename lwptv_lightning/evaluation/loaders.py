@@ -33,7 +33,8 @@ class EvaluationSuite(LightningDataModule):
         num_workers: For those given as data sets.
 
     Raises:
-        ValueError: No set, an empty one, a loader with ``drop_last``, or a name that averages would take.
+        ValueError: No set, an empty one, a loader with ``drop_last``, or a name that averages would take or that begins
+            with a domain.
         TypeError: Something is neither a data set nor a loader.
 
     Example:
@@ -55,6 +56,8 @@ class EvaluationSuite(LightningDataModule):
         super().__init__()
         for group, sets in (("id", id), ("ood", {} if ood is None else ood)):
             require_kind(group, sets, Mapping, "a mapping of names to data sets or loaders")
+            for name in sets:
+                _require_without_domain(group, str(name))
         require_whole("batch_size", batch_size, 1)
         require_whole("num_workers", num_workers, 0)
         groups = zip(DOMAINS, (id, ood or {}), strict=True)
@@ -74,6 +77,16 @@ class EvaluationSuite(LightningDataModule):
         return self.loaders
 
     test_dataloader = predict_dataloader = val_dataloader
+
+
+def _require_without_domain(domain: str, name: str) -> None:
+    """Refuse a set that is named as its loader will be: its domain would be taken for a group."""
+    first, _, rest = name.partition("/")
+    if first in DOMAINS and rest:
+        raise ValueError(
+            f"{domain}: {name!r} begins with a domain, which the suite puts before each name: say {rest!r} among the "
+            f"{first} sets."
+        )
 
 
 def _as_loader(name: str, data: Any, batch_size: int, num_workers: int) -> DataLoader[Any]:

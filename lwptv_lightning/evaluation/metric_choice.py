@@ -196,14 +196,14 @@ def no_fractions(metrics: Mapping[str, AnyMetric], figures: Iterable[str]) -> se
     found = set()
     for figure in figures:
         over = LoaderName.of_figure(figure).over
-        for loader, metric in metrics.items():
-            part = None
-            if figure == loader or figure.startswith(f"{loader}/"):
-                part = figure[len(loader) + 1 :]
-            elif over is not None and LoaderName.parse(loader).is_within(over):
-                part = figure[len(over) + 1 :].partition("/")[2]
-            if part is not None and not _is_fraction(metric, part.partition("/")[0]):
-                found.add(figure)
+        # A loader's name may go on where another one's ends.
+        own = max((loader for loader in metrics if f"{figure}/".startswith(f"{loader}/")), key=len, default=None)
+        loaders, part = [] if own is None else [own], figure[len(own or "") + 1 :]
+        if own is None and over is not None:
+            loaders = [loader for loader in metrics if LoaderName.parse(loader).is_within(over)]
+            part = figure[len(over) + 1 :].partition("/")[2]
+        if not all(_is_fraction(metrics[loader], part.partition("/")[0]) for loader in loaders):
+            found.add(figure)
     return found
 
 

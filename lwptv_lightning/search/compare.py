@@ -135,7 +135,8 @@ def weights_over(loaders: Iterable[str], domain: str | Sequence[str]) -> dict[st
     found = dict.fromkeys(loaders, Fraction(0))
     for each in domains:
         require_known("domain", each, known)
-        members = [loader for loader in loaders if f"{loader}/".startswith(f"{each}/")]
+        # A loader's own name goes before a part of a longer one.
+        members = [each] if each in loaders else [loader for loader in loaders if loader.startswith(f"{each}/")]
         for loader in members:
             found[loader] += Fraction(1, len(members) * len(domains))
     return {loader: weight for loader, weight in found.items() if weight}

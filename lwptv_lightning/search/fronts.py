@@ -35,7 +35,8 @@ class Front:
         ood: Their OOD averages, of the same shape.
 
     Raises:
-        ValueError: The shapes differ, or there is no point.
+        TypeError: They are no tensors of floats, which alone hold what lies between two points.
+        ValueError: The shapes differ, there is no point, or a figure is not finite.
 
     Example:
         >>> front = Front(torch.tensor([0.6, 0.7, 0.8, 0.7]), torch.tensor([0.9, 0.8, 0.6, 0.5]))
@@ -47,6 +48,12 @@ class Front:
     ood: Tensor
 
     def __post_init__(self) -> None:
+        for what, given in (("id", self.id), ("ood", self.ood)):
+            require_kind(what, given, Tensor, "a tensor of averages")
+            if not given.is_floating_point():
+                raise TypeError(f"{what} must be a tensor of floats, not of {str(given.dtype).removeprefix('torch.')}.")
+            if not given.isfinite().all():
+                raise ValueError(f"{what} must be finite, and a point has {float(given[~given.isfinite()][0])}.")
         if self.id.shape != self.ood.shape or not self.id.dim() or not self.id.shape[-1]:
             shapes = f"{tuple(self.id.shape)} and {tuple(self.ood.shape)}"
             raise ValueError(f"id and ood must be of one shape, with at least one point last, not {shapes}.")
@@ -229,6 +236,7 @@ def _difference(values: Tensor, low: float, high: float) -> Difference:
 
 def _order(x: Tensor, y: Tensor) -> Tensor:
     """Return the order of the points from the largest x to the smallest; of equal ones the largest y first."""
+    x, y = ((each.double() / _EQUAL).round() for each in (x, y))  # what differs by rounding is equal
     by_y = y.sort(dim=-1, descending=True, stable=True).indices
     by_both = x.gather(-1, by_y).sort(dim=-1, descending=True, stable=True).indices
     return by_y.gather(-1, by_both)

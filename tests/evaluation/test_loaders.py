@@ -50,3 +50,11 @@ def test_suite_of_sets_in_groups():
         EvaluationSuite(id={"a": DATA}, ood={"near": DATA, "near/b": DATA})
     with pytest.raises(ValueError, match="not an empty dict"):
         EvaluationSuite(id={})
+
+
+@pytest.mark.parametrize("name", ["ood/near/x", "id/x"])
+def test_suite_puts_the_domains_before_its_names_itself(name):
+    data = TensorDataset(torch.zeros(2, 3), torch.zeros(2))
+    domain, _, rest = name.partition("/")
+    with pytest.raises(ValueError, match=f"ood: '{name}' begins with a domain.*say '{rest}' among the {domain} sets"):
+        EvaluationSuite(id={"a": data}, ood={name: data})

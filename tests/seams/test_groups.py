@@ -134,6 +134,12 @@ def test_averages_over_what_is_no_fraction_are_none():
     assert no_fractions({"ood/near/x": parts}, shown) == {"ood/near/x/error", "ood/near/avg/error"}
 
 
+def test_a_longer_name_is_no_part_of_a_shorter_loaders_result():
+    metrics = {"ood/near/x": MeanSquaredError(), "ood/near/x/y": MulticlassAccuracy(4)}
+    shown = ["ood/near/x", "ood/near/x/y", "ood/near/x/y/0", "ood/near/avg"]
+    assert no_fractions(metrics, shown) == {"ood/near/x", "ood/near/avg"}
+
+
 def test_a_sweep_compares_over_a_group(model, vectors, loaders, make_trainer):
     found = sweep(make_trainer(), MergeModule(model, vectors), {"low": {"scale": 0.1}, "high": {"scale": 3.0}}, loaders)
     figures = {name: found.figures(name) for name in found.names}

@@ -73,6 +73,12 @@ def test_a_group_is_no_other_one_that_begins_like_it():
     assert list(weights_over(["ood/near/a", "ood/nearest/a"], "ood/near")) == ["ood/near/a"]
 
 
+def test_a_set_is_not_the_part_of_a_longer_name():
+    loaders = ["ood/near/a", "ood/near/a/b"]
+    assert list(weights_over(loaders, "ood/near/a")) == ["ood/near/a"]
+    assert list(weights_over(loaders, "ood/near")) == loaders
+
+
 @pytest.mark.parametrize(("domain", "nearest"), [("ood/nea", "ood/near"), ("id/avg", "id/a"), (("id", "odd"), "ood")])
 def test_a_domain_without_sets_is_refused(domain, nearest):
     with pytest.raises(UnknownNameError, match=f"domain .*Did you mean '{nearest}'"):

@@ -98,6 +98,29 @@ def test_equal_levels_are_reached_whatever_the_last_bit():
     assert float(Front(x, x.flip(0)).ood_at(0.6 + 1e-12)) == pytest.approx(0.3)
 
 
+def test_points_that_differ_by_rounding_alone_are_equal():
+    averages = torch.tensor([sum((0.1, 0.2, 0.3)) / 3, sum((0.3, 0.2, 0.1)) / 3], dtype=torch.float64)
+    assert averages[0] > averages[1]
+    assert Front(averages, torch.tensor([0.5, 0.6])).on_front.tolist() == [False, True]
+    assert Front(torch.tensor([0.5, 0.6]), averages).on_front.tolist() == [False, True]
+    assert Front(averages.flip(0), torch.tensor([0.5, 0.5])).on_front.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("points", "error", "message"),
+    [
+        ([0.6, 0.7], TypeError, "id must be a tensor of averages"),
+        (torch.tensor([60, 70]), TypeError, "id must be a tensor of floats, not of int64"),
+        (torch.tensor([0.6, math.nan]), ValueError, "id must be finite, and a point has nan"),
+    ],
+)
+def test_points_that_no_front_goes_through_are_refused(points, error, message):
+    with pytest.raises(error, match=message):
+        Front(points, torch.tensor([0.9, 0.8]))
+    with pytest.raises(error, match=message.replace("id must", "ood must")):
+        Front(torch.tensor([0.9, 0.8]), points)
+
+
 @pytest.mark.parametrize("shapes", [((2,), (3,)), ((0,), (0,)), ((), ())])
 def test_points_have_both_figures(shapes):
     with pytest.raises(ValueError, match="id and ood must be of one shape"):
