@@ -152,8 +152,8 @@ machine, saliency included.
 
 A rule's published scale was chosen for other models, often much larger ones, so compare rules at their best scale. And
 compare pruned with unpruned at the best scale of each: what pruning gains at a fixed scale, a smaller scale often gives
-as well. The scales here are few: [tuned.md](tuned.md) tunes task arithmetic, pruned and unpruned, on a fine grid, with
-intervals.
+as well. The scales here are few: [study.md](study.md) compares methods on fine grids, with intervals, on several
+zoos.
 
 Of the zoo's sets, merging lowers the average of the far ones, of unseen classes in unseen styles, and raises that of
 the near ones, of unseen classes in the tasks' styles. Where it raises the average, as on the usual CLIP suites too,
