@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 
 from lwptv_lightning.evaluation import (
     MergeModule,
@@ -72,6 +74,8 @@ def read_samples(
 ) -> dict[str, Any]:
     """Return the inputs of the first samples of each loader, as the trainer hands batches to a step.
 
+    Those that float are of the dtype of what is trained, in which the model runs, whatever its own is.
+
     Args:
         trainer: That begins a fit.
         module: The merge module.
@@ -79,11 +83,17 @@ def read_samples(
         count: How many samples of each; of a loader with fewer, all, which is said.
         seed: Of the order of shuffled loaders.
     """
+    dtype: Any = trainer.lightning_module.dtype
+
+    def in_dtype(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
     batches = first_samples(module, loaders, count, replicas_of(trainer), seed)
     inputs = {}
     for loader, batch in transferred(trainer, batches).items():
         with naming_loader(loader):
-            inputs[loader] = take_samples(inputs_of(module, batch), 0, count)
+            given = take_samples(inputs_of(module, batch), 0, count)
+            inputs[loader] = apply_to_collection(given, Tensor, in_dtype)
         if (size := count_samples(inputs[loader])) < count:
             rank_zero_info(f"LayerGates learns on the {size} samples of loader {loader!r}, not on {count}.")
     return inputs

@@ -137,6 +137,18 @@ def test_a_base_in_half_precision(make_trainer):
     require_learnt(gates, module)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_samples_in_another_precision_than_the_trainers(make_trainer, dtype, precision):
+    module = gated_module(dtype=dtype)
+    given = {f"id/{task}": [images(place).to(dtype)] for place, task in enumerate(TASKS)}
+    plain = {f"id/{task}": [images(place).to(dtype).float()] for place, task in enumerate(TASKS)}
+    gates = learn(make_trainer, module, given, steps=2, trainer={"precision": precision})
+    require_learnt(gates, module)
+    other = learn(make_trainer, module, plain, steps=2, trainer={"precision": precision})
+    torch.testing.assert_close(gates.coefficients, other.coefficients, rtol=0, atol=1e-6)
+
+
 def test_an_unpack_of_ones_own(make_trainer):
     class Reversed(MergeModule):
         def unpack(self, batch):
