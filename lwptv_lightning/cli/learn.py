@@ -44,6 +44,8 @@ def run(options: argparse.Namespace) -> None:
         own = own_tasks(loaders, made.model.tasks)
         for task in made.model.tasks:
             require_known("loader", f"id/{task}", [*loaders, *(f"id/{task}" for task in own.values())])
+        if gated:  # one loader a task: that without a group, where there is one
+            own = {name: task for name, task in own.items() if name == f"id/{task}" or f"id/{task}" not in own}
         made.trainer.fit(module, {name: mixed(loaders[name], each_epoch=not gated) for name in own})
         if made.trainer.is_global_zero:
             write_whole(path, module.recipe().to_json())

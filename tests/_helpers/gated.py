@@ -74,3 +74,10 @@ def untouchable() -> EvaluationSuite:
     """The zoo's ID sets, and an OOD set that must not be read."""
     ood = DataLoader(Untouchable([0]), batch_sampler=Untouchable([[0]]))
     return EvaluationSuite.of({**zoo.loaders("validation", size=9, sets=zoo.ID_SETS), "ood/far/x": ood})
+
+
+def grouped() -> EvaluationSuite:
+    """The zoo's ID sets in a group, but for one that also stands by itself."""
+    own = zoo.loaders("validation", size=1, sets=zoo.ID_SETS)
+    first, *_ = own
+    return EvaluationSuite.of({first: own[first]} | {f"id/g/{name[3:]}": loader for name, loader in own.items()})

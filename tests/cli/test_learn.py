@@ -53,6 +53,22 @@ def test_gates_are_learnt_of_files_and_no_ood_data_is_read(tmp_path, monkeypatch
     assert all(0 < abs(value - 0.25) < 0.05 for row in recipe.coefficients.values() for value in row.values())
 
 
+@pytest.mark.parametrize("method", ["layer_gates", "adamerging"])
+def test_sets_of_tasks_may_stand_in_groups(method, tmp_path, monkeypatch):
+    from lightning.pytorch import Trainer
+
+    given = []
+    monkeypatch.setattr(Trainer, "fit", lambda self, module, loaders: given.extend(loaders))
+    monkeypatch.setattr(LayerGates, "recipe", lambda self: MergeRecipe())
+    (tmp_path / "grouped.yaml").write_text(SUITE.replace("untouchable", "grouped"))
+    words = ["--method", method, "--trainer.max_steps=1"]
+    main(["learn", "--config", "grouped.yaml", "--out", "g.json", *words])
+    first, *others = zoo.ID_SETS
+    own = [f"id/{first}", *(f"id/g/{name}" for name in others)]
+    # Gates have one loader a task; AdaMerging takes all that there are.
+    assert set(given) == {*own, *([] if method == "layer_gates" else [f"id/g/{first}"])}
+
+
 def test_words_and_options_may_stand_in_any_order():
     suite = ["--data", "s.yaml", "--out=g.json", "--trainer.max_steps", "5", "--batch-size", "3"]
     orders = [["b", "x=y", *suite], [*suite, "b", "x=y"]]
