@@ -153,8 +153,6 @@ def failed(tables: Tables) -> str:
             lines.append(everywhere(tables, mask, Method(rule), words))
     words = "AdaMerging, learnt on the same images, against task arithmetic's own front"
     lines.append(everywhere(tables, Method("adamerging", "learnt"), OWN, words))
-    words = "`LayerGates` on task arithmetic's rows, against task arithmetic's own front"
-    lines.append(everywhere(tables, Method("task_arithmetic", "gates"), OWN, words))
     return "\n".join(f"- {line}" for line in lines if line)
 
 

@@ -208,7 +208,7 @@ def _against_mask(tables: Tables, shown: Iterable[tuple[str, str]]) -> str:
             if any(found):
                 name = f"`mean_abs` {ratio}" if against.variant != "unpruned" else "unpruned"
                 lines.append([title(method), name, *(str(each) if each else NOTHING for each in found)])
-    return markdown_table(["mask", "minus", *zoos], lines)
+    return markdown_table(["mask", "minus", *zoos], lines) if lines else ""
 
 
 def rules(tables: Tables, zoo: str) -> str:
@@ -242,7 +242,7 @@ def rules_elsewhere(tables: Tables) -> str:
         cells = [tables.difference(zoo, method, Method(rule), "best mean", "ood") for zoo in zoos]
         if sum(map(bool, cells)) > 1:
             found[rule] = [f"`{rule}`", *(str(each) if each else NOTHING for each in cells)]
-    return markdown_table([f"pruned {RATIOS[0]:g} minus unpruned", *zoos], list(found.values()))
+    return markdown_table([f"pruned {RATIOS[0]:g} minus unpruned", *zoos], list(found.values())) + "\n"
 
 
 def measured(tables: Tables) -> str:
