@@ -142,8 +142,11 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def failed(tables: Tables) -> str:
-    """Return the negative results, a line each."""
-    lines = []
+    """Return what was hoped to help, and whether it does, a line each."""
+    lines = [
+        everywhere(tables, HALF, OWN, "`mean_abs` 0.5 before task arithmetic, against the unpruned front"),
+        everywhere(tables, TSV_HALF, TSV, "`mean_abs` 0.5 before TSV-M, against the unpruned front"),
+    ]
     for rule in CORE:
         for ratio in RATIOS:
             mask, usual = Method(rule, f"gates' mask {ratio:g}"), Method(rule, f"mean_abs {ratio:g}")
@@ -151,8 +154,6 @@ def failed(tables: Tables) -> str:
             lines.append(everywhere(tables, mask, usual, words))
             words = f"LayerGates' scores as a mask of {ratio:g} before {NAMES[rule]}, against the unpruned front"
             lines.append(everywhere(tables, mask, Method(rule), words))
-    words = "AdaMerging, learnt on the same images, against task arithmetic's own front"
-    lines.append(everywhere(tables, Method("adamerging", "learnt"), OWN, words))
     return "\n".join(f"- {line}" for line in lines if line)
 
 
