@@ -2,6 +2,7 @@
 
     python examples/study/run.py --cache DIR --out examples/study/results
 
+A candidate takes 2 s on an idle core. With ``--budget 0`` the tables are written of what is there.
 Finished candidates lie in ``DIR/outcomes``, sample by sample, and learnt coefficients in ``DIR/learnt``. The zoos are
 built in DIR where they are missing. Choices are made on validation samples of the ID sets alone.
 """
@@ -38,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="where zoos, outcomes and coefficients are kept")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"), help="where to write the CSVs")
-    parser.add_argument("--zoos", nargs="+", choices=ZOOS, default=ZOOS)
-    parser.add_argument("--stages", nargs="+", choices=methods.STAGES, default=methods.STAGES)
+    parser.add_argument("--zoos", nargs="+", choices=ZOOS, default=ZOOS, help="the tables hold these alone")
+    parser.add_argument("--stages", nargs="+", choices=methods.STAGES, default=methods.STAGES, help="what to measure")
     parser.add_argument("--budget", type=float, help="minutes after which nothing new begins")
     parser.add_argument("--size", type=int, default=methods.IMAGES, help="test images of each set")
     parser.add_argument("--validation", type=int, default=methods.VALIDATION, help="validation images of each ID set")

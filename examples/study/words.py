@@ -99,7 +99,7 @@ The shipped zoo. "Tuned" is the scale that `best` chooses. The last columns comp
 {rules}
 
 {rules_elsewhere}
-## What failed
+## What failed, or did not hold everywhere
 
 {failed}
 
