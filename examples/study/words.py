@@ -4,6 +4,7 @@ PAGE = """# The study: is layer-wise pruning worth it?
 
 `python examples/study/page.py` makes this page from the tables in
 [examples/study/results](../examples/study/results). `{command}` measured them: {candidates} models of the zoos {zoos}.
+It takes hours, and goes on where it was stopped. `--zoos shipped --stages core gates --out DIR` is the main part alone.
 All figures are accuracies in %, and differences are in points with 95 % intervals.
 
 ## In short
