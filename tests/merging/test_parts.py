@@ -71,7 +71,8 @@ def test_coefficients_of_zero_keep_the_bases_bits():
 
 def test_it_can_be_differentiated_in_the_coefficients():
     factors = torch.tensor([0.5, 0.0], requires_grad=True)
-    add_parts("w", torch.zeros(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), factors, 2.0).sum().backward()
+    with torch.enable_grad():
+        add_parts("w", torch.zeros(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), factors, 2.0).sum().backward()
     assert factors.grad.tolist() == [6.0, 0.0]
 
 
