@@ -1,7 +1,6 @@
 """The CLIP benchmark from end to end, offline: tiny random models of the same architecture and random images."""
 
 import csv
-import importlib.util
 import re
 import sys
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from _helpers.example_scripts import example_scripts
 from torch.utils.data import TensorDataset
 
 from lwptv_lightning import MergeRecipe
@@ -20,15 +20,8 @@ SUITES = sorted(FOLDER.glob("suite_*.yaml"))
 
 @pytest.fixture(scope="module")
 def run():
-    specification = importlib.util.spec_from_file_location("clip_benchmark_run", FOLDER / "run.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["clip_benchmark_run"] = module  # dataclasses look their module up
-    before = list(sys.path)
-    specification.loader.exec_module(module)
-    yield module
-    sys.path[:] = before
-    for name in ("clip_benchmark_run", "heads", "corruptions", "published", "rows"):
-        sys.modules.pop(name)
+    with example_scripts("clip_benchmark") as script:
+        yield script("run")
 
 
 class FakeImages(TensorDataset):

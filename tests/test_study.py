@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from _helpers.study_scripts import study_scripts
+from _helpers.example_scripts import example_scripts
 
 from lwptv_lightning import MergeRecipe
 
 
 @pytest.fixture(scope="module")
 def study():
-    with study_scripts() as script:
+    with example_scripts("study") as script:
         yield script
 
 

@@ -1,36 +1,27 @@
 """The study's zoos, trained for a step: what is there is kept; models, heads and sets fit one another."""
 
-import importlib.util
 import shutil
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from _helpers.example_scripts import example_scripts
 from safetensors.torch import load_file
 
 from lwptv_lightning import zoo as package
 from lwptv_lightning.registry import UnknownNameError
 
-FOLDER = Path(__file__).parents[1] / "examples" / "study"
 LAST_TWO = ["expert_lower_rotated.safetensors", "expert_maths_dots.safetensors"]
 
 
 @pytest.fixture(scope="module")
 def zoos():
-    specification = importlib.util.spec_from_file_location("study_zoos", FOLDER / "zoos.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["study_zoos"] = module  # dataclasses look their module up
-    before = list(sys.path)
-    specification.loader.exec_module(module)
-    module.TRAININGS = {name: replace(how, steps=1, expert_steps=1) for name, how in module.TRAININGS.items()}
-    yield module
-    sys.path[:] = before
-    for name in ("study_zoos", "small_vit", "style_sets", "zoo_table"):
-        sys.modules.pop(name)
+    with example_scripts("study") as script:
+        module = script("zoos")
+        module.TRAININGS = {name: replace(how, steps=1, expert_steps=1) for name, how in module.TRAININGS.items()}
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from _helpers.study_scripts import study_scripts
+from _helpers.example_scripts import example_scripts
 
 from lwptv_lightning import zoo
 
@@ -17,7 +17,7 @@ MOST_BYTES = 150_000
 
 @pytest.fixture(scope="module")
 def study():
-    with study_scripts() as script:
+    with example_scripts("study") as script:
         yield script
 
 

@@ -1,4 +1,4 @@
-"""The study's scripts, which import each other by the names of their files."""
+"""The scripts of an example's folder, which import each other by the names of their files."""
 
 import importlib
 import sys
@@ -7,16 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-FOLDER = Path(__file__).parents[2] / "examples" / "study"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @contextmanager
-def study_scripts() -> Iterator[Callable[[str], ModuleType]]:
-    """Give what imports a script by its name, and forget the scripts afterwards."""
-    names = [path.stem for path in FOLDER.glob("*.py")]
+def example_scripts(example: str) -> Iterator[Callable[[str], ModuleType]]:
+    """Give what imports a script of an example by its name, and forget the scripts afterwards."""
+    folder = EXAMPLES / example
+    names = [path.stem for path in folder.glob("*.py")]
     held = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     before = list(sys.path)
-    sys.path.insert(0, str(FOLDER))
+    sys.path.insert(0, str(folder))
     try:
         yield importlib.import_module
     finally:
