@@ -1,7 +1,7 @@
 """A user's folder: a base, four experts with classifiers of their own sizes, and folders of images for ID and OOD.
 
-Nothing is trained: an expert is the base with noise, and its classifier compares features with the mean of each class, so
-that experts are right far more often than by chance.
+Nothing is trained: an expert is the base with noise, and its classifier compares features with the mean of each class,
+so that experts are right far more often than by chance.
 """
 
 import copy
