@@ -48,5 +48,6 @@ from lwptv_lightning.registry.values import (
     require_ratio,
     require_whole,
 )
+from lwptv_lightning.registry.work import Advance, Watcher, leads, steps_of, watching, work
 
 __all__ = ["LoaderName", "UnknownNameError"]

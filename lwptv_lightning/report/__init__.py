@@ -4,7 +4,8 @@ from lwptv_lightning.registry import literal, markdown_table
 from lwptv_lightning.report.adapter import adapter_summary, adapter_table
 from lwptv_lightning.report.folder import RECIPE, REPORT, RESULTS, ReportFolder
 from lwptv_lightning.report.pictures import PRUNED_SUFFIX, plot_id_ood, plot_saliency
+from lwptv_lightning.report.progress import progress
 from lwptv_lightning.report.table import ResultRow, ResultTable
 from lwptv_lightning.report.terminal import print_table, print_text
 
-__all__ = ["ResultRow", "ResultTable", "markdown_table", "plot_id_ood", "plot_saliency", "print_table"]
+__all__ = ["ResultRow", "ResultTable", "markdown_table", "plot_id_ood", "plot_saliency", "print_table", "progress"]
