@@ -1,0 +1,74 @@
+"""`write_report`: what one run found, as a page, as Markdown, as CSV and as figures, in one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lwptv_lightning.registry import require_kind
+from lwptv_lightning.report.document import sections_of
+from lwptv_lightning.report.findings import Findings
+from lwptv_lightning.report.folder import PAGE, RECIPE, REPORT, RESULTS, ReportFolder
+from lwptv_lightning.report.html import html_of
+from lwptv_lightning.report.markdown import heading_of, markdown_of
+
+REPORT_FILES = (REPORT, PAGE, RESULTS, RECIPE)
+"""What a report can hold."""
+
+
+def write_report(findings: Findings, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write ``report.html``, ``report.md``, ``results.csv``, the recipe, and each figure as PNG, SVG and CSV.
+
+    The page is one file that needs no network, no script and no other file. Each file is whole or as it was. The same
+    findings make the same bytes.
+
+    Args:
+        findings: What was found.
+        folder: Where to write; made where it does not exist.
+        overwrite: Whether to replace another run's report, and files of these names that no report wrote.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileExistsError: The folder holds another run's report, or such a file that is none's.
+        OSError: Nothing can be written there.
+
+    Example:
+        >>> import tempfile
+        >>> from lwptv_lightning.report import ResultRow, ResultTable
+        >>> found = Findings("Mine", ResultTable([ResultRow("base", {"id/a": 0.5, "id/avg": 0.5})]))
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     page = write_report(found, place)
+        ...     print(sorted(path.name for path in page.parent.iterdir()))
+        ['report.html', 'report.md', 'results.csv']
+    """
+    require_kind("findings", findings, Findings, "Findings")
+    files = report_folder(folder, findings.title, findings.identity, overwrite=overwrite)
+    files.require_own()
+    with files.writing() as made:
+        make_report(findings, made)
+    return Path(folder) / PAGE
+
+
+def report_folder(folder: str | Path, title: str, identity: str, *, overwrite: bool = False) -> ReportFolder:
+    """Return the folder of such a report, whose `ReportFolder.require_own` tells before a run whether it can be there.
+
+    Args:
+        folder: Where it is to stand.
+        title: Its title.
+        identity: Its run, as `Findings.identity`, which `identity_of` makes of a text.
+        overwrite: As in `write_report`.
+    """
+    require_kind("folder", folder, str | Path, "a path")
+    return ReportFolder(Path(folder), heading_of(title), REPORT_FILES, run=identity, overwrite=overwrite)
+
+
+def make_report(findings: Findings, folder: Path) -> None:
+    """Make the files of a report in a folder that is nobody else's yet."""
+    sections = sections_of(findings)
+    text = markdown_of(findings.title, sections, findings.identity)
+    (folder / REPORT).write_text(text, encoding="utf-8")
+    (folder / PAGE).write_text(html_of(findings.title, sections), encoding="utf-8")
+    (folder / RESULTS).write_text(findings.table.csv(), encoding="utf-8")
+    if findings.recipe is not None:
+        (folder / RECIPE).write_text(findings.recipe.to_json() + "\n", encoding="utf-8")
