@@ -7,9 +7,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from lwptv_lightning import open_checkpoint
 from lwptv_lightning.cli import main
+from lwptv_lightning.inspection import check
 
 FOLDER = Path(__file__).parents[1] / "examples"
 
@@ -77,6 +79,28 @@ def test_multi_process_runs_on_one_process_too(capsys):
     assert len(capsys.readouterr().out.splitlines()) >= len(figures)
 
 
+def test_make_experts_writes_what_a_user_has(tmp_path, capsys):
+    make = load("make_experts")
+    make.main("own", images=16, epochs=1)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("lwptv init own")
+    base = timm.create_model("local-dir:own/models/base", pretrained=True)
+    assert timm.data.resolve_model_data_config(base)["input_size"] == (3, 32, 32)
+    experts = {task: f"own/models/{task}.ckpt" for task in make.CLASSES}
+    assert all(found.passed for found in check("own/models/base", experts))
+    for task, classes in make.CLASSES.items():
+        splits = [set(ImageFolder(f"own/images/{split}/{task}").classes) for split in ("train", "val", "test")]
+        assert len(splits[0]) == classes
+        for name, other in make.OOD.items():
+            if other == task:
+                splits.append(set(ImageFolder(f"own/images/ood/{name}").classes))
+        assert all(names == splits[0] for names in splits)
+    with pytest.raises(SystemExit, match="own is not empty"):
+        make.main("own", images=16)
+    with pytest.raises(SystemExit, match="at least 16"):
+        make.main("other", images=9)
+    assert not Path("other").exists()
+
+
 def test_no_example_is_left_out():
     tested = {
         "validate_merged",
@@ -85,6 +109,7 @@ def test_no_example_is_left_out():
         "adamerging",
         "layer_gates",
         "finetune",
+        "make_experts",
         "multi_process",
     }
     assert {path.stem for path in FOLDER.glob("*.py")} == tested
