@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -11,24 +11,25 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from lwptv_lightning.evaluation import (
+    STATISTICS,
     Interface,
     MergeModule,
+    NormAverages,
     WeightsOwner,
     draws_kept,
     inputs_of,
+    measuring,
+    norms_of,
+    of_norms,
     owner_of,
     transferred,
     with_own_workers,
 )
-from lwptv_lightning.functional import plain_name
-from lwptv_lightning.merging import Undo, in_dtype, install_, keep_modes, snapshot
+from lwptv_lightning.merging import Undo, install_, snapshot
 from lwptv_lightning.registry import require_whole
-
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class RecalibrateBatchNorm(Callback):
@@ -79,49 +80,36 @@ class RecalibrateBatchNorm(Callback):
         owner, own = owner_of(trainer), isinstance(pl_module, MergeModule)
         owner.begin(trainer, pl_module, averaged=not own)
         norms = _merged_norms(owner, pl_module)
-        names = [f"{path}.{name}".lstrip(".") for path in norms for name in STATISTICS]
-        with owner.holding(pl_module, names, restores=not own):
+        with owner.holding(pl_module, of_norms(norms), restores=not own):
             self._measure(pl_module, norms, trainer)
 
     on_test_start = on_predict_start = on_validation_start
 
     def recalibrate_(self, pl_module: LightningModule) -> None:
         """Run the batches through a module, a `MergeModule` without a head, with only batch normalisation training."""
-        self._measure(pl_module, _norms_of(pl_module.model if isinstance(pl_module, MergeModule) else pl_module))
+        self._measure(pl_module, norms_of(pl_module))
 
-    def _measure(
-        self, pl_module: LightningModule, named: dict[str, _BatchNorm], trainer: Trainer | None = None
-    ) -> None:
-        if not named:
+    def _measure(self, pl_module: LightningModule, norms: dict[str, BatchNorm], trainer: Trainer | None = None) -> None:
+        """Measure the layers that are named by their paths in the module."""
+        if not norms:
             return
-        norms = list(named.values())
         model = pl_module.model if isinstance(pl_module, MergeModule) else pl_module
-        averages = [_Average(*each) for each in named.items()]
+        averages = NormAverages(norms)
         with Undo() as undo:
-            for average in averages:
-                undo.add(average.restore_)
-            with Undo() as measuring:
-                keep_modes(model, measuring)
-                model.eval()
-                for norm in norms:
-                    measuring.add(setattr, norm, "momentum", norm.momentum)
+            for norm in norms.values():
+                undo.add(install_, norm, snapshot(norm, STATISTICS))
+            with measuring(model, norms):
+                for norm in norms.values():
                     norm.reset_running_stats()
-                    norm.momentum = 1.0  # what a batch has, which is averaged apart
-                    norm.train()
                 self._run(pl_module, averages, trainer)
-                measuring.take_back()
-            undo.hold()
-            for average in averages:
-                average.install_()
-            undo.keep()
+            undo.take_back()  # a layer that no batch went through keeps its own
+            install_(pl_module, averages.tensors())
 
-    def _run(self, pl_module: LightningModule, averages: list[_Average], trainer: Trainer | None) -> None:
+    def _run(self, pl_module: LightningModule, averages: NormAverages, trainer: Trainer | None) -> None:
         run, ran = self._runner_of(pl_module), False
-        with ExitStack() as hooks, torch.no_grad(), draws_kept([self.batches]):
-            # Compiled code would pass over the hooks.
-            hooks.enter_context(torch.compiler.set_stance("force_eager"))
-            for average in averages:
-                hooks.enter_context(average.norm.register_forward_hook(average.add))
+        # Compiled code would pass over the hooks.
+        eagerly = torch.compiler.set_stance("force_eager")
+        with eagerly, torch.no_grad(), draws_kept([self.batches]), averages.adding():
             for batch in islice(self.batches, self.limit):
                 if trainer is not None:
                     batch = transferred(trainer, batch)
@@ -148,52 +136,15 @@ class RecalibrateBatchNorm(Callback):
         return pl_module
 
 
-class _Average:
-    """The plain average of a layer's statistics over its batches, in float64: a low precision would round each step."""
-
-    def __init__(self, path: str, norm: _BatchNorm) -> None:
-        self.norm = norm
-        self._path = path
-        self._count = 0
-        self._sums: dict[str, Tensor] = {}
-        self._before = snapshot(norm, STATISTICS)
-
-    def add(self, *call: object) -> None:
-        self._count += 1
-        for name in STATISTICS[:2]:
-            value = getattr(self.norm, name).to(torch.float64, copy=True)
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            getattr(self.norm, name).zero_()  # an infinite one would spoil the next
-
-    def restore_(self) -> None:
-        install_(self.norm, self._before)
-
-    def install_(self) -> None:
-        if not self._count:
-            self.restore_()  # no batch went through it
-        with torch.no_grad():
-            for name, total in self._sums.items():
-                own = getattr(self.norm, name)
-                own.copy_(in_dtype(f"{self._path}.{name}".lstrip("."), total / self._count, own.dtype))
-
-
-def _norms_of(module: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the layers with running statistics, by their paths."""
-    named = module.named_modules()
-    return {
-        plain_name(path): layer for path, layer in named if isinstance(layer, _BatchNorm) and layer.track_running_stats
-    }
-
-
-def _merged_norms(owner: WeightsOwner, pl_module: LightningModule) -> dict[str, _BatchNorm]:
+def _merged_norms(owner: WeightsOwner, pl_module: LightningModule) -> dict[str, BatchNorm]:
     """Return those of them that have merged tensors; all of them, where nothing is merged."""
-    norms = _norms_of(pl_module)
+    norms = norms_of(pl_module)
     if not owner.held:
         return norms
     merged = {
         id(layer)
         for module, names in owner.held
-        for path, layer in _norms_of(module).items()
+        for path, layer in norms_of(module).items()
         if any(f"{path}.{name}".lstrip(".") in names for name in layer.state_dict())
     }
     return {path: layer for path, layer in norms.items() if id(layer) in merged}

@@ -1,8 +1,10 @@
 """Merged models validated over ID and OOD loaders by the Lightning trainer."""
 
 from lwptv_lightning.evaluation.averages import averages
+from lwptv_lightning.evaluation.batch_norm import STATISTICS, NormAverages, measuring, norms_of, of_norms
 from lwptv_lightning.evaluation.builders import files_module, image_folders, timm_module
 from lwptv_lightning.evaluation.classifiers import classifier_of, heads_from
+from lwptv_lightning.evaluation.collector import StatisticsCollector
 from lwptv_lightning.evaluation.data_statistics import fisher_diagonal, input_grams
 from lwptv_lightning.evaluation.dtypes import in_precision
 from lwptv_lightning.evaluation.first_samples import first_samples

@@ -1,6 +1,6 @@
 """Pure functions of tensors; nothing of the library is imported here."""
 
-from lwptv_lightning.functional.calls import call_with, drop_caches_
+from lwptv_lightning.functional.calls import Replaceable, call_with, drop_caches_
 from lwptv_lightning.functional.compiled import (
     keep_plain_names_,
     plain_module,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 
 def call_with(module: nn.Module, tensors: Mapping[str, Tensor], *arguments: Any) -> Any:
     """Call a module with some parameters and buffers replaced, under all names that they have in it.
 
     `torch.func.functional_call` replaces a tensor once for each of its names and takes that back in the same order, so
-    that a submodule which stands at two places keeps what it was given. Here each is replaced once. What the module
+    that a submodule which stands at two places keeps what it was given; and of a recurrent layer's weights it leaves
+    those that the layer's kernels are called with. Here each is replaced once, wherever it is held. What the module
     computed of tensors, and keeps while it is evaluated, is of these tensors during the call, and forgotten afterwards.
 
     Args:
@@ -31,19 +31,54 @@ def call_with(module: nn.Module, tensors: Mapping[str, Tensor], *arguments: Any)
         >>> call_with(both, {"0.weight": torch.tensor([[3.0]])}, torch.ones(1, 1)), layer.weight is own
         (tensor([[9.]]), True)
     """
-    named = {name: id(tensor) for name, tensor in _tensors_of(module)}
-    given = {named[name]: tensor for name, tensor in tensors.items()}
-    weights = {
-        f"{path}.{name}".lstrip("."): given[id(tensor)]
-        for path, part in module.named_modules()
-        for name, tensor in _tensors_of(part, recurse=False)
-        if id(tensor) in given
-    }
-    drop_caches_(module)
-    try:
-        return functional_call(module, weights, arguments, tie_weights=False)
-    finally:
-        drop_caches_(module)
+    return Replaceable(module).with_(tensors)(*arguments)
+
+
+class Replaceable:
+    """Where a module holds each of its tensors, found once, so that it can be called with many others in turn.
+
+    Args:
+        module: What to call; as long as this is used, it keeps the tensors that it has.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._named = dict(_tensors_of(module))
+        self._places: dict[int, list[tuple[Any, Any]]] = {}
+        for part in module.modules():
+            for held in (part._parameters, part._buffers):
+                self._note(held, held.items())
+            if isinstance(part, nn.RNNBase):  # which its kernels are called with
+                self._note(part._flat_weights, enumerate(part._flat_weights))
+        self._is_caching = any(type(part).train is not nn.Module.train for part in module.modules())
+
+    def _note(self, holder: Any, held: Iterable[tuple[Any, Tensor | None]]) -> None:
+        for key, tensor in held:
+            if tensor is not None:
+                self._places.setdefault(id(tensor), []).append((holder, key))
+
+    def with_(self, tensors: Mapping[str, Tensor]) -> Callable[..., Any]:
+        """Return what calls the module as `call_with` does."""
+        given = {id(self._named[name]): tensor for name, tensor in tensors.items()}
+        replaced = [(*place, tensor) for each, tensor in given.items() for place in self._places.get(each, ())]
+
+        def call(*arguments: Any) -> Any:
+            before = [(holder, key, holder[key]) for holder, key, _ in replaced]
+            self._drop_caches_()
+            try:
+                for holder, key, tensor in replaced:
+                    holder[key] = tensor
+                return self.module(*arguments)
+            finally:
+                for holder, key, tensor in before:
+                    holder[key] = tensor
+                self._drop_caches_()
+
+        return call
+
+    def _drop_caches_(self) -> None:
+        if self._is_caching:
+            drop_caches_(self.module)
 
 
 def drop_caches_(module: nn.Module) -> None:
@@ -62,8 +97,5 @@ def drop_caches_(module: nn.Module) -> None:
             part.training = training  # not by `train()`, in which a module may do more than that
 
 
-def _tensors_of(module: nn.Module, *, recurse: bool = True) -> list[tuple[str, Tensor]]:
-    return [
-        *module.named_parameters(recurse=recurse, remove_duplicate=False),
-        *module.named_buffers(recurse=recurse, remove_duplicate=False),
-    ]
+def _tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]

@@ -3,6 +3,7 @@
 from lwptv_lightning.search.choice import best, choices, one_standard_error
 from lwptv_lightning.search.compare import Difference, SweepResult
 from lwptv_lightning.search.fronts import Front, FrontComparison, compare_fronts
+from lwptv_lightning.search.gates import Gates
 from lwptv_lightning.search.sweep import sweep
 from lwptv_lightning.search.weights import Candidate
 
@@ -11,6 +12,7 @@ __all__ = [
     "Difference",
     "Front",
     "FrontComparison",
+    "Gates",
     "SweepResult",
     "best",
     "choices",

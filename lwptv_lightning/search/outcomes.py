@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import chain
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.evaluation import Replicas, all_the_same, fingerprints, require_batches, share_of
+from lwptv_lightning.search.digests import digest_of
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,20 @@ class Outcomes:
     Args:
         name: The loader's name.
         loader: The loader as it is evaluated.
+        exact: Whether what is no tensor, such as texts, tells samples apart, too.
     """
 
     name: str
     loader: Any
+    exact: bool = False
     _batches: list[_Batch] = field(default_factory=list)
 
     def add(self, batch_idx: int, batch: Any, correct: Tensor) -> None:
-        """Add a batch with outcomes ``(models, n)``, unless it is there to fill up."""
+        """Add a batch with outcomes ``(models, n)``, unless it is there to fill up.
+
+        Raises:
+            TypeError: It is to be exact, and holds what cannot be told from others.
+        """
         share, number = share_of(self.loader), batch_idx
         positions: list[Any] | None = None
         if share is not None:
@@ -45,7 +52,10 @@ class Outcomes:
             if placed is None:
                 return
             number, positions = placed, share.positions(placed)
-        self._batches.append(_Batch(number, positions, fingerprints(batch), correct.T.cpu()))
+        prints = fingerprints(batch)
+        if self.exact:
+            prints += _prints_of_others(batch, len(prints))
+        self._batches.append(_Batch(number, positions, prints, correct.T.cpu()))
 
     def together(self, replicas: Replicas) -> tuple[Tensor, Tensor]:
         """Return outcomes ``(models, N)`` and fingerprints of inputs and targets ``(N,)``, over all processes.
@@ -79,3 +89,32 @@ def _order(batches: Sequence[_Batch], placed: bool) -> Tensor:
         return torch.arange(size)
     indices = torch.tensor([position for batch in batches for position in batch.positions or ()])
     return indices.argsort(stable=True)
+
+
+def _prints_of_others(batch: Any, size: int) -> Tensor:
+    """Return a whole number for each sample, ``(size,)``, of what is no tensor in a batch."""
+    total = torch.zeros(size, dtype=torch.int64)
+    for place, value in enumerate(_others(batch, size), start=1):
+        each = value if isinstance(value, list) else [value] * size
+        numbers = [int(digest_of(place, item)[:15], 16) for item in each]
+        total += torch.tensor(numbers, dtype=torch.int64)
+    return total
+
+
+def _others(value: Any, size: int) -> Iterator[Any]:
+    """Yield what is no tensor: a list of one for each sample, or what all samples have."""
+    if isinstance(value, Tensor):
+        return
+    if isinstance(value, list | tuple) and len(value) == size and all(isinstance(item, str | bytes) for item in value):
+        yield list(value)
+    elif isinstance(value, Mapping) or (hasattr(value, "keys") and hasattr(value, "__getitem__")):
+        for key in value.keys():  # noqa: SIM118
+            yield from _others(value[key], size)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from _others(getattr(value, field.name), size)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _others(item, size)
+    else:
+        yield digest_of(value)

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch import Trainer
 
 from lwptv_lightning.evaluation import (
     MergeModule,
+    MergingCallback,
     Replicas,
     callbacks_of,
-    draws_kept,
-    in_precision,
-    loaders_of,
-    naming_loader,
-    replicas_of,
-    require_classified,
-    require_labels,
     require_results_here,
-    share_evaluation_,
-    share_loaders,
     uncombined,
 )
-from lwptv_lightning.functional import call_with, plain_name, plain_state
-from lwptv_lightning.merging import MergeOptions, Undo, in_dtype, keep_modes, require_options
-from lwptv_lightning.registry import require_kind, require_whole
+from lwptv_lightning.merging import MergeOptions, Undo, require_options
+from lwptv_lightning.registry import Advance, Watcher, leads, require_kind, require_whole
+from lwptv_lightning.report import progress as bar
+from lwptv_lightning.search.asked import Asked
 from lwptv_lightning.search.compare import SweepResult
-from lwptv_lightning.search.outcomes import Outcomes
-from lwptv_lightning.search.weights import Candidate, Weights
+from lwptv_lightning.search.keys import Keys
+from lwptv_lightning.search.passes import Passes
+from lwptv_lightning.search.samples import Samples
+from lwptv_lightning.search.store import Found, Store
+from lwptv_lightning.search.weights import Candidate
 
 
 def sweep(
@@ -42,6 +37,10 @@ def sweep(
     dataloaders: Mapping[str, Any],
     *,
     at_once: int = 16,
+    store: str | Path | None = None,
+    samples: Mapping[str, Any] | None = None,
+    recalibrate: bool = False,
+    progress: Watcher | bool | None = None,
     **options: Unpack[MergeOptions],
 ) -> SweepResult:
     """Evaluate many merged models, several of them in one pass over the data.
@@ -50,14 +49,29 @@ def sweep(
     mask are surveyed once, and those that differ in scale or layer scaling alone share one merged task vector, where
     ``max_memory`` leaves room for it; to the bit, each model is what it is on its own. Where the candidates take
     several passes, the order of the samples is drawn once and each pass begins with the same random states, so that all
-    see the same.
+    see the same. In memory are ``at_once`` models, the task vector that some of them share, and what ``max_memory``
+    allows a merge.
+
+    With a ``store`` each candidate that was measured is a file. A sweep that was killed goes on where it was, and ends
+    with the result, and files, of one that was not, but for ``seconds``, which are those of each candidate's last
+    merge. What is served from the store was measured by a sweep with the same recipe or weights, task vectors, model,
+    heads, options, samples, precision and versions; what it was measured on is read again to know that, without the
+    model. Nothing is run or merged where all is stored.
 
     Args:
         trainer: Validates; with several devices each evaluates its share of the samples.
         module: Model, task vectors and heads; its own recipe and weights are left alone.
-        candidates: Name to recipe or weights.
+        candidates: Name to recipe, `Gates` or weights.
         dataloaders: Name to loader, ``id/...`` and ``ood/...``.
         at_once: How many models to hold in memory and evaluate in one pass.
+        store: A folder for what is measured; several sweeps, also at a time, may have the same.
+        samples: Name to loader, ``id/...``, of data that none of the candidates is reported on: rules that need data
+            get the statistics that `CollectDataStatistics` collects there (of 256 samples of each loader), unless the
+            options hold some, `Gates` learn there, and running statistics are measured there.
+        recalibrate: Whether to measure running statistics of batch normalisation anew for each recipe, on all batches
+            of ``samples``, as `RecalibrateBatchNorm` does it; weights that are given keep theirs.
+        progress: Shows how far it is: by default on a terminal alone, with the time left; ``False``: nothing; or what
+            `lwptv_lightning.registry.watching` takes.
         options: Those of `lwptv_lightning.merge` for all recipes; they go before the module's own.
 
     Returns:
@@ -66,15 +80,18 @@ def sweep(
 
     Raises:
         ValueError: The loaders are not named as they should be, no candidate is given, a loader gives other samples in
-            a second pass or is measured by something else than classes, or the trainer's strategy is ``"ddp_spawn"`` or
-            alike, which leaves no outcomes.
-        TypeError: Merging has no such option.
+            a second pass or is measured by something else than classes, a candidate needs samples and there are none,
+            one of the samples' loaders is no ID set, or the trainer's strategy is ``"ddp_spawn"`` or alike, which
+            leaves no outcomes.
+        TypeError: Merging has no such option; or with a store, it cannot be told of something whether it is the same.
+        OSError: Nothing can be written to the store.
     """
     require_options(sweep, options)
     require_kind("trainer", trainer, Trainer, "a Trainer")
     require_kind("module", module, MergeModule, "a MergeModule")
-    require_kind("candidates", candidates, Mapping, "a mapping of names to recipes or weights")
+    require_kind("candidates", candidates, Mapping, "a mapping of names to recipes, Gates or weights")
     require_whole("at_once", at_once, 1)
+    require_kind("recalibrate", recalibrate, bool, "True or False")
     if not candidates:
         raise ValueError("candidates is empty: expected at least one recipe.")
     require_results_here(trainer, "the outcomes of a sweep")
@@ -83,113 +100,55 @@ def sweep(
     module.prepare(dataloaders, Replicas())
     module.require_logits()
     module.metric_choice.require_of_classes("a sweep", module.heads_for(dataloaders))
-    made = Weights(module, trainer.strategy.root_device, {**module.options, **options}).of(candidates)
-    outcomes: dict[str, list[Tensor]] = {}
-    seconds: dict[str, float] = {}
-    changes: dict[str, float] = {}
-    passes = _Passes(dataloaders)
-    while some := list(islice(made, at_once)):
-        seconds |= {each.name: each.seconds for each in some}
-        changes |= {each.name: each.change for each in some if each.change is not None}
-        step = _SweepModule(module, [each.tensors for each in some], passes)
-        with draws_kept(dataloaders.values()), in_precision(trainer, module), Undo() as undo:
-            keep_modes(module, undo)
-            trainer.validate(step, dataloaders, verbose=False)
-        for loader, correct in step.outcomes.items():
-            outcomes.setdefault(loader, []).append(correct)
-    rows = [list(seconds).index(name) for name in candidates]
-    ordered = {loader: torch.cat(parts)[rows] for loader, parts in outcomes.items()}
-    by_name: list[dict[str, float]] = [
-        {name: found[name] for name in candidates if name in found} for found in (seconds, changes)
-    ]
-    return SweepResult(tuple(candidates), ordered, *by_name)
+    passes = Passes(dataloaders, exact=store is not None)
+    asked = Asked(
+        trainer, module, {**module.options, **options}, passes, Samples(trainer, module, samples), recalibrate
+    )
+    wanted = asked.required(candidates)
+    if store is not None:
+        asked.keys = Keys.of(trainer, module, dataloaders, asked.options)
+        asked.store = Store.at(store) if leads() else Store(Path(store))
+    with _shown(trainer, progress) as watcher:
+        learnt = asked.learnt(wanted, watcher)
+        found = asked.stored(learnt)
+        missing = {name: each for name, each in learnt.items() if name not in found}
+        with watcher("Sweeping", asked.steps_of(missing)) as advance:
+            found |= asked.measured(missing, at_once, advance)
+    return _result({name: found[name] for name in candidates})
+
+
+def _result(found: Mapping[str, Found]) -> SweepResult:
+    loaders = next(iter(found.values())).outcomes
+    outcomes = {loader: torch.stack([each.outcomes[loader] for each in found.values()]) for loader in loaders}
+    changes = {name: each.change for name, each in found.items() if each.change is not None}
+    return SweepResult(tuple(found), outcomes, {name: each.seconds for name, each in found.items()}, changes)
+
+
+@contextmanager
+def _shown(trainer: Trainer, progress: Watcher | bool | None) -> Iterator[Watcher]:
+    """Give what shows work; a trainer's own bar, which would start anew with each pass, stands back."""
+    watcher: Watcher = _nobody if progress is False else bar if progress in (None, True) else progress  # type: ignore[assignment]
+    own = trainer.progress_bar_callback
+    with Undo() as undo:
+        if own is not None and getattr(own, "is_enabled", False):
+            undo.add(own.enable)
+            own.disable()
+        yield watcher
+        undo.take_back()
+
+
+@contextmanager
+def _nobody(what: str, total: float | None = None) -> Iterator[Advance]:
+    yield lambda steps=1, what=None: None
 
 
 def _require_candidates_alone(trainer: Trainer) -> None:
     """Raise a `ValueError` for a callback that would put something else than a candidate into the model."""
     for callback in callbacks_of(trainer):
+        if isinstance(callback, MergingCallback):
+            continue  # a merge module left it, and it merges such alone
         if getattr(callback, "installs_weights", False) or getattr(callback, "place", None) == "measures":
             raise ValueError(
                 f"a sweep evaluates each candidate as it is, and {type(callback).__name__} changes what a model holds: "
                 "use a trainer without it, or give as a candidate the tensors that it leaves."
             )
-
-
-@dataclass
-class _Passes:
-    """What the passes over the data have in common: loaders whose batches are drawn once, and their samples."""
-
-    given: Mapping[str, Any]
-    loaders: dict[str, Any] | None = None
-    seen: dict[str, Tensor] = field(default_factory=dict)
-
-    def share(self, loaders: object, replicas: Replicas, limit: float | None) -> dict[str, Any]:
-        """Do what `share_loaders` does, the same in each pass."""
-        if self.loaders is None:
-            # Later passes draw no order, and begin with the same random states.
-            with draws_kept(self.given.values()):
-                self.loaders = share_loaders(loaders, replicas, limit, fixed=True)
-        return self.loaders
-
-    def require_same(self, name: str, seen: Tensor) -> None:
-        """Raise `ValueError` unless a loader gives what it gave in the first pass."""
-        first = self.seen.setdefault(name, seen)
-        if not torch.equal(first, seen):
-            found = f"{len(seen)} samples after {len(first)}"
-            if len(first) == len(seen):
-                found = f"{int((first != seen).sum())} of {len(seen)} samples changed"
-            raise ValueError(
-                f"loader {name!r} gives other samples in a second pass ({found}), so that candidates could not be "
-                "compared in pairs. Let it give the same each time, without random augmentation, or raise at_once."
-            )
-
-
-class _SweepModule(LightningModule):
-    """Runs each batch through one architecture with several sets of weights."""
-
-    def __init__(self, module: MergeModule, weights: Sequence[Mapping[str, Tensor]], passes: _Passes) -> None:
-        super().__init__()
-        self.module = module
-        own = {plain_name(name): name for name in module.model.state_dict()}
-        self._weights = [{f"model.{own[name]}": tensor for name, tensor in tensors.items()} for tensors in weights]
-        self._passes = passes
-        self._replicas = Replicas()
-        self._collected: dict[str, Outcomes] = {}
-        self.outcomes: dict[str, Tensor] = {}
-
-    def setup(self, stage: str) -> None:
-        share_evaluation_(self.trainer, stage, self._passes.share)
-
-    def on_validation_start(self) -> None:
-        # The trainer's precision may have changed the model's dtypes since.
-        own = plain_state(self.module)
-        self._weights = [
-            {name: in_dtype(name, tensor, own[plain_name(name)].dtype) for name, tensor in weights.items()}
-            for weights in self._weights
-        ]
-        self._replicas = replicas_of(self.trainer)
-        loaders = loaders_of(self.trainer, "validate")
-        self._collected = {name: Outcomes(name, loader) for name, loader in loaders.items()}
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        loader = tuple(self._collected)[dataloader_idx]
-        with self._replicas.ranks.telling_errors():
-            with naming_loader(loader):
-                inputs, targets = self.module.unpack(batch)
-            arguments = inputs, self.module.head_of(loader)
-            with torch.compiler.set_stance("force_eager"):  # compiled code would be compiled anew for each candidate
-                logits = [call_with(self.module, weights, *arguments) for weights in self._weights]
-            require_classified(logits[0], self.module.model, dense=False)
-            require_labels(loader, logits[0], targets)
-            predicted = [each.argmax(1) for each in logits]
-            if predicted[0].shape != targets.shape:
-                expected, given = tuple(predicted[0].shape), tuple(targets.shape)
-                raise ValueError(f"loader {loader!r} gives targets of shape {given}; expected labels, {expected}.")
-            self._collected[loader].add(batch_idx, [inputs, targets], torch.stack(predicted) == targets)
-
-    def on_validation_epoch_end(self) -> None:
-        # Put together here, where all processes meet.
-        with self._replicas.ranks.sharing_errors():
-            for name, collected in self._collected.items():
-                self.outcomes[name], seen = collected.together(self._replicas)
-                self._passes.require_same(name, seen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeIs
 
-from lwptv_lightning.engine import Execution
+from lwptv_lightning.engine import DataStatistics, Execution
 from lwptv_lightning.evaluation import MergeModule
 from lwptv_lightning.functional import plain_state
 from lwptv_lightning.merging import Merge, MergePlan, in_dtype, installable, unscaled
@@ -19,9 +19,11 @@ from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.saliency import LayerStatistics, collect_statistics
 from lwptv_lightning.search.change import change_of
+from lwptv_lightning.search.digests import digest_of
+from lwptv_lightning.search.gates import Gates
 
-Candidate: TypeAlias = "MergeRecipe | str | Mapping[str, Any]"
-"""A model to evaluate: a recipe, or weights by the names of the base's tensors; others are the base's."""
+Candidate: TypeAlias = "MergeRecipe | str | Mapping[str, Any] | Gates"
+"""A model to evaluate: a recipe, gates to learn, or weights by the base's names of tensors; others are the base's."""
 
 _OF_THE_MASK = ("score", "ratio", "ranking", "count", "keep", "prune", "seed")
 """The fields of a recipe that say nothing once its mask is known."""
@@ -54,11 +56,11 @@ class _Asked:
     seconds: float
 
     @property
-    def shared(self) -> tuple[Any, ...]:
+    def shared(self) -> str:
         """What the rule's survey depends on, among recipes for the same task vectors and options."""
         # Without pruning these fields say nothing, and with it the mask says all.
         unsaid = {name: getattr(_NOTHING_PRUNED, name) for name in _OF_THE_MASK}
-        return unscaled(self.merge.recipe).replace(**unsaid), self.merge.mask
+        return digest_of(unscaled(self.merge.recipe).replace(**unsaid).to_dict(), self.merge.mask)
 
 
 @dataclass
@@ -69,26 +71,34 @@ class Weights:
         module: The model, and the task vectors.
         device: Where to merge, and where the weights are wanted.
         options: Those of `lwptv_lightning.merge`.
+        data: Returns what a kind of rules needs to know of data, where the options hold nothing of the kind.
     """
 
     module: MergeModule
     device: torch.device
     options: Mapping[str, Any]
+    data: Callable[[str], DataStatistics] | None = None
     _statistics: dict[tuple[str, str], tuple[LayerStatistics, float]] = field(default_factory=dict)
 
     def of(self, candidates: Mapping[str, Candidate]) -> Iterator[Made]:
-        """Make the candidates one by one; those that share a survey, or a merged task vector, follow each other."""
-        given = {name: candidate for name, candidate in candidates.items() if _is_weights(candidate)}
-        recipes = {name: make_recipe(candidate) for name, candidate in candidates.items() if name not in given}
+        """Make recipes and weights one by one; those that share a survey, or a merged task vector, follow each other.
+
+        Each group of recipes holds one merged task vector in memory.
+        """
+        given = {name: candidate for name, candidate in candidates.items() if is_weights(candidate)}
+        recipes = {name: as_recipe(each) for name, each in candidates.items() if not is_weights(each)}
         merges = {name: self._asked(recipe) for name, recipe in recipes.items()}
-        for names in _groups(candidates, lambda name: merges[name].shared if name in merges else name):
+        for names in _groups(candidates, lambda name: merges[name].shared if name in merges else (name,)):
             if names[0] in merges:
                 yield from self._merged({name: merges[name] for name in names})
             else:
                 yield from (self._made(name, self._whole(given[name]), 0.0) for name in names)
 
     def _asked(self, recipe: MergeRecipe) -> _Asked:
-        merge, execution = Merge.of(self.module.vectors, recipe, None, {"device": self.device, **self.options})
+        options = {"device": self.device, **self.options}
+        if recipe.rule.needs and self.data is not None and not holds_data(options):
+            options["data"] = self.data(recipe.rule.needs)
+        merge, execution = Merge.of(self.module.vectors, recipe, None, options)
         if merge.needs_layers:
             merge = replace(merge, layers=self.module.layers(recipe.granularity))
         seconds = 0.0
@@ -139,30 +149,44 @@ class Weights:
         placed = {each: in_dtype(each, weights[each].to(self.device), own[each].dtype) for each in names}
         return Made(name, placed, seconds, change)
 
+    def require_known(self, weights: Mapping[str, Tensor]) -> None:
+        """Raise an `UnknownNameError` for weights of which neither the model nor the base has a tensor."""
+        vectors = self.module.held_vectors
+        known = {**plain_state(self.module.model), **({} if vectors is None else vectors.headers)}
+        for name in weights:
+            require_known("tensor", name, known)
+
     def _whole(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return weights with the base's where they name none, not with what the model was initialised with."""
+        self.require_known(weights)
         model, vectors = self.module.model, self.module.held_vectors
-        headers = {} if vectors is None else vectors.headers
-        own = plain_state(model)
-        for name in weights:
-            require_known("tensor", name, {**own, **headers})
         unnamed = [] if vectors is None else [name for name in installable(model, vectors) if name not in weights]
         # In this order, so that of a tied tensor the name that is given counts.
         whole = {name: vectors.base(name) for name in unnamed if vectors is not None} | dict(weights)
         return {name: tensor.clone() for name, tensor in whole.items()}  # of a mapped file, which may change
 
 
-def _is_weights(candidate: object) -> TypeIs[Mapping[str, Tensor]]:
+def as_recipe(candidate: Candidate, options: Mapping[str, Any] | None = None) -> MergeRecipe:
+    """Return the recipe that a candidate is; gates are none before they are learnt."""
+    if isinstance(candidate, Gates):
+        raise TypeError("gates have no recipe before they are learnt.")
+    return make_recipe(candidate, options)
+
+
+def holds_data(options: Mapping[str, Any]) -> bool:
+    """Tell whether options of merging hold what was collected on data."""
+    statistics = options.get("statistics")
+    return options.get("data") is not None or not isinstance(statistics, LayerStatistics | None)
+
+
+def is_weights(candidate: object) -> TypeIs[Mapping[str, Tensor]]:
+    """Tell whether a candidate is weights, and no recipe or gates."""
     return isinstance(candidate, Mapping) and all(isinstance(value, Tensor) for value in candidate.values())
 
 
-def _groups(names: Iterable[str], key: Callable[[str], object]) -> list[list[str]]:
+def _groups(names: Iterable[str], key: Callable[[str], Hashable]) -> list[list[str]]:
     """Put names with equal keys together, in the order of the first of each."""
-    groups: list[tuple[object, list[str]]] = []
+    groups: dict[Hashable, list[str]] = {}
     for name in names:
-        own = key(name)
-        together = next((group for known, group in groups if known == own), None)
-        if together is None:
-            groups.append((own, together := []))
-        together.append(name)
-    return [group for _, group in groups]
+        groups.setdefault(key(name), []).append(name)
+    return list(groups.values())

@@ -4,7 +4,7 @@ import torch
 from _helpers.modules import Repeating, Tied
 from torch import nn
 
-from lwptv_lightning.functional import call_with
+from lwptv_lightning.functional import Replaceable, call_with
 
 
 def tensors_of(module):
@@ -51,3 +51,24 @@ def test_what_was_computed_of_other_tensors_is_forgotten():
         assert any(each.any() for each in torch.autograd.grad(found.sum(), [given[key] for key in biases]))
     torch.testing.assert_close(model(images), own.clone())
     assert not any(part.training for part in model.modules())
+
+
+def test_a_recurrent_layer_is_called_with_what_is_given():
+    torch.manual_seed(0)
+    layer, other, inputs = nn.LSTM(2, 3), nn.LSTM(2, 3), torch.randn(4, 1, 2)
+    own = layer(inputs)[0]
+    given = {name: tensor.detach().clone().requires_grad_() for name, tensor in other.named_parameters()}
+    found = call_with(layer, given, inputs)[0]
+    assert torch.equal(found, other(inputs)[0])
+    assert all(each.any() for each in torch.autograd.grad(found.sum(), list(given.values())))
+    assert torch.equal(layer(inputs)[0], own)
+
+
+def test_one_module_is_called_with_several_others_in_turn():
+    torch.manual_seed(0)
+    model, others, inputs = nn.Linear(2, 2), [nn.Linear(2, 2) for _ in range(3)], torch.randn(4, 2)
+    replaceable = Replaceable(model)
+    calls = [replaceable.with_(dict(other.named_parameters())) for other in others]
+    for _ in range(2):
+        for call, other in zip(calls, others, strict=True):
+            assert torch.equal(call(inputs), other(inputs))
