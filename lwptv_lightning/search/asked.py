@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lwptv_lightning.evaluation import MergeModule, on_rank_zero
 from lwptv_lightning.recipe import MergeRecipe
-from lwptv_lightning.registry import Advance, Watcher
+from lwptv_lightning.registry import Advance, UnknownNameError, Watcher
 from lwptv_lightning.search.gates import Gates, require_learnable
 from lwptv_lightning.search.keys import Keys
 from lwptv_lightning.search.passes import CandidatesModule, Passes
@@ -52,13 +52,15 @@ class Asked:
         wanted: dict[str, Candidate] = {}
         for name, candidate in candidates.items():
             if is_weights(candidate):
-                self._weights.require_known(candidate)
+                with _naming(name):
+                    self._weights.require_known(candidate)
                 wanted[name] = candidate
             elif isinstance(candidate, Gates):
                 self._require_gates(name, candidate)
                 wanted[name] = candidate
             else:
-                wanted[name] = recipe = as_recipe(candidate, self.options)
+                with _naming(name):
+                    wanted[name] = recipe = as_recipe(candidate, self.options)
                 self._require_data(name, recipe)
         return wanted
 
@@ -194,5 +196,8 @@ def _naming(name: str) -> Iterator[None]:
     """Let an error of a value say which candidate it is of."""
     try:
         yield
+    except UnknownNameError as error:
+        error.message = f"candidate {name!r}: {error.message}"
+        raise
     except ValueError as error:
         raise ValueError(f"candidate {name!r}: {error}") from error
