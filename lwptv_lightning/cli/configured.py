@@ -1,17 +1,40 @@
 """What the commands that run a configuration file share: one parser, so that one file serves them all.
 
-A configuration names one function for ``model`` and one for ``data``; ``examples/demo.yaml`` shows the form. Functions
-or classes of your own, in any importable module, do as well.
+``examples/own_models.yaml`` shows the form, docs/configuration.md tells its keys. An older form, a function for
+``model`` and one for ``data`` as in ``examples/demo.yaml``, holds too.
 """
 
 import argparse
+import inspect
+import json
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from lwptv_lightning.cli.checked import require_keys
+from lwptv_lightning.cli.configuration import OWN_KEYS, Given, nearest_below, printed, read_arguments, require_options
 from lwptv_lightning.cli.ending import WrongArgumentsError
-from lwptv_lightning.registry import printable
+from lwptv_lightning.cli.made import in_one_form, make_module, make_suite, require_sound
+from lwptv_lightning.registry import ConfigurationError, printable, shown
+
+_OWN_HELP = {
+    "model": "a name of timm, or class_path and init_args of any model",
+    "model_arguments": "arguments of timm.create_model, such as {num_classes: 10}",
+    "base": "the checkpoint that all were fine-tuned from",
+    "tasks": "task to checkpoint",
+    "heads": "set to another set, whose head judges it, or to a checkpoint",
+    "recipe": "a rule's name, fields of a recipe (docs/recipe.md) or its .json file",
+    "exclude": "globs of tensors that are not merged",
+    "prefix": "what the wanted names start with in Lightning checkpoints",
+    "metric": "class_path and init_args of a metric, or one for each loader; top-1 accuracy by default",
+    "expert_accuracy": "set to the accuracy of its expert",
+    "batch_keys": "where a batch has inputs and targets",
+    "output_key": "where the logits are in what the model returns",
+    "resize_position_embedding": "resample position embeddings of another image size",
+    "data": "id, ood and validation: name to folder of images or name of a data set; batch_size, image_size, ...",
+}
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "save": {
@@ -57,60 +80,133 @@ def configured(
 ) -> Iterator[Any]:
     """Make what a configuration file and options say: a `LightningCLI` with trainer, model, datamodule and config.
 
+    ``datamodule.loaders`` are the sets to report, ``datamodule.validation`` those for choices. ``--print_config``
+    prints a file that ``--config`` reads back, and ends the command.
+
     Args:
         command: Whose arguments these are.
         arguments: What follows the command.
         complete: Sets what was left open in the configuration, before anything is made of it.
 
     Raises:
-        WrongArgumentsError: The parser does not take them.
+        WrongArgumentsError: The configuration, or an option, cannot be taken.
         ValueError: What is made of them, or is done with it in the block, does not fit.
     """
     # Imported here, because the other commands do not wait for Lightning.
-    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    from lwptv_lightning.evaluation import EvaluationSuite, MergeModule
+    try:
+        with _wrong_arguments():
+            given = read_arguments(arguments)
+            made = _made(command, given, complete)
+        yield made
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
+
+
+@contextmanager
+def _wrong_arguments() -> Iterator[None]:
+    """Tell what a configuration cannot be taken for as wrong arguments are told, in our words."""
+    from lwptv_lightning.evaluation import in_our_words
+
+    try:
+        yield
+    except ConfigurationError as error:
+        raise WrongArgumentsError(str(error)) from error
+    except argparse.ArgumentError as error:
+        key, problem = in_our_words(str(error))
+        raise WrongArgumentsError(f"{key}: {problem}" if key else problem) from error
+
+
+def _made(command: str, given: Given, complete: Callable[[Any], object]) -> Any:
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
     from lwptv_lightning.learning import AdaMergingModule, LayerGates
 
     class Command(LightningCLI):
+        model: Any
+        datamodule: Any
+
+        def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_lightning_class_args(Trainer, "trainer")
+            for name in OWN_KEYS:
+                parser.add_argument(f"--{name}", type=Any, default=None, help=_OWN_HELP[name])
+
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            for name, given in _OPTIONS.items():
-                parser.add_argument(f"--{name}", **{"default": None, **given})
+            for name, about in _OPTIONS.items():
+                parser.add_argument(f"--{name}", **{"default": None, **about})
             parser.add_class_arguments(AdaMergingModule, "learn", skip={"merge_module"}, instantiate=False)
             parser.add_class_arguments(LayerGates, "gates", skip={"module", *_OF_GATES}, instantiate=False)
-            for name, given in _OF_GATES.items():
-                parser.add_argument(f"--gates.{name}", **given)
+            for name, about in _OF_GATES.items():
+                parser.add_argument(f"--gates.{name}", **about)
 
         def before_instantiate_classes(self) -> None:
+            values = in_one_form(given.values)
+            if given.prints:
+                print(printed(command, values, self.parser.dump(self.config, skip_none=False)), end="")
+                sys.exit(0)
+            require_keys(values, _other_keys())
+            require_sound(values, self.config.recipes)
+            for name in OWN_KEYS:
+                self.config[name] = values.get(name)
             complete(self.config)
 
-    try:
-        with warnings.catch_warnings():
-            # Lightning suspects a mistake where its arguments are given and the program has some of its own.
-            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-            made = Command(
-                MergeModule,
-                EvaluationSuite,
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                run=False,
-                save_config_callback=None,
-                seed_everything_default=False,
-                args=arguments,
-                parser_kwargs={
-                    "prog": f"lwptv {command}",
-                    "description": _ABOUT.get(command, _ABOUT["others"]),
-                    "exit_on_error": False,  # it would print the usage, and names as they are
-                },
-            )
-        yield made
-    except argparse.ArgumentError as error:
-        raise WrongArgumentsError(str(error)) from error
-    except MisconfigurationException as error:
-        raise ValueError(str(error)) from error
-    except ValueError as error:
-        raise _as_raised(error) from error
+        def instantiate_classes(self) -> None:
+            values = {name: self.config[name] for name in OWN_KEYS}
+            others = self.config.clone()
+            for name in OWN_KEYS:
+                others[name] = None  # which is made here
+            self.config_init = self.parser.instantiate_classes(others)
+            self.model = make_module(values)
+            self.datamodule = make_suite(values, self.model)
+            self.trainer = self.instantiate_trainer()
+            if self.trainer.is_global_zero:
+                for note in self.datamodule.notes:
+                    print(f"lwptv {command}: {printable(note)}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        # Lightning suspects a mistake where its arguments are given and the program has some of its own.
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        return Command(
+            run=False,
+            save_config_callback=None,
+            seed_everything_default=False,
+            auto_configure_optimizers=False,
+            args=_for_parser(given),
+            parser_kwargs={
+                "prog": f"lwptv {command}",
+                "description": _ABOUT.get(command, _ABOUT["others"]),
+                "exit_on_error": False,  # it would print the usage, and names as they are
+            },
+        )
+
+
+def _for_parser(given: Given) -> list[str]:
+    """Return the words for the parser: what files say of its own keys, and the options that follow."""
+    for key in ("trainer", "learn", "gates"):
+        section = given.values.get(key, {})
+        if not isinstance(section, Mapping | None):
+            raise ConfigurationError(key, f"expected a mapping, not {shown(section)}.")
+        for name in section or ():
+            if name not in (known := _keys_of(key)):
+                raise ConfigurationError(f"{key}.{name}", f"unknown key.{nearest_below(key, name, known)}")
+    require_options(given.rest, (*OWN_KEYS, *_other_keys()), _keys_of)
+    own = {name: value for name, value in given.values.items() if name in _other_keys() and value is not None}
+    return [*(["--config", json.dumps(own, ensure_ascii=False)] if own else []), *given.rest]
+
+
+def _other_keys() -> tuple[str, ...]:
+    return ("trainer", "seed_everything", *_OPTIONS, "learn", "gates")
+
+
+def _keys_of(section: str) -> list[str]:
+    from lightning.pytorch import Trainer
+
+    from lwptv_lightning.learning import AdaMergingModule, LayerGates
+
+    owner = {"trainer": Trainer, "learn": AdaMergingModule, "gates": LayerGates}[section]
+    return [name for name in inspect.signature(owner).parameters if name not in ("merge_module", "module")]
 
 
 def option(made: Any, name: str) -> Any:
@@ -179,10 +275,3 @@ def mixed(loader: Any, *, each_epoch: bool = False) -> Any:
         generator=drawn if each_epoch else None,
         **{name: getattr(loader, name) for name in _OF_LOADERS},
     )
-
-
-def _as_raised(error: BaseException) -> BaseException:
-    """Return what a function of the configuration raised, of which jsonargparse says that no type fits."""
-    while str(error).startswith("Does not validate against any of the Union subtypes") and error.__cause__ is not None:
-        error = error.__cause__
-    return error

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lwptv_lightning.registry import (
     DOMAINS,
     LoaderName,
+    UnknownNameError,
     require_groups_apart,
     require_kind,
     require_whole,
@@ -29,8 +30,15 @@ class EvaluationSuite(LightningDataModule):
         id: Task name to a data set or loader of that task's domain.
         ood: Name to a data set or loader of a domain that no task was tuned on. ``"<group>/<name>"``, also of a task,
             puts a set into a group, which has an average of its own.
+        validation: Name of an ID set to other samples of its domain, on which choices are made and statistics measured;
+            none of them is reported.
         batch_size: For those given as data sets.
         num_workers: For those given as data sets.
+
+    Attributes:
+        loaders: The sets to report, ``{"id/svhn": loader, "ood/mnist": loader}``.
+        validation: Those for choices, ``{"id/svhn": loader}``.
+        notes: What is to be known of how the sets were made, in sentences.
 
     Raises:
         ValueError: No set, an empty one, a loader with ``drop_last``, or a name that averages would take or that begins
@@ -50,11 +58,13 @@ class EvaluationSuite(LightningDataModule):
         id: Mapping[str, Dataset[Any] | DataLoader[Any]],
         ood: Mapping[str, Dataset[Any] | DataLoader[Any]] | None = None,
         *,
+        validation: Mapping[str, Dataset[Any] | DataLoader[Any]] | None = None,
         batch_size: int = 128,
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        for group, sets in (("id", id), ("ood", {} if ood is None else ood)):
+        validation = {} if validation is None else validation
+        for group, sets in (("id", id), ("ood", {} if ood is None else ood), ("validation", validation)):
             require_kind(group, sets, Mapping, "a mapping of names to data sets or loaders")
             for name in sets:
                 _require_without_domain(group, str(name))
@@ -64,13 +74,26 @@ class EvaluationSuite(LightningDataModule):
         named = {f"{domain}/{name}": data for domain, sets in groups for name, data in sets.items()}
         self.loaders = {name: _as_loader(name, data, batch_size, num_workers) for name, data in named.items()}
         require_loaders(self.loaders)
+        for name in validation:
+            if LoaderName.parse(f"id/{name}").key_in({*id, *(str(each).rpartition("/")[2] for each in id)}) is None:
+                raise UnknownNameError("ID set in validation:", name, id)
+        self.validation = {
+            f"id/{name}": _as_loader(f"validation/{name}", data, batch_size, num_workers)
+            for name, data in validation.items()
+        }
+        if self.validation:
+            require_loaders(self.validation)
+        self.notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, loaders: Mapping[str, DataLoader[Any]]) -> EvaluationSuite:
+    def of(
+        cls, loaders: Mapping[str, DataLoader[Any]], validation: Mapping[str, DataLoader[Any]] | None = None
+    ) -> EvaluationSuite:
         """Return the suite of loaders that are named ``id/...`` and ``ood/...`` already."""
         require_kind("loaders", loaders, Mapping, "a mapping of names such as 'id/svhn' to loaders")
         named = [(LoaderName.parse(loader), data) for loader, data in loaders.items()]
-        return cls(*({name.keys[0]: data for name, data in named if name.domain == domain} for domain in DOMAINS))
+        sets = ({name.keys[0]: data for name, data in named if name.domain == domain} for domain in DOMAINS)
+        return cls(*sets, validation=validation)
 
     def val_dataloader(self) -> dict[str, DataLoader[Any]]:
         """Return the loaders by name."""

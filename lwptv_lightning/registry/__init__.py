@@ -17,7 +17,7 @@ from lwptv_lightning.registry.declared import (
     per_task_by_tensor,
     whole,
 )
-from lwptv_lightning.registry.given import parse_json, require_kind, require_texts, shown
+from lwptv_lightning.registry.given import ConfigurationError, parse_json, require_kind, require_texts, shown
 from lwptv_lightning.registry.lookup import (
     Registry,
     UnknownNameError,

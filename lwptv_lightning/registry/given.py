@@ -12,6 +12,26 @@ _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 8
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 
+class ConfigurationError(ValueError):
+    """What a configuration says and cannot be taken, told with the key that it stands under.
+
+    Args:
+        key: Where it stands, such as ``"data.id.cats"``.
+        problem: What was expected, what came, and what is near.
+
+    Example:
+        >>> print(ConfigurationError("data.batch_sise", "unknown key."))
+        data.batch_sise: unknown key.
+    """
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(key, problem)
+        self.key, self.problem = key, problem
+
+    def __str__(self) -> str:
+        return f"{printable(self.key)}: {self.problem}" if self.key else self.problem
+
+
 def shown(value: Any) -> str:
     """Return a value as messages show it: its `repr`, shortened where it is long or deep.
 
