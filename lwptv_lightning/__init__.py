@@ -25,7 +25,7 @@ _NAMES_IN = {
         "Merge MergeOptions MergePlan install_ merge merge_transform model_card plan_pruning save_adapter save_merged"
     ),
     "evaluation": "EvaluationSuite Heads MergeModule ZeroShotHead heads_from load_merged read_heads zero_shot_head",
-    "search": "Gates SweepResult best one_standard_error sweep",
+    "search": "Gates SearchSpace SweepResult TuneResult best one_standard_error sweep tune",
     "learning": "AdaMergingModule LayerGates",
     "callbacks": (
         "CollectDataStatistics CollectStatistics MergeReport OnlineMerge PruneAndMerge RecalibrateBatchNorm "

@@ -48,6 +48,13 @@ class Measured:
             Contents.of(module.heads, {}),
         )
 
+    @classmethod
+    def elsewhere(
+        cls, module: MergeModule, figures: Mapping[str, float], controls: Mapping[str, Mapping[str, float]]
+    ) -> Measured:
+        """Return accuracies that were measured of what a module now holds, without an evaluation of its own."""
+        return cls(figures, "accuracy", controls, Contents.of(module.model, {}), Contents.of(module.heads, {}))
+
     def still_of(self, module: MergeModule) -> bool:
         """Tell whether a module holds the weights, and its heads those, that were evaluated; all processes call it."""
         return not (self._model.changed_in(module.model) or self._heads.changed_in(module.heads))

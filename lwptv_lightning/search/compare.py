@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.evaluation import averages
+from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_finite, require_known, require_texts, require_whole
 
 _DRAWN_AT_ONCE = 1 << 22
@@ -27,12 +28,14 @@ class SweepResult:
         seconds: How long each candidate's merge takes on its own, saliency statistics and pruning included.
         changes: Norm of each candidate's change from the base over all merged tensors, 0 for the base itself; there is
             none of weights whose base is not known.
+        recipes: The recipe of each candidate that is no weights; that of `Gates` holds what was learnt.
     """
 
     names: tuple[str, ...]
     outcomes: Mapping[str, Tensor]
     seconds: Mapping[str, float]
     changes: Mapping[str, float] = field(default_factory=dict)
+    recipes: Mapping[str, MergeRecipe] = field(default_factory=dict)
 
     def correct(self, name: str) -> dict[str, Tensor]:
         """Return a candidate's outcomes, loader name to ``(N,)`` bool."""
@@ -47,7 +50,7 @@ class SweepResult:
     def difference(
         self,
         name: str,
-        other: str,
+        other: str | Sequence[str],
         domain: str | Sequence[str],
         *,
         draws: int = 2000,
@@ -61,7 +64,7 @@ class SweepResult:
 
         Args:
             name: One candidate.
-            other: The candidate to subtract.
+            other: The candidate to subtract; of several, such as random masks, their mean.
             domain: ``"id"``, ``"ood"``, a group such as ``"ood/near"``, or a loader's name; of several, the mean of
                 their averages, so that ``("id", "ood")`` is half of each.
             draws: How many bootstrap draws.
@@ -82,14 +85,24 @@ class SweepResult:
         ends = interval_ends(confidence)
         generator = torch.Generator().manual_seed(require_whole("seed", seed))
         weights = weights_over(self.outcomes, domain)
-        first, second = self.correct(name), self.correct(other)
-        value, variance = paired_difference(first, second, weights)
+        first, second = self.correct(name), self.mean_correct([other] if isinstance(other, str) else other)
+        value, variance = (
+            paired_difference(first, self.correct(other), weights)
+            if isinstance(other, str)
+            else _mean_difference(first, second, weights)
+        )
         drawn = torch.zeros(draws, dtype=torch.float64)
         for loader, weight in weights.items():
-            change = first[loader].double() - second[loader].double()
-            drawn += _resampled_means(change, draws, generator) * float(weight)
+            drawn += _resampled_means(first[loader].double() - second[loader], draws, generator) * float(weight)
         low, high = drawn.quantile(ends).tolist()
         return Difference(float(value), low, high, math.nan if variance is None else math.sqrt(variance))
+
+    def mean_correct(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Return the mean of several candidates' outcomes, loader name to ``(N,)`` float64."""
+        correct = [self.correct(name) for name in require_texts("names", names, "names of candidates")]
+        if not correct:
+            raise ValueError("names is empty: expected at least one candidate.")
+        return {loader: torch.stack([each[loader].double() for each in correct]).mean(0) for loader in self.outcomes}
 
 
 @dataclass(frozen=True)
@@ -179,6 +192,20 @@ def paired_difference(
         else:
             variance += weight**2 * (ahead + behind - Fraction((ahead - behind) ** 2, size)) / (size * (size - 1))
     return value, variance if is_known else None
+
+
+def _mean_difference(
+    first: Mapping[str, Tensor], second: Mapping[str, Tensor], weights: Mapping[str, Fraction]
+) -> tuple[float, float | None]:
+    """Do what `paired_difference` does with outcomes that are means over several models."""
+    value, variance = 0.0, 0.0
+    for loader, weight in weights.items():
+        change = first[loader].double() - second[loader]
+        if not len(change):
+            raise ValueError(f"loader {loader!r} has no sample, so that nothing can be compared on it.")
+        value += float(weight) * float(change.mean())
+        variance += float(weight) ** 2 * (float(change.var()) / len(change) if len(change) > 1 else math.nan)
+    return value, None if math.isnan(variance) else variance
 
 
 def _resampled_means(values: Tensor, draws: int, generator: torch.Generator) -> Tensor:

@@ -19,6 +19,7 @@ from lwptv_lightning.evaluation import (
     uncombined,
 )
 from lwptv_lightning.merging import MergeOptions, Undo, require_options
+from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import Advance, Watcher, leads, require_kind, require_whole
 from lwptv_lightning.report import progress as bar
 from lwptv_lightning.search.asked import Asked
@@ -114,14 +115,16 @@ def sweep(
         missing = {name: each for name, each in learnt.items() if name not in found}
         with watcher("Sweeping", asked.steps_of(missing)) as advance:
             found |= asked.measured(missing, at_once, advance)
-    return _result({name: found[name] for name in candidates})
+    return _result({name: found[name] for name in candidates}, learnt)
 
 
-def _result(found: Mapping[str, Found]) -> SweepResult:
+def _result(found: Mapping[str, Found], learnt: Mapping[str, Candidate]) -> SweepResult:
     loaders = next(iter(found.values())).outcomes
     outcomes = {loader: torch.stack([each.outcomes[loader] for each in found.values()]) for loader in loaders}
     changes = {name: each.change for name, each in found.items() if each.change is not None}
-    return SweepResult(tuple(found), outcomes, {name: each.seconds for name, each in found.items()}, changes)
+    seconds = {name: each.seconds for name, each in found.items()}
+    recipes = {name: each for name, each in learnt.items() if isinstance(each, MergeRecipe)}
+    return SweepResult(tuple(found), outcomes, seconds, changes, recipes)
 
 
 @contextmanager
