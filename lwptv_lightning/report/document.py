@@ -53,6 +53,7 @@ class Picture:
         caption: How it is read.
         light: The SVG on a light ground.
         dark: The same on a dark one.
+        size: Its natural width and height, in pixels.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Picture:
     caption: str
     light: bytes = b""
     dark: bytes = b""
+    size: tuple[int, int] = (0, 0)
 
 
 Block = Words | Cells | Picture
@@ -116,12 +118,15 @@ def _results(findings: Findings) -> list[Block]:
     headings[0] = "model"
     has_notes = any(row.note for row in table.rows)
     has_seconds = any(row.seconds is not None for row in table.rows)
-    kept = [at for at in range(columns) if (at != columns - 1 or has_notes) and (at != columns - 2 or has_seconds)]
+    averages = [at for at, name in enumerate(table.columns, 1) if LoaderName.of_figure(name).is_average]
+    single = [at for at in range(1, columns - 2) if at not in averages]
+    # Averages first: a page may be narrower than the table.
+    kept = [0, *averages, *([columns - 1] if has_notes else []), *single, *([columns - 2] if has_seconds else [])]
     cells = Cells(
         "Accuracy of each model, in %",
         [printable_name(headings[at]) for at in kept],
         [[row[at] for at in kept] for row in rows],
-        frozenset({0, *([len(kept) - 1] if has_notes else [])}),
+        frozenset(place for place, at in enumerate(kept) if at in (0, columns - 1)),
         marked,
     )
     if any(row.plain for row in table.rows):

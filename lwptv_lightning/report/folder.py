@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lwptv_lightning.checkpoints import CheckpointError, Provenance, open_checkpoint
@@ -87,13 +87,17 @@ class ReportFolder:
             yield stage.folder
             self.require_own()
             for inner in self._inner:
-                inner.mkdir(exist_ok=True)
+                if is_there(stage.folder / inner.name):
+                    inner.mkdir(exist_ok=True)
             # The report first: by it, files of a process that is killed between two of them are known.
             for name in sorted(self._names, key=lambda name: name != REPORT):
                 if is_there(stage.folder / name):
                     stage.install(name, self._folder / name)
                 elif self._run is not None and is_there(self._folder / name) and self._is_own(self._folder / name):
                     (self._folder / name).unlink()
+            for inner in self._inner:
+                with suppress(OSError):  # which is not there, or not empty
+                    inner.rmdir()
 
     @property
     def _inner(self) -> list[Path]:

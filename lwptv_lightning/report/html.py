@@ -13,6 +13,9 @@ from lwptv_lightning.report.style import STYLE_SHEET
 MARK = "<!-- A report of lwptv-lightning -->"
 """The second line, by which such a file is known."""
 
+_FEW = 8
+"""Columns that most pages have room for."""
+
 
 def html_of(title: str, sections: Sequence[Section]) -> str:
     """Return a report as HTML; whatever is in names is shown and does nothing.
@@ -77,9 +80,10 @@ def _table(cells: Cells) -> str:
         rows.append(f'<tr{marked}><th scope="row">{first}</th>{filled}</tr>')
     caption = _text(cells.caption)
     body = "\n".join(rows)
+    many = ' class="many"' if len(cells.headings) > _FEW else ""
     # A table that is wider than the page is scrolled by itself, with the keyboard too.
     return f"""<div class="wide" role="group" aria-label="{caption}" tabindex="0">
-<table>
+<table{many}>
 <caption>{caption}</caption>
 <thead><tr>{headings}</tr></thead>
 <tbody>
@@ -90,13 +94,17 @@ def _table(cells: Cells) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    light, dark = (f"data:image/svg+xml;base64,{b64encode(svg).decode()}" for svg in (picture.light, picture.dark))
+    wide, high = picture.size
+    # On a narrow screen it is scrolled rather than made too small to be read.
+    shape = f'width="{wide}" height="{high}" style="min-width: min({wide}px, 46rem)" alt="{_text(picture.alt)}"'
+    # Both are there, and the style sheet shows one: what a source of <picture> chose on a screen would be printed too.
+    images = "\n".join(
+        f'<img class="on-{ground}" src="data:image/svg+xml;base64,{b64encode(svg).decode()}" {shape}>'
+        for ground, svg in (("light", picture.light), ("dark", picture.dark))
+    )
     return f"""<figure>
 <div class="wide" role="group" aria-label="{_text(picture.title)}" tabindex="0">
-<picture>
-<source media="screen and (prefers-color-scheme: dark)" srcset="{dark}">
-<img src="{light}" alt="{_text(picture.alt)}">
-</picture>
+{images}
 </div>
 <figcaption>{_text(picture.caption)} Data: <code>figures/{_text(picture.name)}.csv</code></figcaption>
 </figure>"""

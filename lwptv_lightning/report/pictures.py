@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from lwptv_lightning.files import Stage, naming
 from lwptv_lightning.merging import PruningPlan
-from lwptv_lightning.registry import LoaderName, printable
+from lwptv_lightning.registry import LoaderName
+from lwptv_lightning.report.letters import drawable
 from lwptv_lightning.report.table import ResultRow
 
 
@@ -29,7 +28,7 @@ def plot_saliency(plan: PruningPlan, path: Path) -> Path:
     ranks = plan.mask.kept.double()  # without scores all is pruned, and of one colour
     if plan.scores is not None:
         ranks = plan.scores.values.argsort(dim=1).argsort(dim=1) / max(len(plan.layers) - 1, 1)
-    tasks, layers = (list(map(_drawable, names)) for names in (plan.mask.tasks, plan.mask.layers))
+    tasks, layers = (list(map(drawable, names)) for names in (plan.mask.tasks, plan.mask.layers))
     width = 2.5 + 0.9 * len(tasks) + _room(layers, 20)
     figure = Figure(figsize=(width, 1.6 + 0.17 * len(layers) + _room(tasks, 10)), layout="constrained")
     axes = figure.subplots()
@@ -56,7 +55,7 @@ def plot_id_ood(
         curve: Points joined by a line, such as the same rule at several scaling coefficients.
         cloud: Unnamed points, such as random masks.
     """
-    panels = _panels([*rows, *curve, *cloud])
+    panels = panels_of([*rows, *curve, *cloud])
     columns = min(len(panels), _ABREAST)
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(8.5 + 4.2 * (columns - 1), 6 if lines == 1 else 4.8 * lines), layout="constrained")
@@ -69,7 +68,7 @@ def plot_id_ood(
     return _save(figure, path)
 
 
-def _panels(rows: Sequence[ResultRow]) -> list[str]:
+def panels_of(rows: Sequence[ResultRow]) -> list[str]:
     """Return what OOD averages are over: groups that all rows have figures of, if they hold all sets, or the domain."""
     sets = {name: LoaderName.of_figure(name) for row in rows for name in row.figures}
     overs = dict.fromkeys(name.over for name in sets.values() if name.over is not None and name.over.startswith("ood/"))
@@ -109,7 +108,7 @@ def _draw_panel(
     xlim, ylim = (_around(values) for values in _coordinates([*rows, *cloud], over))
     heading = LoaderName.of_figure(f"{over}/avg").heading.removesuffix(" avg")
     axes.set(xlim=xlim, ylim=ylim, xlabel="ID average (%)")
-    axes.set_ylabel(f"{_drawable(heading)} average (%)", parse_math=False)
+    axes.set_ylabel(f"{drawable(heading)} average (%)", parse_math=False)
     axes.tick_params(labelbottom=True)
     axes.grid(alpha=0.3)
     return named
@@ -121,8 +120,6 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 """One more than colours, so that the two come together anew later only."""
 _ABREAST = 2
 _MOST_PANELS = 6
-_LABEL = 80
-"""The most characters of a name in a picture."""
 _DPI = 130
 _MOST_PIXELS = 60_000
 """Of a picture's longer side; a model of thousands of layers is drawn smaller."""
@@ -138,25 +135,12 @@ def _add_legend(axes: Any, named: Sequence[tuple[str, Any]]) -> None:
     )
     for text, (name, _) in zip(legend.get_texts(), named, strict=True):
         text.set_parse_math(False)
-        text.set_text(_drawable(name))
-
-
-def _drawable(name: str) -> str:
-    """Return a name, as far as there is room, with Python's escapes for what is not seen or the fonts cannot draw."""
-    known, name = _characters(tuple(FontProperties().get_family())), printable(name, _LABEL)
-    drawn = (letter if ord(letter) in known else letter.encode("unicode_escape").decode() for letter in name)
-    return printable("".join(drawn), _LABEL)
+        text.set_text(drawable(name))
 
 
 def _room(labels: Sequence[str], usual: int) -> float:
     """Return how many inches the longest of some labels takes beyond a usual number of characters."""
     return 0.06 * max((len(label) - usual for label in labels if len(label) > usual), default=0)
-
-
-@cache
-def _characters(families: tuple[str, ...]) -> frozenset[int]:
-    paths = {findfont(FontProperties(family=[family])) for family in families}
-    return frozenset(code for path in paths for code in get_font(path).get_charmap())
 
 
 def _around(values: Sequence[float]) -> tuple[float, float]:

@@ -28,8 +28,12 @@ def dark_of(svg: str) -> str:
 STYLE_SHEET = """
 :root { color-scheme: light dark; --ground: #fefefe; --ink: #1c2024; --faint: #5b626a; --line: #d8dce1;
   --raised: #f3f5f7; --accent: #0b62a4; }
+.on-light { display: block; }
+.on-dark { display: none; }
 @media screen and (prefers-color-scheme: dark) {
   :root { --ground: #14171a; --ink: #e9ebee; --faint: #a4abb3; --line: #3a4047; --raised: #1d2125; --accent: #6bb5ee; }
+  figure img.on-light { display: none; }
+  figure img.on-dark { display: block; }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 1rem/1.55 system-ui, sans-serif;
@@ -49,22 +53,26 @@ th, td { padding: .3rem .6rem; text-align: right; vertical-align: top; border-bo
   white-space: nowrap; }
 thead th { vertical-align: bottom; border-bottom: 2px solid var(--line); white-space: normal; min-width: 3.2rem;
   overflow-wrap: normal; }
-tbody th { text-align: left; font-weight: normal; min-width: 9rem; max-width: 22rem; white-space: normal; }
-td.words { min-width: 8rem; max-width: 26rem; white-space: normal; }
+thead th:first-child, tbody th { position: sticky; left: 0; background: var(--ground); }
+tbody th { text-align: left; font-weight: normal; max-width: 24rem; white-space: normal; }
+.many tbody th { min-width: min(15rem, 38vw); }
+td.words { min-width: 6rem; max-width: 26rem; white-space: normal; }
 .words { text-align: left; }
 .chosen > * { font-weight: bold; background: var(--raised); }
 figure { margin: 0; }
-figure img { display: block; width: 100%; min-width: 38rem; height: auto; }
+figure img { max-width: 100%; height: auto; }
 figcaption { color: var(--faint); font-size: .875rem; max-width: 48rem; }
 @media print {
   main { max-width: none; padding: 0; }
   body { font-size: 10pt; }
   table { font-size: 7.5pt; }
   .wide { overflow: visible; }
-  th, td { white-space: normal; padding: .15rem .3rem; }
-  thead th, tbody th, td.words { min-width: 0; }
+  th, td { padding: .15rem .3rem; overflow-wrap: normal; }
+  thead th, tbody th, .many tbody th, td.words { min-width: 0; position: static !important; }
+  .many { font-size: 6pt; }
+  .many tbody th { min-width: 7rem; }
   figure, tr { break-inside: avoid; }
   h2, caption { break-after: avoid; }
-  figure img { min-width: 0; max-height: 24cm; width: auto; max-width: 100%; }
+  figure img { min-width: 0 !important; max-height: 24cm; width: auto; max-width: 100%; }
 }
 """

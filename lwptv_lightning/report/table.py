@@ -101,7 +101,7 @@ class ResultTable:
         """
         lines: list[list[Any]] = [["model", *self.columns, "seconds", "note"]]
         lines += [[row.name, *map(row.figures.get, self.columns), row.seconds, row.note] for row in self.rows]
-        return "".join(map(_csv_line, lines))
+        return "".join(map(csv_line, lines))
 
 
 def _number(row: ResultRow, name: str) -> str:
@@ -113,7 +113,7 @@ def _shown(cells: list[str]) -> list[str]:
     return [*map(printable_name, cells[:-1]), printable(cells[-1])]
 
 
-def _csv_line(cells: list[Any]) -> str:
+def csv_line(cells: list[Any]) -> str:
     """Return a line of CSV, with quotation marks around whatever ends a line for any reader."""
     text = io.StringIO()
     inert = [_inert(cell) if isinstance(cell, str) else cell for cell in cells]

@@ -6,12 +6,16 @@ from pathlib import Path
 
 from lwptv_lightning.registry import require_kind
 from lwptv_lightning.report.document import sections_of
+from lwptv_lightning.report.figures import FIGURE_NAMES, draw_figures
 from lwptv_lightning.report.findings import Findings
 from lwptv_lightning.report.folder import PAGE, RECIPE, REPORT, RESULTS, ReportFolder
 from lwptv_lightning.report.html import html_of
-from lwptv_lightning.report.markdown import heading_of, markdown_of
+from lwptv_lightning.report.markdown import FIGURES, heading_of, markdown_of
 
-REPORT_FILES = (REPORT, PAGE, RESULTS, RECIPE)
+REPORT_FILES = (
+    *(REPORT, PAGE, RESULTS, RECIPE),
+    *(f"{FIGURES}/{name}.{suffix}" for name in FIGURE_NAMES for suffix in ("png", "svg", "csv")),
+)
 """What a report can hold."""
 
 
@@ -63,12 +67,20 @@ def report_folder(folder: str | Path, title: str, identity: str, *, overwrite: b
     return ReportFolder(Path(folder), heading_of(title), REPORT_FILES, run=identity, overwrite=overwrite)
 
 
-def make_report(findings: Findings, folder: Path) -> None:
-    """Make the files of a report in a folder that is nobody else's yet."""
-    sections = sections_of(findings)
+def make_report(findings: Findings, folder: Path) -> list[str]:
+    """Make the files of a report in a folder that is nobody else's yet, and return the names of its figures."""
+    drawn = draw_figures(findings)
+    pictures = [drawing.picture() for drawing in drawn]
+    for drawing, picture in zip(drawn, pictures, strict=True):
+        (folder / FIGURES).mkdir(exist_ok=True)
+        (folder / FIGURES / f"{drawing.name}.svg").write_bytes(picture.light)
+        (folder / FIGURES / f"{drawing.name}.png").write_bytes(drawing.png())
+        (folder / FIGURES / f"{drawing.name}.csv").write_text(drawing.csv, encoding="utf-8")
+    sections = sections_of(findings, pictures)
     text = markdown_of(findings.title, sections, findings.identity)
     (folder / REPORT).write_text(text, encoding="utf-8")
     (folder / PAGE).write_text(html_of(findings.title, sections), encoding="utf-8")
     (folder / RESULTS).write_text(findings.table.csv(), encoding="utf-8")
     if findings.recipe is not None:
         (folder / RECIPE).write_text(findings.recipe.to_json() + "\n", encoding="utf-8")
+    return [drawing.name for drawing in drawn]
