@@ -45,6 +45,14 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "out": {"type": str | None, "help": "collect, learn, sweep: the file to write"},
     "method": {"type": str | None, "help": "learn: layer_gates or adamerging, the default without BASE"},
     "data_statistics": {"type": str | None, "help": "validate, sweep: what collect wrote, for rules that need it"},
+    "store": {"type": str | None, "help": "sweep: a folder for what is measured, to go on from; by default OUT.store"},
+    "recalibrate": {
+        "type": bool,
+        "nargs": "?",
+        "const": True,
+        "default": False,
+        "help": "sweep: measure running statistics of batch normalisation anew, on the validation sets",
+    },
     "recipes": {"type": dict[str, str | dict[str, Any]] | None, "help": "sweep: name to recipe"},
     "samples": {"type": int, "default": 256, "help": "collect: how many examples of each task to use"},
 }

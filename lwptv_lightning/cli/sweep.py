@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from lwptv_lightning.cli.configured import configured, leave_reports_out, option, output, take_statistics
+from lwptv_lightning.cli.configured import configured, leave_reports_out, mixed, option, output, take_statistics
 
 if TYPE_CHECKING:
+    from lwptv_lightning.report import ResultTable
     from lwptv_lightning.search import SweepResult
 
 
@@ -25,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
         path = None if made.config["out"] is None else output(made)
         take_statistics(made, *recipes.values())
         leave_reports_out(made)
-        found = sweep(made.trainer, made.model, recipes, made.datamodule.loaders)
+        found = sweep(made.trainer, made.model, recipes, made.datamodule.loaders, **_asked(made, path))
         notes, reason = _choices(found)
         rows = [ResultRow(name, found.figures(name), found.seconds[name], notes.get(name, "")) for name in found.names]
         if made.trainer.is_global_zero:
@@ -34,7 +36,22 @@ def run(options: argparse.Namespace) -> None:
             if reason:
                 print_text(reason, Console())
             if path is not None:
-                write_whole(path, table.csv())
+                write_whole(path, _as_file(table))
+
+
+def _asked(made: Any, path: str | None) -> dict[str, Any]:
+    """Return what the configuration says of a sweep besides its recipes and sets."""
+    validation = getattr(made.datamodule, "validation", {})
+    return {
+        "store": made.config["store"] or (None if path is None else f"{path}.store"),
+        "samples": {name: mixed(loader) for name, loader in validation.items()},
+        "recalibrate": made.config["recalibrate"],
+    }
+
+
+def _as_file(table: ResultTable) -> str:
+    """Return the table as a file holds it: without seconds, so that a sweep that went on ends with the same file."""
+    return replace(table, rows=[replace(row, seconds=None) for row in table.rows]).csv()
 
 
 def _choices(found: SweepResult) -> tuple[dict[str, str], str]:

@@ -38,6 +38,7 @@ class EvaluationSteps(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self._loaders: dict[str, Any] = {}
+        self._takes_any_output: tuple[LoaderMetrics, bool] | None = None
 
     def prepare(
         self, loaders: object, replicas: Replicas | None = None, *, partly: bool = True, measured: bool = True
@@ -65,7 +66,10 @@ class EvaluationSteps(LightningModule):
     @property
     def takes_any_output(self) -> bool:
         """Whether a metric may take what is no tensor, such as detections."""
-        return any(map(takes_any_output, self._measures()))
+        # Asked for in each call of the model.
+        if self._takes_any_output is None or self._takes_any_output[0] is not self.metrics:
+            self._takes_any_output = self.metrics, any(map(takes_any_output, self._measures()))
+        return self._takes_any_output[1]
 
     def require_logits(self) -> None:
         """Raise a `ValueError` where neither the model nor a head makes the logits that the metrics need."""

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lwptv_lightning import MergeModule, TaskVectors
+from lwptv_lightning import EvaluationSuite, MergeModule, TaskVectors
 
 CLASSES = {"a": 3, "b": 5, "far": 3}
 
@@ -49,3 +49,16 @@ def small_samples(seed=1):
 def validated(trainer, module, loaders):
     """The figures of a validation."""
     return {name: value for entry in trainer.validate(module, loaders, verbose=False) for name, value in entry.items()}
+
+
+def plain_module() -> MergeModule:
+    """The module as a configuration file names it."""
+    return small_module()
+
+
+def small_suite(validation: bool = False) -> EvaluationSuite:
+    """The loaders as a configuration file names them."""
+    suite = EvaluationSuite.of(small_loaders())
+    if validation:
+        suite.validation = small_samples()
+    return suite
