@@ -69,6 +69,7 @@ from lwptv_lightning.checkpoints.storable import (
     require_storable,
     require_writable,
 )
+from lwptv_lightning.checkpoints.torch_file import stated_texts
 from lwptv_lightning.checkpoints.training import TAKEN
 
 __all__ = [

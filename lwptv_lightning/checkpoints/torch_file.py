@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from lwptv_lightning.files import InputFile
 
 LIGHTNING = "Lightning"
 """The format of what Lightning wrote, whose names carry the prefix of an attribute."""
+_STATED = ("hyper_parameters", "arch", "architecture", "args", "config")
+"""Where training code says what it trains."""
 _MOST_EXPANDED = 16 << 20
 """Bytes beyond a file's own that tensors of it may take which repeat stored numbers, such as an expanded mask."""
 _MOST_USES = 64
@@ -65,6 +67,27 @@ def _from_torch_file(path: Path, ema: bool | None) -> Checkpoint:
         inputs=(file,),
     )
     return weights.taken_by(checkpoint)
+
+
+def stated_texts(path: Path) -> tuple[str, ...]:
+    """Return the texts in the hyper-parameters that training code keeps beside the weights, such as a model's name.
+
+    Args:
+        path: A file; one of another kind has none.
+    """
+    try:
+        content = _load(InputFile.at(path, CheckpointError))
+    except (OSError, ValueError):
+        return ()
+    return tuple(text for key in _STATED if key in content for text in _texts(content[key]))
+
+
+def _texts(value: Any, depth: int = 4) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping) and depth:
+        for inner in value.values():
+            yield from _texts(inner, depth - 1)
 
 
 def _load(file: InputFile) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from lwptv_lightning.cli import (
     demo,
     diff,
     extract,
+    init,
     learn,
     merge,
     push,
@@ -32,7 +33,7 @@ from lwptv_lightning.registry import any_character, printable
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
     for module in (
-        *(demo, merge, extract, check, diff, verify, card, push),
+        *(demo, init, merge, extract, check, diff, verify, card, push),
         *(validate, sweep, collect, learn, rules, scores, zoo),
     )
 }

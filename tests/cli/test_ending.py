@@ -14,6 +14,7 @@ from lwptv_lightning.cli.main import COMMANDS
 
 RUNNABLE = {
     "demo": ["demo"],
+    "init": ["init", "own"],
     "merge": ["merge", "base", "a=a", "--out", "m.safetensors"],
     "check": ["check", "base", "a=a"],
     "diff": ["diff", "base", "a"],

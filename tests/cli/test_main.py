@@ -9,7 +9,16 @@ import pytest
 from lwptv_lightning import cli
 from lwptv_lightning.cli.main import COMMANDS, main
 
-LIGHT = ("demo", "merge", "check", "diff", "rules", "scores", "zoo")  # `validate` asks Lightning for its options
+LIGHT = (
+    "demo",
+    "init",
+    "merge",
+    "check",
+    "diff",
+    "rules",
+    "scores",
+    "zoo",
+)  # `validate` asks Lightning for its options
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([command, "--help"] for command in LIGHT)], ids=str)
@@ -41,6 +50,8 @@ def test_every_command_has_a_file_and_a_line_of_help(capsys):
         "paths",
         "checked",
         "made",
+        "suite_text",
+        *(f"found_{what}" for what in ("architecture", "data", "models", "sets")),
     }
     with pytest.raises(SystemExit):
         main(["--help"])
