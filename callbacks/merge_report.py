@@ -28,6 +28,7 @@ from lwptv_lightning.report import (
     plot_saliency,
     print_table,
     print_text,
+    room_of,
 )
 
 _TITLE = "# Merged models over ID and OOD loaders"
@@ -98,7 +99,7 @@ class MergeReport(Callback):
             if recipe is not None:
                 (folder / RECIPE).write_text(recipe.to_json() + "\n", encoding="utf-8")
             drawn = [picture.name for picture in self._draw(plan, folder)]
-        print_table(self.table.rich(), console)
+        print_table(self.table.rich(width=room_of(console)), console)
         if treatment:
             print_text(f"The {treatment}.", console)
         for name in drawn:

@@ -39,7 +39,7 @@ from lwptv_lightning.registry.names import (
     require_groups_apart,
 )
 from lwptv_lightning.registry.order import natural_order
-from lwptv_lightning.registry.text import any_character, encodable, printable, printable_name
+from lwptv_lightning.registry.text import any_character, encodable, printable, printable_name, shortened, width_of
 from lwptv_lightning.registry.values import (
     FrozenDict,
     parse_bytes,

@@ -47,6 +47,34 @@ def printable_name(name: object) -> str:
     return printable(name, _NAME)
 
 
+def shortened(text: str, most: int) -> str:
+    """Return text, without its middle where it takes more columns of a terminal than there are.
+
+    Example:
+        >>> shortened("vit_base_patch16_224.augreg_in21k", 20)
+        'vit_base_p..g_in21k'
+    """
+    if width_of(text) <= most:
+        return text
+    begin, end = "", ""
+    for index in range(len(text)):
+        # By turns, as the ends of names tell them apart as often as their beginnings.
+        letter = text[-1 - index // 2] if index % 2 else text[index // 2]
+        if width_of(begin) + width_of(end) + width_of(letter) + 2 > most:
+            break
+        begin, end = (begin, letter + end) if index % 2 else (begin + letter, end)
+    return f"{begin}..{end}"
+
+
+def width_of(text: str) -> int:
+    """Return how many columns of a terminal text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text
+    )
+
+
 @contextmanager
 def any_character(stream: Any = None) -> Iterator[None]:
     r"""Let a text stream, by default the standard output, take what its encoding has not: as Python's escape.

@@ -9,10 +9,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
 from lwptv_lightning.registry import LoaderName, encodable, literal, markdown_table, printable, printable_name
+from lwptv_lightning.report.layout import WIDTH, laid_out
 
 _NUMBER = re.compile(r"[+-]\d+(\.\d+)?")
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # noqa: RUF001
@@ -67,6 +68,18 @@ class ResultTable:
         kept = [{name: row.figures[name] for name in averages if name in row.figures} for row in self.rows]
         return ResultTable([replace(row, figures=figures) for row, figures in zip(self.rows, kept, strict=True)])
 
+    @property
+    def sets(self) -> dict[str, int]:
+        """Each average's name to how many sets it is over, as far as their figures are here."""
+        over = {name: LoaderName.of_figure(name).over for name in self.columns}
+        alone = [name for name in over if over[name] is None]
+        found = {}
+        for name, domain in over.items():
+            if domain is not None and name.startswith(f"{domain}/avg"):
+                part = name.removeprefix(f"{domain}/avg")  # of a metric with several
+                found[name] = sum(each.startswith(f"{domain}/") and each.endswith(part) for each in alone)
+        return {name: count for name, count in found.items() if count}
+
     def cells(self, row: ResultRow) -> list[str]:
         """Return a row as text: name, percentages with one decimal and other numbers, seconds and note."""
         figures = [_number(row, name) if name in row.figures else "" for name in self.columns]
@@ -77,16 +90,18 @@ class ResultTable:
         """The columns' headings."""
         return ["model", *map(_heading, self.columns), "seconds", "note"]
 
-    def rich(self, title: str | None = None) -> Table:
-        """Return the table for a terminal."""
-        table = Table(title=None if title is None else Text(printable(title)), header_style="bold", pad_edge=False)
-        for index, heading in enumerate(map(printable_name, self.headings)):
-            text = index in (0, len(self.headings) - 1)
-            lines = heading.replace(" ", "\n").replace("/", "/\n")
-            table.add_column(Text(lines), justify="left" if text else "right", no_wrap=text)
-        for row in self.rows:
-            table.add_row(*map(Text, _shown(self.cells(row))))  # a name may look like markup
-        return table
+    def rich(self, title: str | None = None, wide: bool = False, width: int = WIDTH) -> Table | Group:
+        """Return the table for a terminal, as wide as all its columns or no wider than there is room.
+
+        Where there is too little room for all, sets are folded into their averages, which say of how many they are, and
+        long names lack their middle. Where even these take too much, they follow each other in several blocks.
+
+        Args:
+            title: What stands above.
+            wide: Whether to show every column at full length, however wide that is.
+            width: How many columns of a terminal there are.
+        """
+        return laid_out(self, title, None if wide else width)
 
     def markdown(self) -> str:
         """Return the table in Markdown."""

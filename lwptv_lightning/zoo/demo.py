@@ -31,6 +31,7 @@ from lwptv_lightning.report import (
     plot_saliency,
     print_table,
     print_text,
+    room_of,
 )
 from lwptv_lightning.search import Candidate, SweepResult, best, choices, sweep
 from lwptv_lightning.task_vectors import TaskVectors
@@ -169,7 +170,7 @@ def _publish(demo: Demo, module: MergeModule, folder: Path, files: ReportFolder,
         _write(demo, module, differences, made)
         written = sorted(printable_name(path.name) for path in made.iterdir() if path.name in _FILES)
     title = "Accuracy in %, averages over the ID, the near OOD, the far OOD and all OOD sets"
-    print_table(demo.table.of_averages().rich(title), console)
+    print_table(demo.table.of_averages().rich(title, width=room_of(console)), console)
     print_text(_CHOSEN, console)
     print_text(f"Pruned minus unpruned, in points, with 95 % paired bootstrap intervals:\n{differences}", console)
     print_text(f"Wrote {', '.join(written)} to {printable(folder.resolve())}", console)
