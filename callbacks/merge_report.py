@@ -59,6 +59,9 @@ class MergeReport(Callback):
         []
     """
 
+    quiet = False
+    """Whether nothing is printed without a console, as where a command prints the table itself."""
+
     def __init__(self, folder: str | Path, console: Console | None = None, *, overwrite: bool = False) -> None:
         require_kind("folder", folder, str | Path, "a path")
         self.folder = Path(folder)
@@ -88,7 +91,7 @@ class MergeReport(Callback):
             name for module in _merged(trainer, pl_module) for name in no_fractions(module.metrics.named(), figures)
         }
         self.table.rows.append(ResultRow(name, figures, plain=plain))
-        console = self._console or Console()
+        console = self._console or Console(quiet=self.quiet)
         treatment = _treatment(trainer, pl_module)
         with self._files.writing() as folder:
             report = f"{_TITLE}\n\n{self.table.markdown()}\n"

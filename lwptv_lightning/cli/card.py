@@ -6,10 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lwptv_lightning.cli.results import Result
 from lwptv_lightning.registry import printable
 
 if TYPE_CHECKING:
     from lwptv_lightning.recipe import MergeRecipe
+
+EXAMPLE = "lwptv card merged --title 'Cats and dogs' --overwrite"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Result:
     """Write the model card of a merged model."""
     from lwptv_lightning.checkpoints import Provenance, index_of, open_checkpoint
     from lwptv_lightning.files import is_there, write_whole
@@ -49,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
     elif options.row is not None:
         raise ValueError("--row needs --results.")
     write_whole(out, card_of(path, **about), overwrite=options.overwrite)
-    print(printable(f"Wrote {out}"))
+    return Result({"out": out}, [printable(f"Wrote {out}")])
 
 
 def _measured(recipe: MergeRecipe, results: dict[str, dict[str, float]], options: argparse.Namespace) -> dict[str, Any]:

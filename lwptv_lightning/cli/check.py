@@ -1,9 +1,11 @@
 """``lwptv check``."""
 
 import argparse
-import sys
 
 from lwptv_lightning.cli.arguments import add_checkpoints, checkpoint_options
+from lwptv_lightning.cli.results import Result
+
+EXAMPLE = "lwptv check base.safetensors cats=cats.safetensors dogs=dogs.safetensors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,15 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--headers-only", action="store_true", help="read no tensor: names, shapes and dtypes alone")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Say whether checkpoints belong together; exit code 1 on a problem."""
-    from rich.console import Console
-
+def run(options: argparse.Namespace) -> Result:
+    """Say whether checkpoints belong together."""
     from lwptv_lightning.inspection import check, check_tables
-    from lwptv_lightning.report import print_table
 
     findings = check(options.base, read=not options.headers_only, **checkpoint_options(options))
-    for table in check_tables(findings):
-        print_table(table, Console())
-    if not all(found.passed for found in findings):
-        sys.exit(1)
+    passed = all(found.passed for found in findings)
+    return Result({"passed": passed, "tasks": findings}, check_tables(findings), passed)

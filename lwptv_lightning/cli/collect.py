@@ -2,11 +2,16 @@
 
 import argparse
 
-from lwptv_lightning.cli.configured import configured, leave_reports_out, mixed, output, say
+from lwptv_lightning.cli.configured import configured, leave_reports_out, mixed, output
+from lwptv_lightning.cli.results import Result
+from lwptv_lightning.cli.running import running
+from lwptv_lightning.registry import printable
+
+EXAMPLE = "lwptv collect --config suite.yaml --model.init_args.recipe fisher --samples 8 --out fisher.safetensors"
 
 
-def run(options: argparse.Namespace) -> None:
-    """Collect what a rule needs to know of the tasks' data, as a configuration file says."""
+def run(options: argparse.Namespace) -> Result:
+    """Collect what a rule needs to know of the tasks' data."""
     from lwptv_lightning.callbacks import CollectDataStatistics
 
     with configured("collect", options.arguments) as made:
@@ -19,5 +24,7 @@ def run(options: argparse.Namespace) -> None:
         leave_reports_out(made)
         made.trainer.callbacks.append(CollectDataStatistics(rule.needs, samples=made.config["samples"], file=path))
         sets = {name: mixed(loader) for name, loader in made.datamodule.loaders.items() if name.startswith("id/")}
-        made.trainer.validate(made.model, sets, verbose=False)
-        say(made, f"What {rule.name} needs is in {path}")
+        with running(made.trainer):
+            made.trainer.validate(made.model, sets, verbose=False)
+        values = {"out": path, "rule": rule.name, "needs": rule.needs, "samples": made.config["samples"]}
+        return Result(values, [printable(f"What {rule.name} needs is in {path}")])

@@ -42,7 +42,14 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "validate: where to write the merged model, a .safetensors file or a folder; with its heads, if any",
     },
     "overwrite": {"type": bool, "nargs": "?", "const": True, "default": False, "help": "replace what is there"},
-    "out": {"type": str | None, "help": "collect, learn, sweep: the file to write"},
+    "out": {"type": str | None, "help": "collect, learn, sweep, validate: the file to write"},
+    "only_merged": {
+        "type": bool,
+        "nargs": "?",
+        "const": True,
+        "default": False,
+        "help": "validate: leave out base and experts",
+    },
     "method": {"type": str | None, "help": "learn: layer_gates or adamerging, the default without BASE"},
     "data_statistics": {"type": str | None, "help": "validate, sweep: what collect wrote, for rules that need it"},
     "store": {"type": str | None, "help": "sweep: a folder for what is measured, to go on from; by default OUT.store"},
@@ -57,7 +64,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "samples": {"type": int, "default": 256, "help": "collect: how many examples of each task to use"},
 }
 
-_ABOUT = {
+ABOUT = {
     "others": "Run a merged model over ID and OOD sets, as a configuration file says.",
     "learn": "Learn coefficients on the unlabelled samples of a configuration's ID sets. `lwptv learn BASE "
     "NAME=CHECKPOINT... --data FILE --out FILE` learns gates of these files; --rule is short for --gates.rule, etc.",
@@ -184,7 +191,7 @@ def _made(command: str, given: Given, complete: Callable[[Any], object]) -> Any:
             args=_for_parser(given),
             parser_kwargs={
                 "prog": f"lwptv {command}",
-                "description": _ABOUT.get(command, _ABOUT["others"]),
+                "description": ABOUT.get(command, ABOUT["others"]),
                 "exit_on_error": False,  # it would print the usage, and names as they are
             },
         )
@@ -215,6 +222,16 @@ def _keys_of(section: str) -> list[str]:
 
     owner = {"trainer": Trainer, "learn": AdaMergingModule, "gates": LayerGates}[section]
     return [name for name in inspect.signature(owner).parameters if name not in ("merge_module", "module")]
+
+
+def options_of(command: str) -> dict[str, dict[str, Any]]:
+    """Return the options of one command, whose help says of which commands one is, where it is not of all."""
+    found = {}
+    for name, given in _OPTIONS.items():
+        commands, colon, text = given["help"].partition(": ")
+        if not colon or command in commands.split(", "):
+            found[name] = {**given, "help": text or given["help"]}
+    return found
 
 
 def option(made: Any, name: str) -> Any:
@@ -248,13 +265,19 @@ def take_statistics(made: Any, *recipes: Any) -> None:
         made.model.statistics = read_data_statistics(path)
 
 
-def leave_reports_out(made: Any) -> None:
-    """Drop from the trainer what reports on a validation and what stores checkpoints."""
+def leave_reports_out(made: Any, *, merges: bool = False) -> None:
+    """Drop from the trainer what reports on a validation and stores checkpoints, and what ``merges`` or measures."""
     from lightning.pytorch.callbacks import Checkpoint
 
     from lwptv_lightning.callbacks import MergeReport
 
     kept = [callback for callback in made.trainer.callbacks if not isinstance(callback, Checkpoint | MergeReport)]
+    if merges:
+        kept = [
+            callback
+            for callback in kept
+            if not (getattr(callback, "installs_weights", False) or getattr(callback, "place", None) == "measures")
+        ]
     made.trainer.callbacks[:] = kept
 
 

@@ -3,6 +3,10 @@
 import argparse
 from pathlib import Path
 
+from lwptv_lightning.cli.results import Result
+
+EXAMPLE = "lwptv demo --out demo --size 2"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -13,11 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=150, metavar="N", help="images in each test set (default: 150)")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Result | None:
     """Merge the embedded zoo and show ID and OOD accuracy."""
     from lwptv_lightning.zoo import run_demo
 
     for name in ("devices", "size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be at least 1, not {getattr(options, name)}.")
-    run_demo(options.out, devices=options.devices, full=options.full, size=options.size, overwrite=options.overwrite)
+    given = {name: getattr(options, name) for name in ("devices", "full", "size", "overwrite")}
+    demo = run_demo(options.out, **given)
+    return Result({"out": options.out, "rows": demo.table.values(), "best": demo.best, "chosen": demo.chosen})

@@ -3,7 +3,10 @@
 import argparse
 
 from lwptv_lightning.cli.arguments import add_naming, naming_options
+from lwptv_lightning.cli.results import Result
 from lwptv_lightning.registry import GRANULARITIES
+
+EXAMPLE = "lwptv diff base.safetensors cats.safetensors --granularity block"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,12 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_naming(parser)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Result:
     """Say where two checkpoints differ, by layer."""
-    from rich.console import Console
-
     from lwptv_lightning.inspection import diff, diff_table
-    from lwptv_lightning.report import print_table
 
     differences = diff(options.first, options.second, options.granularity, **naming_options(options))
-    print_table(diff_table(differences), Console())
+    return Result({"layers": differences}, [diff_table(differences)])

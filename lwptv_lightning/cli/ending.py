@@ -23,13 +23,20 @@ class WrongArgumentsError(ValueError):
 
 
 @contextmanager
-def ending(command: str, *, debug: bool, in_words: Callable[[str], str] = str) -> Iterator[None]:
+def ending(
+    command: str,
+    *,
+    debug: bool,
+    in_words: Callable[[str], str] = str,
+    tell: Callable[[str, int], object] = lambda message, code: None,
+) -> Iterator[None]:
     """Turn whatever is raised in the block into an exit with one line of text; before it the traceback, if wanted.
 
     Args:
         command: What the line begins with.
         debug: Whether to show tracebacks.
         in_words: Gives an error's message as the user of a shell is told it.
+        tell: Is told of it too, and of the code, before the exit.
 
     Raises:
         SystemExit: Always where something is raised: with code 1, 2 for a `WrongArgumentsError`, 130 for an
@@ -39,10 +46,10 @@ def ending(command: str, *, debug: bool, in_words: Callable[[str], str] = str) -
         yield
         sys.stdout.flush()  # here, where it can be told that nobody reads it
     except KeyboardInterrupt:
-        _interrupted(command, debug)
+        _interrupted(command, debug, tell)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning makes an exit of its own of
-            _interrupted(command, debug)
+            _interrupted(command, debug, tell)
         raise
     except BaseException as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
@@ -50,6 +57,7 @@ def ending(command: str, *, debug: bool, in_words: Callable[[str], str] = str) -
         if debug:
             traceback.print_exc()
         told = in_words(_told(error, debug))
+        tell(told, _WRONG_ARGUMENTS if isinstance(error, WrongArgumentsError) else 1)
         if isinstance(error, WrongArgumentsError):
             print(f"{command}: error: {told}", file=sys.stderr)
             sys.exit(_WRONG_ARGUMENTS)
@@ -64,9 +72,10 @@ def _told(error: BaseException, debug: bool) -> str:
     return f"unexpected {type(error).__name__}{': ' + reason if reason else ''}{hint}."
 
 
-def _interrupted(command: str, debug: bool) -> NoReturn:
+def _interrupted(command: str, debug: bool, tell: Callable[[str, int], object]) -> NoReturn:
     if debug:
         traceback.print_exc()
+    tell("interrupted.", _INTERRUPTED)
     print(f"{command}: interrupted.", file=sys.stderr)
     sys.exit(_INTERRUPTED)
 

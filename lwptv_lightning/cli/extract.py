@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lwptv_lightning.cli import arguments
+from lwptv_lightning.cli.results import Result, Shown
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import parse_bytes, printable
 
 if TYPE_CHECKING:
     from lwptv_lightning.task_vectors import TaskVectors
 
+EXAMPLE = "lwptv extract base.safetensors cats.safetensors --rank 2 --out adapter"
 _RANK = "a number, a fraction of each layer's squared norm to keep, or full"
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -53,7 +55,7 @@ def require_no_adapter(options: argparse.Namespace) -> None:
             raise ValueError(f"{option} is of an adapter, and needs --as-lora.")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Result:
     """Write what fine-tuning changed as a LoRA adapter of PEFT."""
     from lwptv_lightning.task_vectors import TaskVectors
 
@@ -64,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
         costs["max_memory"] = parse_bytes("--max-memory", options.max_memory)
     given = {"exclude": options.exclude, "ema": options.ema, **naming}
     vectors = TaskVectors.open(options.base, {"expert": options.expert}, **given)
-    write(vectors, MergeRecipe(scale=1.0), options, options.rank, naming["model"], costs)
+    return write(vectors, MergeRecipe(scale=1.0), options, options.rank, naming["model"], costs)
 
 
 def require_place(path: Path, rank: str, overwrite: bool) -> None:
@@ -85,14 +87,13 @@ def write(
     rank: str,
     model: Any,
     costs: dict[str, Any],
-) -> None:
+) -> Result:
     """Write an adapter and say what is in it, and what is not."""
     import torch
-    from rich.console import Console
 
     from lwptv_lightning.engine import Execution
     from lwptv_lightning.merging import save_adapter
-    from lwptv_lightning.report import adapter_summary, adapter_table, print_table
+    from lwptv_lightning.report import adapter_summary, adapter_table
 
     costs = {name: value for name, value in costs.items() if value is not None and name != "max_shard_size"}
     if (device := costs.pop("device", None)) is not None:
@@ -108,6 +109,9 @@ def write(
         overwrite=options.overwrite,
         **costs,
     )
-    print_table(adapter_table(saved), Console())
-    print(adapter_summary(saved))
-    print(printable(f"The adapter stands in {saved.path}"))
+    shown: list[Shown] = [
+        adapter_table(saved),
+        adapter_summary(saved),
+        printable(f"The adapter stands in {saved.path}"),
+    ]
+    return Result({"out": saved.path, "recipe": recipe.to_dict(), **saved.to_dict()}, shown)

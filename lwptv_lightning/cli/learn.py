@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from lwptv_lightning.cli.arguments import pairs
-from lwptv_lightning.cli.configured import configured, leave_reports_out, mixed, output, say
+from lwptv_lightning.cli.configured import configured, leave_reports_out, mixed, output
 from lwptv_lightning.cli.ending import WrongArgumentsError
-from lwptv_lightning.registry import own_tasks, require_known
+from lwptv_lightning.cli.results import Result
+from lwptv_lightning.cli.running import running
+from lwptv_lightning.registry import own_tasks, printable, require_known
 
+EXAMPLE = "lwptv learn --config suite.yaml --method layer_gates --trainer.max_steps 2 --out gates.json"
 METHODS = ("layer_gates", "adamerging")
 STEPS = 90
 """Those of LayerGates where nothing says how long to learn."""
 
 
-def run(options: argparse.Namespace) -> None:
-    """Learn a recipe's coefficients on unlabelled samples: BASE TASK... --data suite.yaml --out gates.json."""
+def run(options: argparse.Namespace) -> Result:
+    """Learn a recipe's coefficients on unlabelled samples."""
     from lwptv_lightning.evaluation import require_results_here
     from lwptv_lightning.files import write_whole
     from lwptv_lightning.learning import AdaMergingModule, LayerGates
@@ -46,10 +49,13 @@ def run(options: argparse.Namespace) -> None:
             require_known("loader", f"id/{task}", [*loaders, *(f"id/{task}" for task in own.values())])
         if gated:  # one loader a task: that without a group, where there is one
             own = {name: task for name, task in own.items() if name == f"id/{task}" or f"id/{task}" not in own}
-        made.trainer.fit(module, {name: mixed(loaders[name], each_epoch=not gated) for name in own})
+        with running(made.trainer):
+            made.trainer.fit(module, {name: mixed(loaders[name], each_epoch=not gated) for name in own})
+        recipe = module.recipe()
         if made.trainer.is_global_zero:
-            write_whole(path, module.recipe().to_json())
-        say(made, f"The learnt recipe is in {path}")
+            write_whole(path, recipe.to_json())
+        values = {"out": path, "method": made.config["method"], "recipe": recipe.to_dict()}
+        return Result(values, [printable(f"The learnt recipe is in {path}")])
 
 
 def in_full(arguments: list[str]) -> tuple[list[str], str]:

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lwptv_lightning.cli import arguments, extract
+from lwptv_lightning.cli.results import Result
 from lwptv_lightning.recipe import LiNeS, MergeRecipe
 from lwptv_lightning.registry import matches, parse_bytes, printable, printable_name
 
 if TYPE_CHECKING:
     from lwptv_lightning.task_vectors import TaskVectors
+
+EXAMPLE = """lwptv merge base.safetensors cats=cats.safetensors dogs=dogs.safetensors --out m.safetensors --ratio 0.5
+lwptv merge base.safetensors cats=cats.safetensors dogs=dogs.safetensors --out t.safetensors --rule ties"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_fields(lines, LiNeS, "lines-")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Result:
     """Merge checkpoints into a file, or into a folder as the base's library has it."""
     from lwptv_lightning.checkpoints import Provenance, open_checkpoint, some_of
     from lwptv_lightning.engine import Stream
@@ -68,32 +72,34 @@ def run(options: argparse.Namespace) -> None:
     recipe, costs, opened = _recipe(options), _costs(options), arguments.checkpoint_options(options)
     vectors = TaskVectors.open(options.base, **opened)
     if options.as_lora is not None:
-        extract.write(vectors, recipe, options, options.as_lora, opened["model"], costs)
-        return
+        return extract.write(vectors, recipe, options, options.as_lora, opened["model"], costs)
     if options.heads:
         _require_heads(vectors, opened["model"])
     written = save_merged(vectors, recipe, options.out, overwrite=options.overwrite, **costs)
-    if options.heads:
-        _write_heads(vectors, opened["model"], options.out)
+    heads = _write_heads(vectors, opened["model"], options.out) if options.heads else None
     tasks = ", ".join(map(printable_name, vectors.tasks))
     library = Loading.of(written).library if written.is_dir() else None
-    print(printable(f"Merged {tasks} by {recipe.describe()} into {written}{f', for {library}' if library else ''}"))
+    lines = [f"Merged {tasks} by {recipe.describe()} into {written}{f', for {library}' if library else ''}"]
+    if heads is not None:
+        lines.insert(0, f"The heads of {tasks} are in {heads}")
     said = Provenance.of(open_checkpoint(written))
     if said.left_out:
-        print(printable(f"The base's classifier is left out, since the tasks have their own: {some_of(said.left_out)}"))
+        lines.append(f"The base's classifier is left out, since the tasks have their own: {some_of(said.left_out)}")
     if kept := [name for name in vectors.headers if matches(name, options.exclude) and name not in said.left_out]:
-        print(printable(f"Excluded, and so the base's: {some_of(kept)}"))
-    for note in said.notes:
-        print(printable(note))
+        lines.append(f"Excluded, and so the base's: {some_of(kept)}")
+    lines += said.notes
     if treatment := treatment_of(recipe.rule, Stream.of(vectors, data=costs.get("data"))):
-        print(printable(f"The {treatment}."))
+        lines.append(f"The {treatment}.")
+    values: dict[str, Any] = {"out": written, "heads": heads, "library": library, "tasks": vectors.tasks}
+    values |= {"recipe": recipe.to_dict()}
+    values |= {"left_out": said.left_out, "excluded": kept, "notes": said.notes, "treatment": treatment}
+    return Result(values, [printable(line) for line in lines])
 
 
-def _write_heads(vectors: "TaskVectors", model: Any, path: Path) -> None:
+def _write_heads(vectors: "TaskVectors", model: Any, path: Path) -> Path:
     from lwptv_lightning.evaluation import heads_path, own_heads, write_heads
 
-    written = write_heads(own_heads(model, vectors), heads_path(path))
-    print(printable(f"The heads of {', '.join(map(printable_name, vectors.tasks))} are in {written}"))
+    return write_heads(own_heads(model, vectors), heads_path(path))
 
 
 def _require_heads(vectors: "TaskVectors", model: Any) -> None:

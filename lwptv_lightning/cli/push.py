@@ -3,7 +3,10 @@
 import argparse
 import sys
 
+from lwptv_lightning.cli.results import Result
 from lwptv_lightning.registry import printable
+
+EXAMPLE = "lwptv push merged owner/model --private"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,15 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--message", metavar="TEXT", help="of the commit")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Upload a merged model to the Hugging Face hub, with its card; a model that is there only after a question."""
+def run(options: argparse.Namespace) -> Result:
+    """Upload a merged model to the Hugging Face hub, with its card."""
     from lwptv_lightning.sharing import Push
 
     push = Push.prepare(options.path, options.repo, private=options.private, revision=options.revision)
     print(push.text, flush=True)
     if push.overwrites and not options.overwrite:
         _require_consent(push.repo, push.model_there)
-    print(printable(f"Uploaded to {push.run(options.message)}"))
+    url = push.run(options.message)
+    return Result({"url": url, "repo": push.repo, "revision": push.revision}, [printable(f"Uploaded to {url}")])
 
 
 def _require_consent(repo: str, files: tuple[str, ...]) -> None:

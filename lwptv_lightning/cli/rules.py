@@ -2,6 +2,11 @@
 
 import argparse
 
+from lwptv_lightning.cli.results import Result
+
+EXAMPLE = """lwptv rules
+lwptv rules --json"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -9,19 +14,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", action="store_true", help="the fields of a recipe instead, as docs/recipe.md")
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Result:
     """List the merging rules."""
     from lwptv_lightning.recipe import fields_markdown
     from lwptv_lightning.rules import rule_entries, rules_markdown
 
     if options.recipe or options.markdown:
-        print(fields_markdown() if options.recipe else rules_markdown(), end="")
-        return
+        text = fields_markdown() if options.recipe else rules_markdown()
+        return Result({"markdown": text}, [text.removesuffix("\n")])
+    lines = []
     for entry in rule_entries():
         needs = f"needs {entry.needs} statistics" if entry.needs else "needs no data"
-        print(f"{entry.name}: {entry.summary}")
-        print(f"    {entry.paper}; {needs}; scope: {entry.scope}; published scale {entry.scale:g}")
-        print(f"    parts: {entry.parts_in_words}")
-        print(f"    tensors: {entry.tensors}")
-        for parameter in entry.parameters:
-            print(f"    {parameter}")
+        lines.append(f"{entry.name}: {entry.summary}")
+        lines.append(f"    {entry.paper}; {needs}; scope: {entry.scope}; published scale {entry.scale:g}")
+        lines.append(f"    parts: {entry.parts_in_words}")
+        lines.append(f"    tensors: {entry.tensors}")
+        lines += [f"    {parameter}" for parameter in entry.parameters]
+    return Result({"rules": rule_entries()}, ["\n".join(lines)])

@@ -2,10 +2,14 @@
 
 import argparse
 
+from lwptv_lightning.cli.results import Result
 
-def run(options: argparse.Namespace) -> None:
+EXAMPLE = "lwptv scores"
+
+
+def run(options: argparse.Namespace) -> Result:
     """List the saliency scores."""
     from lwptv_lightning.saliency import describe_scores
 
-    for name, line in describe_scores().items():
-        print(f"{name:12} {line}")
+    found = describe_scores()
+    return Result({"scores": found}, [f"{name:12} {line}" for name, line in found.items()])

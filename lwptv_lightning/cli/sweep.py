@@ -7,19 +7,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lwptv_lightning.cli.configured import configured, leave_reports_out, mixed, option, output, take_statistics
+from lwptv_lightning.cli.results import Result, Shown
+from lwptv_lightning.cli.running import running
+from lwptv_lightning.registry import printable
 
 if TYPE_CHECKING:
     from lwptv_lightning.report import ResultTable
     from lwptv_lightning.search import SweepResult
 
+EXAMPLE = "lwptv sweep --config suite.yaml --recipes '{plain: ties, pruned: {rule: ties, ratio: 0.5}}'"
 
-def run(options: argparse.Namespace) -> None:
+
+def run(options: argparse.Namespace) -> Result:
     """Compare the recipes of a configuration file on the same samples."""
-    from rich.console import Console
-
     from lwptv_lightning.files import write_whole
     from lwptv_lightning.recipe import make_recipe
-    from lwptv_lightning.report import ResultRow, ResultTable, print_table, print_text
+    from lwptv_lightning.report import ResultRow, ResultTable
     from lwptv_lightning.search import sweep
 
     with configured("sweep", options.arguments) as made:
@@ -27,16 +30,16 @@ def run(options: argparse.Namespace) -> None:
         path = None if made.config["out"] is None else output(made)
         take_statistics(made, *recipes.values())
         leave_reports_out(made)
-        found = sweep(made.trainer, made.model, recipes, made.datamodule.loaders, **_asked(made, path))
+        with running(made.trainer, shown=False):  # a sweep shows its own progress, over all passes
+            found = sweep(made.trainer, made.model, recipes, made.datamodule.loaders, **_asked(made, path))
         notes, reason = _choices(found)
         rows = [ResultRow(name, found.figures(name), found.seconds[name], notes.get(name, "")) for name in found.names]
-        if made.trainer.is_global_zero:
-            table = ResultTable(rows)
-            print_table(table.rich(), Console())
-            if reason:
-                print_text(reason, Console())
-            if path is not None:
-                write_whole(path, _as_file(table))
+        table = ResultTable(rows)
+        if made.trainer.is_global_zero and path is not None:
+            write_whole(path, _as_file(table))
+        values = {"rows": table.values(), "recipes": {name: recipe.to_dict() for name, recipe in recipes.items()}}
+        shown: list[Shown] = [table, *([printable(reason)] if reason else [])]
+        return Result({**values, "chosen": notes, "not_chosen": reason or None, "out": path}, shown)
 
 
 def _asked(made: Any, path: str | None) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """``lwptv verify``."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from lwptv_lightning.cli import arguments
+from lwptv_lightning.cli.results import Result
 from lwptv_lightning.registry import parse_bytes
+
+EXAMPLE = """lwptv verify merged.safetensors
+lwptv verify merged.safetensors base.safetensors cats=cats.safetensors dogs=dogs.safetensors"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> None:
-    """Check a merged file by its checksums and, with its inputs, by making it again; exit code 1 on a difference."""
+def run(options: argparse.Namespace) -> Result:
+    """Check a merged file by its checksums and, with its inputs, by making it again."""
     import torch
 
     from lwptv_lightning.engine import Execution
@@ -36,6 +39,5 @@ def run(options: argparse.Namespace) -> None:
     given = arguments.checkpoint_options(options)
     draw = {"sample": options.sample, "seed": options.seed}
     found = verify(options.out, options.base, data=data, execution=execution, **draw, **given)
-    print(verification_text(found))
-    if not found.passed:
-        sys.exit(1)
+    text = verification_text(found)
+    return Result({"passed": found.passed, **vars(found)}, [text], found.passed)

@@ -11,6 +11,7 @@ from lwptv_lightning.evaluation.data_statistics import fisher_diagonal, input_gr
 from lwptv_lightning.evaluation.dtypes import in_precision
 from lwptv_lightning.evaluation.first_samples import first_samples
 from lwptv_lightning.evaluation.given_heads import HeadsGiven
+from lwptv_lightning.evaluation.given_weights import holding, weights_of
 from lwptv_lightning.evaluation.heads import Heads, own_heads
 from lwptv_lightning.evaluation.heads_file import heads_path, read_heads, write_heads
 from lwptv_lightning.evaluation.image_suite import image_suite

@@ -35,9 +35,9 @@ class _Column:
     def width(self) -> int:
         return max(map(width_of, (*self.lines, *self.cells)), default=0)
 
-    @property
-    def least(self) -> int:
-        return min(self.width, _NOTE) if self.is_text else self.width
+    def least(self, room: int) -> int:
+        """Return how wide it is at least where so much room is for all; text is wrapped."""
+        return min(self.width, _NOTE, max(_LEAST, room // 3)) if self.is_text else self.width
 
 
 def laid_out(table: ResultTable, title: str | None, width: int | None) -> Table | Group:
@@ -45,13 +45,13 @@ def laid_out(table: ResultTable, title: str | None, width: int | None) -> Table 
     name, figures, rest = _columns(table, list(table.columns), None)
     if width is None:
         return _table(title, [name, *figures, *rest], None)
-    if _needed([name, *figures, *rest]) <= width:
+    if _needed([name, *figures, *rest], width) <= width:
         return _table(title, [name, *figures, *rest], width)
     averages = [figure for figure in table.columns if LoaderName.of_figure(figure).is_average]
     name, figures, rest = _columns(table, averages or list(table.columns), table.sets)
     for most in _NAMES:
         short = _named(name, max(_LEAST, min(most, width // 2)))
-        if _needed([short, *figures, *rest]) <= width:
+        if _needed([short, *figures, *rest], width) <= width:
             return _table(title, [short, *figures, *rest], width)
     whole = [figure for figure, of in zip(figures, averages, strict=False) if LoaderName.of_figure(of).over in DOMAINS]
     blocks = _blocks(short, [*whole, *(figure for figure in figures if figure not in whole), *rest], width)
@@ -92,26 +92,26 @@ def _named(names: _Column, most: int) -> _Column:
 def _blocks(name: _Column, others: Sequence[_Column], width: int) -> list[list[_Column]]:
     blocks = [[name]]
     for column in others:
-        if len(blocks[-1]) > 1 and _needed([*blocks[-1], column]) > width:
+        if len(blocks[-1]) > 1 and _needed([*blocks[-1], column], width) > width:
             blocks.append([name])
         blocks[-1].append(column)
     return blocks
 
 
-def _needed(columns: Sequence[_Column]) -> int:
-    """Return how wide a table is: with a line and a space on both sides of each column but the outer ones."""
-    return sum(column.least for column in columns) + 3 * len(columns) - 1
+def _needed(columns: Sequence[_Column], room: int) -> int:
+    """Return how wide a table is: with a space on both sides of each column, and lines between and around them."""
+    return sum(column.least(room) for column in columns) + 3 * len(columns) + 1
 
 
 def _table(title: str | None, columns: Sequence[_Column], width: int | None) -> Table:
-    table = Table(title=None if title is None else Text(printable(title)), header_style="bold", pad_edge=False)
+    table = Table(title=None if title is None else Text(printable(title)), header_style="bold")
     texts = [column for column in columns if column.is_text]
-    spare = 0 if width is None else max(0, width - _needed(columns))
+    spare = 0 if width is None else max(0, width - _needed(columns, width))
     for column in columns:
         most = None
         if column.is_text and width is not None:
-            most = min(column.width, column.least + spare)
-            spare -= most - column.least
+            most = min(column.width, column.least(width) + spare)
+            spare -= most - column.least(width)
         table.add_column(
             Text("\n".join(column.lines)),
             justify="left" if column in texts or column is columns[0] else "right",

@@ -68,6 +68,18 @@ class ResultTable:
         kept = [{name: row.figures[name] for name in averages if name in row.figures} for row in self.rows]
         return ResultTable([replace(row, figures=figures) for row, figures in zip(self.rows, kept, strict=True)])
 
+    def values(self) -> list[dict[str, Any]]:
+        """Return the rows as plain values: name, figures, seconds and note."""
+        return [
+            {
+                "name": row.name,
+                "figures": {name: row.figures[name] for name in self.columns if name in row.figures},
+                "seconds": row.seconds,
+                "note": row.note,
+            }
+            for row in self.rows
+        ]
+
     @property
     def sets(self) -> dict[str, int]:
         """Each average's name to how many sets it is over, as far as their figures are here."""

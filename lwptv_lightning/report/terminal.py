@@ -94,4 +94,4 @@ def print_text(text: str, console: Console) -> None:
         Text
     """
     with any_character(console.file):
-        console.print(Text("\n".join(map(printable, text.split("\n")))))
+        console.print(Text("\n".join(map(printable, text.split("\n")))), soft_wrap=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save
 from torch import nn
 
 from lwptv_lightning.files import Stage, write_whole
-from lwptv_lightning.registry import printable
+from lwptv_lightning.registry import Advance, printable, work
+from lwptv_lightning.report import progress as show
 from lwptv_lightning.zoo.digits import ASSETS, DIGITS_FILE, write_digits
 from lwptv_lightning.zoo.domains import ID_SETS
 from lwptv_lightning.zoo.files import BASE_FILE, HEADS_FILE, base_path, expert_file, heads
@@ -40,7 +40,7 @@ def build(
         seed: Non-negative; for the initial weights and the training samples.
         steps: Updates of the base.
         expert_steps: Updates of each expert.
-        progress: Show a progress bar.
+        progress: Show a progress bar, on a terminal.
 
     Raises:
         FileExistsError: If ``out`` holds something already.
@@ -60,17 +60,18 @@ def build(
             raise ValueError(f"{name}: expected at least {least}, got {value}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"out: expected a new or empty folder, got {printable(out)}.")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    total = steps + expert_steps * len(ID_SETS)
     with Stage(out) as stage:
         root = stage.folder / "zoo"
         root.mkdir()
         # Initialisation draws from the global generator; the caller's state is given back.
-        with torch.random.fork_rng(devices=[]), Progress(*columns, disable=not progress) as bar:
-            train_base(root, seed=seed, steps=steps, on_step=_reporter(bar, "base", steps))
+        shown = show if progress else work
+        with torch.random.fork_rng(devices=[]), shown("Training the zoo", total) as advance:
+            train_base(root, seed=seed, steps=steps, on_step=_reporter(advance, "base"))
             for task in ID_SETS:
                 data = partial(draw_task, task, seed=seed)
-                head, report = heads(root)[task], _reporter(bar, task, expert_steps)
-                train_expert(root / expert_file(task), base_path(root), head, data, steps=expert_steps, on_step=report)
+                head, on_step = heads(root)[task], _reporter(advance, task)
+                train_expert(root / expert_file(task), base_path(root), head, data, steps=expert_steps, on_step=on_step)
         _add_the_rest(root)
         if out.exists():
             out.rmdir()  # empty; some systems do not rename onto a folder
@@ -167,6 +168,5 @@ def _save(module: nn.Module, path: Path) -> None:
     write_whole(path, save({name: tensor.half().contiguous() for name, tensor in module.state_dict().items()}))
 
 
-def _reporter(bar: Progress, name: str, steps: int) -> Callable[[float], None]:
-    task = bar.add_task(name, total=steps)
-    return lambda loss: bar.update(task, advance=1, description=f"{name} (loss {loss:.2f})")
+def _reporter(advance: Advance, name: str) -> Callable[[float], None]:
+    return lambda loss: advance(what=f"Training {name}, loss {loss:.2f}")

@@ -1,6 +1,10 @@
+import json
+
 import pytest
 
 from lwptv_lightning.cli import main
+from lwptv_lightning.report import ResultRow, ResultTable
+from lwptv_lightning.zoo.demo import Demo
 
 
 @pytest.mark.parametrize("option", ["--devices", "--size"])
@@ -20,8 +24,15 @@ def test_a_folder_with_foreign_files_is_refused_before_anything_runs(name, tmp_p
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_overwrite_is_handed_on(tmp_path, monkeypatch):
+def test_overwrite_is_handed_on(tmp_path, monkeypatch, capsys):
     given = {}
-    monkeypatch.setattr("lwptv_lightning.zoo.run_demo", lambda folder, **options: given.update(options))
-    main(["demo", "--out", str(tmp_path), "--overwrite"])
+
+    def run(folder, **options):
+        given.update(options)
+        return Demo(ResultTable([ResultRow("base", {"id/avg": 0.5})]), None, {"ties": 0.3}, {})
+
+    monkeypatch.setattr("lwptv_lightning.zoo.run_demo", run)
+    main(["demo", "--out", str(tmp_path), "--overwrite", "--json"])
     assert given["overwrite"] is True
+    found = json.loads(capsys.readouterr().out)
+    assert (found["out"], found["best"], found["rows"][0]["figures"]) == (str(tmp_path), {"ties": 0.3}, {"id/avg": 0.5})

@@ -50,6 +50,9 @@ def test_every_command_has_a_file_and_a_line_of_help(capsys):
         "paths",
         "checked",
         "made",
+        "help",
+        "results",
+        "running",
         "suite_text",
         *(f"found_{what}" for what in ("architecture", "data", "models", "sets")),
     }

@@ -178,7 +178,10 @@ def test_figures_are_printed_without_a_report_too(own_classifiers, capsys):
     main(["validate", "--config", "all.yaml"])
     shown = capsys.readouterr().out
     assert all(name in shown.split() for name in ("id", "ood", "far", "other", "ID", "OOD"))
-    assert len([line for line in shown.splitlines() if line.count(".") >= 5]) == 1
+    rows = [line for line in shown.splitlines() if line.count(".") >= 5]
+    assert [line.strip("│ ").partition(" │")[0].strip() for line in rows] == ["base", "expert a", "simple_average x 1"]
+    main(["validate", "--config", "all.yaml", "--only_merged"])
+    assert [line for line in capsys.readouterr().out.splitlines() if line.count(".") >= 5] == rows[-1:]
 
 
 def test_where_a_model_cannot_be_saved_is_told_first(own_classifiers):

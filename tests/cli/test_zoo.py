@@ -6,9 +6,9 @@ from lwptv_lightning.cli import main
 
 def test_build_gets_the_folder_and_the_seed(tmp_path, monkeypatch, capsys):
     built = []
-    monkeypatch.setattr(zoo, "build", lambda out, seed: built.append((out, seed)))
-    main(["zoo", "build", "--out", str(tmp_path), "--seed", "3"])
-    assert built == [(tmp_path, 3)]
+    monkeypatch.setattr(zoo, "build", lambda out, **given: built.append((out, *given.values())))
+    main(["zoo", "build", "--out", str(tmp_path), "--seed", "3", "--steps", "2"])
+    assert built == [(tmp_path, 3, 2, 250)]
     assert str(tmp_path) in capsys.readouterr().out
 
 

@@ -265,7 +265,7 @@ def test_the_command_exits_with_1_and_shows_the_problem(base_state, tmp_path, ca
 def test_bad_options(options, words, base_state, tmp_path, capsys):
     save_file(base_state, tmp_path / "base.safetensors")
     with pytest.raises(SystemExit) as stop:
-        main(["check", str(tmp_path / "base.safetensors"), f"a={tmp_path / 'base.safetensors'}", *options])
+        main(["check", str(tmp_path / "base.safetensors"), f"a={tmp_path / 'base.safetensors'}", *options, "--wide"])
     assert re.search(words, f"{stop.value} {' '.join(capsys.readouterr().out.split())}")
 
 

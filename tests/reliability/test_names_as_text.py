@@ -79,10 +79,10 @@ def test_commands(lwptv, tmp_path, amount, row):
             paths.append(folder / f"{number}{file_of(drawn(seed + 7))}.pt")
             torch.save(state, paths[-1])
         first, good, wrong, missing = paths
-        shown = lwptv(encoding, "check", first, f"{task}={good}", f"{task}2={wrong}", f"{task}3={missing}")
+        shown = lwptv(encoding, "check", "--wide", first, f"{task}={good}", f"{task}2={wrong}", f"{task}3={missing}")
         absent = [name for name in (task, names[0], names[1]) if in_a_stream(name[:99], encoding) not in shown]
         assert not absent, (seed, encoding, absent, shown)
-        shown = lwptv(encoding, "diff", first, good, "--granularity", "tensor")
+        shown = lwptv(encoding, "diff", "--wide", first, good, "--granularity", "tensor")
         absent = [name for name in names if in_a_stream(name, encoding).strip() not in shown]
         assert not absent, (seed, encoding, absent, shown)
         for taken in (good, wrong, missing):
@@ -117,7 +117,7 @@ def test_reports(tmp_path, amount, row):
         ]
         table = ResultTable(rows)
         stream = io.TextIOWrapper(io.BytesIO(), encoding=ENCODINGS[seed % 3])
-        print_table(table.rich(names[0]), Console(file=stream, width=60))
+        print_table(table.rich(names[0], wide=True), Console(file=stream, width=60), wide=True)
         stream.flush()
         shown = stream.buffer.getvalue().decode(stream.encoding)
         assert not steering(shown)

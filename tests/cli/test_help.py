@@ -1,0 +1,110 @@
+"""Help that fits a screen, and examples that run as they stand."""
+
+import shlex
+import shutil
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from _helpers.hub import TOKEN, serving
+
+from lwptv_lightning.cli import main
+from lwptv_lightning.cli.help import KEYS, SWITCHES
+from lwptv_lightning.cli.main import COMMANDS, PURPOSES
+from lwptv_lightning.zoo.domains import ID_SETS
+from lwptv_lightning.zoo.files import ASSETS, base_path, expert_file
+
+SUITE = """
+model: {class_path: lwptv_lightning.zoo.zoo_module, init_args: {recipe: ties}}
+data: {class_path: lwptv_lightning.zoo.zoo_suite, init_args: {size: 3}}
+trainer: {logger: false, accelerator: cpu, enable_model_summary: false}
+"""
+CONFIGURED = ("validate", "sweep", "collect", "learn")
+
+
+def page(capsys, *arguments):
+    """Return what ``--help`` prints."""
+    try:
+        main([*arguments, "--help"])
+    except SystemExit as stop:
+        assert not stop.code
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def examples(text):
+    """Return the words of each command behind the heading that begins a page's examples."""
+    lines = text.partition("\nexample:\n")[2].splitlines()
+    return [shlex.split(line) for line in lines if line.strip()]
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """The folder that examples run in: a base, two experts, what was merged of them, and a configuration."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(base_path(ASSETS), "base.safetensors")
+    for name, task in zip(("cats", "dogs"), ID_SETS, strict=False):
+        shutil.copy(ASSETS / expert_file(task), f"{name}.safetensors")
+    Path("suite.yaml").write_text(SUITE)
+    tasks = ["base.safetensors", "cats=cats.safetensors", "dogs=dogs.safetensors"]
+    main(["merge", *tasks, "--out", "merged.safetensors"])
+    Path("merged").mkdir()
+    shutil.copy("merged.safetensors", "merged/model.safetensors")
+    return tmp_path
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub on this machine, for the one command that needs one."""
+    with serving() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True, raising=False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_examples_of_each_commands_help_run_as_they_stand(command, prepared, hub, capsys):
+    capsys.readouterr()
+    found = examples(page(capsys, command))
+    assert found, f"lwptv {command} --help has no example"
+    for program, *arguments in found:
+        assert (program, arguments[0]) == ("lwptv", command)
+        before = {path for path in prepared.rglob("*") if path.is_file()}
+        main(arguments)
+        assert capsys.readouterr().out
+        written = {path for path in prepared.rglob("*") if path.is_file()} - before
+        assert written or not {"--out", "--save"}.intersection(arguments)
+
+
+def test_the_program_has_one_screen_with_each_command_under_one_purpose(capsys):
+    text = page(capsys)
+    lines = text.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 100
+    assert [name for purpose in PURPOSES.values() for name in purpose] == [*COMMANDS.values()]
+    assert all(sum(line.startswith(f"{purpose} ") for line in lines) == 1 for purpose in PURPOSES)
+    assert all(switch in text for switch in SWITCHES)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_page_tells_of_the_switches(command, capsys):
+    text = page(capsys, command)
+    assert all(switch in text for switch in SWITCHES)
+    assert max(map(len, text.splitlines())) <= 110
+
+
+@pytest.mark.parametrize("command", CONFIGURED)
+def test_a_configurations_keys_come_first_and_the_trainers_options_on_demand(command, capsys):
+    text = page(capsys, command)
+    assert len(text.splitlines()) < 50
+    assert all(f"\n  {key} " in text for key in KEYS)
+    assert "--config" in text
+    assert "--trainer.max_epochs" not in text
+    assert ("--save" in text) == (command == "validate")
+    assert ("--recipes" in text) == (command == "sweep")
+    with pytest.raises(SystemExit, match="^0$"):
+        main([command, "--help.trainer"])
+    assert "--trainer.max_epochs" in capsys.readouterr().out
