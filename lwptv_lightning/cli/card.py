@@ -12,7 +12,7 @@ from lwptv_lightning.registry import printable
 if TYPE_CHECKING:
     from lwptv_lightning.recipe import MergeRecipe
 
-EXAMPLE = "lwptv card merged --title 'Cats and dogs' --overwrite"
+EXAMPLE = "lwptv card merged --title 'Cats and cars' --overwrite"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ import argparse
 from lwptv_lightning.cli.arguments import add_checkpoints, checkpoint_options
 from lwptv_lightning.cli.results import Result
 
-EXAMPLE = "lwptv check base.safetensors cats=cats.safetensors dogs=dogs.safetensors"
+EXAMPLE = "lwptv check base.safetensors cats=cats.safetensors cars=cars.safetensors --exclude 'fc.*'"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from lwptv_lightning.cli.results import Result
 from lwptv_lightning.cli.running import running
 from lwptv_lightning.registry import printable
 
-EXAMPLE = "lwptv collect --config suite.yaml --model.init_args.recipe fisher --samples 8 --out fisher.safetensors"
+EXAMPLE = "lwptv collect --config suite.yaml --recipe fisher --samples 8 --out fisher.safetensors"
 
 
 def run(options: argparse.Namespace) -> Result:

@@ -19,7 +19,7 @@ from lwptv_lightning.cli.ending import WrongArgumentsError
 from lwptv_lightning.cli.made import in_one_form, make_module, make_suite, require_sound
 from lwptv_lightning.registry import ConfigurationError, printable, shown
 
-_OWN_HELP = {
+OWN_HELP = {
     "model": "a name of timm, or class_path and init_args of any model",
     "model_arguments": "arguments of timm.create_model, such as {num_classes: 10}",
     "base": "the checkpoint that all were fine-tuned from",
@@ -146,7 +146,7 @@ def _made(command: str, given: Given, complete: Callable[[Any], object]) -> Any:
         def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.add_lightning_class_args(Trainer, "trainer")
             for name in OWN_KEYS:
-                parser.add_argument(f"--{name}", type=Any, default=None, help=_OWN_HELP[name])
+                parser.add_argument(f"--{name}", type=Any, default=None, help=OWN_HELP[name])
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             for name, about in _OPTIONS.items():

@@ -14,7 +14,7 @@ from lwptv_lightning.registry import parse_bytes, printable
 if TYPE_CHECKING:
     from lwptv_lightning.task_vectors import TaskVectors
 
-EXAMPLE = "lwptv extract base.safetensors cats.safetensors --rank 2 --out adapter"
+EXAMPLE = "lwptv extract base.safetensors cats.safetensors --rank 2 --exclude 'fc.*' --out adapter"
 _RANK = "a number, a fraction of each layer's squared norm to keep, or full"
 _DTYPES = ("float32", "bfloat16", "float16")
 

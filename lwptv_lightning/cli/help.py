@@ -14,20 +14,10 @@ SWITCHES = {
     "--debug": "show the traceback of an error",
 }
 """Options that every command takes, wherever they stand."""
-OWN_HELP = frozenset({"-h", "--help"})
+HELP = frozenset({"-h", "--help"})
 _WIDTH = 100
 
-KEYS = {
-    "model": "a name of timm.create_model, or class_path and init_args of a model",
-    "model_arguments": "of timm.create_model",
-    "base": "checkpoint of the base",
-    "tasks": "name to checkpoint: --tasks.cats cats.safetensors",
-    "heads": "set to the set whose head it takes, or to a checkpoint",
-    "data": "id, ood and validation, each name to images; batch_size, num_workers, ...: --data.batch_size 8",
-    "recipe": "rule, scale, ratio, ...: --recipe.ratio 0.5",
-    "trainer": "of Lightning's Trainer: --trainer.accelerator cpu; all of them: --help.trainer",
-}
-"""What a configuration says, for people; docs/configuration.md says more."""
+_TRAINER = "of Lightning's Trainer, such as accelerator; --help.trainer lists all"
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -55,14 +45,15 @@ def epilog(command: ModuleType) -> str:
 
 def configured_help(name: str, command: ModuleType) -> str:
     """Return the help of a command that runs a configuration: its own options and the keys, and not the trainer's."""
-    from lwptv_lightning.cli.configured import ABOUT, options_of
+    from lwptv_lightning.cli.configured import ABOUT, OWN_HELP, options_of
 
     own = {_usage(option, about): about["help"] for option, about in options_of(name).items()}
     parts = [
         f"usage: lwptv {name} --config FILE [OPTIONS]",
         fill(ABOUT.get(name, command.run.__doc__ or ""), _WIDTH),
         "options:\n" + _listed({"--config FILE": "the configuration", "--print_config": "print what it says", **own}),
-        "keys of the configuration, each of them an option too:\n" + _listed(KEYS),
+        "keys of the configuration, each an option too, such as --recipe.ratio 0.5:\n"
+        + _listed({**OWN_HELP, "trainer": _TRAINER}),
         "of every command:\n"
         + _listed({"-h, --help": "show this page", "--help.trainer": "show all options", **SWITCHES}),
         epilog(command),

@@ -28,7 +28,7 @@ from lwptv_lightning.cli import (
     zoo,
 )
 from lwptv_lightning.cli.ending import WrongArgumentsError, ending
-from lwptv_lightning.cli.help import OWN_HELP, SWITCHES, Formatter, configured_help, epilog, overview
+from lwptv_lightning.cli.help import HELP, SWITCHES, Formatter, configured_help, epilog, overview
 from lwptv_lightning.cli.results import print_document, print_shown
 from lwptv_lightning.cli.running import without_banners
 from lwptv_lightning.registry import Advance, any_character, leads, printable, watching
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ending(command, debug=switches["debug"], in_words=_in_shell_words, tell=tell):
         if name in _CONFIGURED:
             options = argparse.Namespace(command=name, arguments=given[1:])
-            if OWN_HELP.intersection(given[1:]):
+            if HELP.intersection(given[1:]):
                 print(configured_help(name, COMMANDS[name]))
                 return
             options.arguments = ["--help" if word == "--help.trainer" else word for word in options.arguments]

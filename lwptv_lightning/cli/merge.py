@@ -14,8 +14,8 @@ from lwptv_lightning.registry import matches, parse_bytes, printable, printable_
 if TYPE_CHECKING:
     from lwptv_lightning.task_vectors import TaskVectors
 
-EXAMPLE = """lwptv merge base.safetensors cats=cats.safetensors dogs=dogs.safetensors --out m.safetensors --ratio 0.5
-lwptv merge base.safetensors cats=cats.safetensors dogs=dogs.safetensors --out t.safetensors --rule ties"""
+EXAMPLE = """lwptv merge base.safetensors cats=cats.safetensors cars=cars.safetensors --exclude 'fc.*' --out both
+lwptv merge base.safetensors cats=cats.safetensors --exclude 'fc.*' --rule ties --ratio 0.5 --out ties.safetensors"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lwptv_lightning.report import ResultRow, ResultTable
 
 EXAMPLE = """lwptv validate --config suite.yaml
-lwptv validate --config suite.yaml --only_merged --save pruned --out pruned.csv"""
+lwptv validate --config suite.yaml --recipe.ratio 0.5 --only_merged --save pruned --out pruned.csv"""
 _TABLES = (".csv", ".json")
 
 

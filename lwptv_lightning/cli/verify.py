@@ -8,7 +8,7 @@ from lwptv_lightning.cli.results import Result
 from lwptv_lightning.registry import parse_bytes
 
 EXAMPLE = """lwptv verify merged.safetensors
-lwptv verify merged.safetensors base.safetensors cats=cats.safetensors dogs=dogs.safetensors"""
+lwptv verify merged.safetensors base.safetensors cats=cats.safetensors cars=cars.safetensors"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

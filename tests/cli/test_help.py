@@ -2,32 +2,26 @@
 
 import shlex
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 from _helpers.hub import TOKEN, serving
+from _helpers.own_models import write_own_models
 
 from lwptv_lightning.cli import main
-from lwptv_lightning.cli.help import KEYS, SWITCHES
+from lwptv_lightning.cli.configured import OWN_HELP
+from lwptv_lightning.cli.help import SWITCHES
 from lwptv_lightning.cli.main import COMMANDS, PURPOSES
-from lwptv_lightning.zoo.domains import ID_SETS
-from lwptv_lightning.zoo.files import ASSETS, base_path, expert_file
 
-SUITE = """
-model: {class_path: lwptv_lightning.zoo.zoo_module, init_args: {recipe: ties}}
-data: {class_path: lwptv_lightning.zoo.zoo_suite, init_args: {size: 3}}
-trainer: {logger: false, accelerator: cpu, enable_model_summary: false}
-"""
 CONFIGURED = ("validate", "sweep", "collect", "learn")
 
 
 def page(capsys, *arguments):
     """Return what ``--help`` prints."""
-    try:
+    with suppress(SystemExit):
         main([*arguments, "--help"])
-    except SystemExit as stop:
-        assert not stop.code
     captured = capsys.readouterr()
     assert captured.err == ""
     return captured.out
@@ -43,12 +37,12 @@ def examples(text):
 def prepared(tmp_path, monkeypatch):
     """The folder that examples run in: a base, two experts, what was merged of them, and a configuration."""
     monkeypatch.chdir(tmp_path)
-    shutil.copy(base_path(ASSETS), "base.safetensors")
-    for name, task in zip(("cats", "dogs"), ID_SETS, strict=False):
-        shutil.copy(ASSETS / expert_file(task), f"{name}.safetensors")
-    Path("suite.yaml").write_text(SUITE)
-    tasks = ["base.safetensors", "cats=cats.safetensors", "dogs=dogs.safetensors"]
-    main(["merge", *tasks, "--out", "merged.safetensors"])
+    own = write_own_models(tmp_path, kinds=["safetensors"] * 4, images=2)
+    for path in Path("models").iterdir():
+        shutil.move(path, path.name)
+    own.write(base="base.safetensors", tasks={task: f"{task}.safetensors" for task in own.tasks})
+    tasks = ["base.safetensors", "cats=cats.safetensors", "cars=cars.safetensors"]
+    main(["merge", *tasks, "--exclude", "fc.*", "--out", "merged.safetensors"])
     Path("merged").mkdir()
     shutil.copy("merged.safetensors", "merged/model.safetensors")
     return tmp_path
@@ -100,7 +94,7 @@ def test_every_page_tells_of_the_switches(command, capsys):
 def test_a_configurations_keys_come_first_and_the_trainers_options_on_demand(command, capsys):
     text = page(capsys, command)
     assert len(text.splitlines()) < 50
-    assert all(f"\n  {key} " in text for key in KEYS)
+    assert all(f"\n  {key} " in text for key in OWN_HELP)
     assert "--config" in text
     assert "--trainer.max_epochs" not in text
     assert ("--save" in text) == (command == "validate")
