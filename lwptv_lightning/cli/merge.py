@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lwptv_lightning.task_vectors import TaskVectors
 
 EXAMPLE = """lwptv merge base.safetensors cats=cats.safetensors cars=cars.safetensors --exclude 'fc.*' --out both
-lwptv merge base.safetensors cats=cats.safetensors --exclude 'fc.*' --rule ties --ratio 0.5 --out ties.safetensors"""
+lwptv merge base.safetensors cats=cats.safetensors --exclude 'fc.*' --rule ties --out ties.safetensors"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -33,17 +33,19 @@ def without_banners() -> Iterator[None]:
 
 
 @contextmanager
-def running(trainer: Any) -> Iterator[None]:
+def running(trainer: Any, *, shown: bool = True) -> Iterator[None]:
     """Let a trainer run: what is printed meanwhile goes to the standard error, and so does a bar in place of its own.
 
-    A trainer that was asked for no bar shows none; one with a bar of the user's own keeps that.
+    A trainer that was asked for no bar shows none; one with a bar of the user's own keeps that. What shows its progress
+    itself has none ``shown``.
     """
     from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
     bars = [callback for callback in trainer.callbacks if type(callback) in (RichProgressBar, TQDMProgressBar)]
     before = list(trainer.callbacks)
     if bars:
-        trainer.callbacks[:] = [_progress(), *(callback for callback in before if callback not in bars)]
+        kept = [callback for callback in before if callback not in bars]
+        trainer.callbacks[:] = [_progress(), *kept] if shown else kept
     try:
         with redirect_stdout(sys.stderr), warnings.catch_warnings():
             # Lightning's own use of torch, once for each evaluation.
