@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lwptv_lightning.cli.ending import WrongArgumentsError
+from lwptv_lightning.cli.results import Result
 from lwptv_lightning.registry import ConfigurationError, printable, printable_name
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from lwptv_lightning.cli.found_models import FoundModels
 
 Item = TypeVar("Item")
-EXAMPLE = "lwptv init own --out suite.yaml"
+EXAMPLE = "lwptv init own --out own.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Write a configuration for your own models, from a folder of checkpoints and images."""
+def run(options: argparse.Namespace) -> Result:
+    """Write a configuration from a folder of checkpoints and images."""
     from lwptv_lightning.checkpoints import require_writable
     from lwptv_lightning.files import write_whole
 
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     except ConfigurationError as error:
         raise WrongArgumentsError(str(error)) from error
     write_whole(options.out, text)
-    print("\n".join(map(printable, said)))
+    return Result({"out": options.out, "found": said}, list(map(printable, said)))
 
 
 def written(options: argparse.Namespace) -> tuple[str, list[str]]:

@@ -37,6 +37,7 @@ def examples(text):
 def prepared(tmp_path, monkeypatch):
     """The folder that examples run in: a base, two experts, what was merged of them, and a configuration."""
     monkeypatch.chdir(tmp_path)
+    write_own_models(tmp_path / "own", images=2)
     own = write_own_models(tmp_path, kinds=["safetensors"] * 4, images=2)
     for path in Path("models").iterdir():
         shutil.move(path, path.name)
