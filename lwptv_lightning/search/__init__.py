@@ -3,12 +3,14 @@
 from lwptv_lightning.search.budget import Budget
 from lwptv_lightning.search.choice import best, choices, one_standard_error
 from lwptv_lightning.search.compare import Difference, SweepResult
+from lwptv_lightning.search.controls import CHOICES
 from lwptv_lightning.search.finished import install_chosen_
 from lwptv_lightning.search.fronts import Front, FrontComparison, compare_fronts
 from lwptv_lightning.search.gates import Gates
 from lwptv_lightning.search.space import SearchSpace
+from lwptv_lightning.search.strategies import STRATEGIES
 from lwptv_lightning.search.sweep import sweep
-from lwptv_lightning.search.told import findings_of
+from lwptv_lightning.search.told import TITLE, findings_of
 from lwptv_lightning.search.tune import tune
 from lwptv_lightning.search.tuned import TuneResult
 from lwptv_lightning.search.weights import Candidate

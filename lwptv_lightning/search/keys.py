@@ -94,7 +94,9 @@ def _of_model(module: MergeModule) -> str:
     model, vectors = module.model, module.held_vectors
     replaced = () if vectors is None else installable(model, vectors)
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    rest = {plain_name(name): tensor for name, tensor in tensors if plain_name(name) not in replaced}
+    # A classifier in whose place heads act has random weights, and no part in any figure.
+    aside = {*replaced, *module.heads.instead_of}
+    rest = {plain_name(name): tensor for name, tensor in tensors if plain_name(name) not in aside}
     exact = {}
     if vectors is not None:  # fingerprints are of what floats
         headers = {name: header for name, header in vectors.headers.items() if name in replaced}

@@ -64,8 +64,8 @@ def _advice(name: str, against: Mapping[str, Difference]) -> str:
     """Return what to do with the chosen candidate, by how it does against task arithmetic at 0.3."""
     if not against:
         return f"Stay with {name}"
-    gains = [over for over, each in against.items() if each.low > 0]
-    losses = [over for over, each in against.items() if each.high < 0]
+    gains = [over for over, each in against.items() if _side(each) > 0]
+    losses = [over for over, each in against.items() if _side(each) < 0]
     if gains and losses:
         return f"Take {name} only where {_WORDS[gains[0]]} accuracy counts more than {_WORDS[losses[0]]} accuracy"
     if losses:
@@ -75,12 +75,13 @@ def _advice(name: str, against: Mapping[str, Difference]) -> str:
 
 def _caveats(found: Evidence) -> list[str]:
     told = []
-    if "unpruned" in found.others:
-        told.append(f"its pruning {_worth(found.others['unpruned'])} against the same rule tuned without pruning")
+    controls = [
+        f"{_worth(found.others[role])} against {words}" for role, words in _CONTROLS.items() if role in found.others
+    ]
+    if controls:
+        told.append(f"its pruning {', and '.join(controls)}")
     elif found.prunes:
         told.append("what its pruning is worth was not measured")
-    if "masks" in found.others:
-        told.append(f"{_worth(found.others['masks'])} against random masks of as many layers, tuned as well")
     if "base" in found.others:
         told.append(f"against the base it is {verdict(found.others['base'])}")
     if "ood/avg" not in found.figures:
@@ -95,18 +96,23 @@ def _caveats(found: Evidence) -> list[str]:
 
 def _worth(differences: Mapping[str, Difference]) -> str:
     """Return whether something is worth it, never more than the intervals say."""
-    if any(each.low > 0 for each in differences.values()) and all(each.high >= 0 for each in differences.values()):
-        return f"is worth it ({_figures(differences)})"
-    if any(each.high < 0 for each in differences.values()):
-        return f"is {verdict(differences)}"
-    return f"is not shown to be worth it ({_figures(differences)})"
+    sides = {_side(each) for each in differences.values()}
+    if sides == {0}:
+        return f"is not shown to be worth it ({_figures(differences)})"
+    return f"is {verdict(differences)}"
+
+
+def _side(difference: Difference) -> int:
+    """Return 1 for a gain, -1 for a loss and 0 for neither, as the interval is told: to a tenth of a point."""
+    low, high = (round(100 * end, 1) for end in (difference.low, difference.high))
+    return int(low > 0) - int(high < 0)
 
 
 def verdict(differences: Mapping[str, Difference]) -> str:
     """Return in words whether differences are gains, losses or neither, with their intervals."""
     kinds: dict[str, list[str]] = {}
     for over, each in differences.items():
-        kind = "a gain" if each.low > 0 else "a loss" if each.high < 0 else _NEITHER
+        kind = {1: "a gain", -1: "a loss", 0: _NEITHER}[_side(each)]
         kinds.setdefault(kind, []).append(f"in {_WORDS.get(over, over)} ({each})")
     return " and ".join(f"{kind} {' and '.join(names)}" for kind, names in kinds.items())
 
@@ -121,4 +127,8 @@ def _sentence(parts: Sequence[str]) -> str:
 
 
 _WORDS = {"id": "ID", "ood": "OOD"}
+_CONTROLS = {
+    "unpruned": "the same rule tuned without pruning",
+    "masks": "random masks of as many layers, tuned as well",
+}
 _NEITHER = "no difference that can be told from zero"

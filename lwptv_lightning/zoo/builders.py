@@ -9,7 +9,7 @@ from lwptv_lightning.evaluation import EvaluationSuite, MergeModule
 from lwptv_lightning.registry import require_whole
 from lwptv_lightning.task_vectors import TaskVectors
 from lwptv_lightning.zoo.data import loaders
-from lwptv_lightning.zoo.domains import Split
+from lwptv_lightning.zoo.domains import ID_SETS, Split
 from lwptv_lightning.zoo.files import HEADS_FILE, base_path, expert_paths, heads
 from lwptv_lightning.zoo.model import create_model
 
@@ -29,12 +29,15 @@ def zoo_module(
     return MergeModule(create_model(), vectors, recipe, heads=heads(beside))
 
 
-def zoo_suite(size: int = 150, split: Split = "test") -> EvaluationSuite:
+def zoo_suite(size: int = 150, split: Split = "test", validation: int = 0) -> EvaluationSuite:
     """Return the zoo's sets.
 
     Args:
         size: Images in each set.
         split: Which images: ``"test"``, ``"validation"`` or ``"train"``.
+        validation: Validation images of each ID set for choices; 0 for no such sets.
     """
     require_whole("size", size, 1)
-    return EvaluationSuite.of(loaders(split, size=size))
+    chosen = loaders("validation", size=validation, sets=ID_SETS) if require_whole("validation", validation, 0) else {}
+    named = {name.partition("/")[2]: loader for name, loader in chosen.items()}
+    return EvaluationSuite.of(loaders(split, size=size), named)

@@ -1,6 +1,7 @@
 """Whatever decides what a candidate gets right is among its keys."""
 
 import pytest
+import timm
 import torch
 from _helpers.swept import small_module
 from torch import nn
@@ -108,3 +109,24 @@ def test_tensors_that_no_candidate_replaces_are_told(buffer, make_trainer):
 
     assert key_of(make_trainer, with_buffer(1.0)) == key_of(make_trainer, with_buffer(1.0))
     assert key_of(make_trainer, with_buffer(1.0)) != key_of(make_trainer, with_buffer(2.0))
+
+
+def test_a_classifier_in_whose_place_heads_act_does_not_count(make_trainer):
+    """It has no weights of a checkpoint, and others whenever the model is made."""
+
+    def made(seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = timm.create_model("test_resnet", num_classes=3)
+        state = {name: torch.full_like(value, 0.5) for name, value in model.state_dict().items()}
+        base = {name: value for name, value in state.items() if not name.startswith("fc.")}
+        tasks = {"a": {name: value.clone() for name, value in state.items()}}
+        tasks["a"]["conv1.0.weight"] += 1
+        return MergeModule(model, TaskVectors.open(base, tasks, model=model))
+
+    keys = [
+        Keys.of(make_trainer(), made(seed), ["id/a"], {}).of_recipe(MergeRecipe(), None, recalibrated=False)
+        for seed in (0, 1)
+    ]
+    assert not torch.equal(made(0).model.fc.weight, made(1).model.fc.weight)
+    assert keys[0] == keys[1]

@@ -60,7 +60,7 @@ def test_what_is_chosen_may_be_the_reference():
 @pytest.mark.parametrize(
     ("difference", "told"),
     [
-        (both(GAIN, NEITHER), "pruning is worth it (ID +2.0 [+1.0, +3.0], OOD +1.0 [-1.0, +3.0])"),
+        (both(GAIN, NEITHER), "pruning is a gain in ID (+2.0 [+1.0, +3.0]) and no difference that can be told from"),
         (both(NEITHER, NEITHER), "pruning is not shown to be worth it"),
         (both(LOSS, NEITHER), "pruning is a loss in ID (-2.0"),
         (both(GAIN, LOSS), "pruning is a gain in ID"),
@@ -69,7 +69,15 @@ def test_what_is_chosen_may_be_the_reference():
 def test_what_pruning_is_worth_is_told_by_both_controls(difference, told):
     _, second = said({"unpruned": difference, "masks": both(NEITHER, NEITHER)})
     assert told in second
-    assert "is not shown to be worth it (ID +1.0 [-1.0, +3.0], OOD +1.0 [-1.0, +3.0]) against random masks" in second
+    assert "and is not shown to be worth it (ID +1.0 [-1.0, +3.0], OOD +1.0 [-1.0, +3.0]) against random" in second
+
+
+def test_an_end_that_is_told_as_zero_is_no_gain_and_no_loss():
+    barely = both(Difference(0.02, 0.0004, 0.03), Difference(-0.02, -0.03, -1e-9))
+    assert verdict(barely).startswith("no difference that can be told from zero in ID (+2.0 [+0.0, +3.0]) and in OOD")
+    first, second = said({"reference": barely, "unpruned": barely})
+    assert "cannot be told apart" in first
+    assert "is not shown to be worth it" in second
 
 
 def test_a_loss_against_the_base_is_told():

@@ -26,3 +26,12 @@ def test_the_suite_has_every_set_once_in_the_size_asked_for():
     images, labels = next(iter(suite.loaders["id/greek_noise"]))
     assert images.shape[0] == len(labels)
     assert images.dtype == torch.float32
+
+
+def test_the_suite_has_validation_sets_of_other_images_on_demand():
+    suite = zoo_suite(size=4, validation=3)
+    assert list(suite.validation) == [f"id/{name}" for name in ID_SETS]
+    assert [len(loader.dataset) for loader in suite.validation.values()] == [3] * len(ID_SETS)
+    images, reported = (each[f"id/{ID_SETS[0]}"].dataset.images for each in (suite.validation, suite.loaders))
+    assert not any(torch.equal(image, other) for image in images for other in reported)
+    assert zoo_suite(size=4).validation == {}
