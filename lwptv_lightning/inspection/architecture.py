@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,34 +65,33 @@ def find_architecture(
 
     about = {name: timm.get_pretrained_cfg(name) for name in timm.list_models()}
     paths = {name: _paths(getattr(cfg, "classifier", None)) for name, cfg in about.items()}
-    able = [name for name, cfg in about.items() if _has_first(shapes, getattr(cfg, "first_conv", None))]
-    arguments = _channels(shapes)
+    firsts = {name: _paths(getattr(cfg, "first_conv", None)) for name, cfg in about.items()}
+    able = [name for name, own in firsts.items() if all(f"{path}.weight" in shapes for path in own)]
     found: list[str] = []
-    extra: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for name in track(able, len(able)):
-        more = _fits(name, shapes, paths[name], arguments)
-        if more is not None and (not found or more == extra):
+        channels = _channels(shapes, firsts[name])
+        more = _fits(name, shapes, paths[name], channels)
+        if more is not None and (not found or channels | more == arguments):
             found.append(name)
-            extra = more
+            arguments = channels | more
     if found:
         found.sort(key=lambda name: (len(name), name))
-        return Architecture(tuple(found), arguments | extra, paths[found[0]])
+        return Architecture(tuple(found), arguments, paths[found[0]])
     near = _nearest(shapes, able or list(about), paths)
-    return Architecture(nearest=near, misfit=_difference(near, shapes, paths[near], arguments) if near else "")
+    if not near:
+        return Architecture()
+    return Architecture(nearest=near, misfit=_difference(near, shapes, paths[near], _channels(shapes, firsts[near])))
 
 
 def _paths(classifier: Any) -> tuple[str, ...]:
     return (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
 
 
-def _has_first(shapes: Shapes, first: Any) -> bool:
-    return all(f"{path}.weight" in shapes for path in _paths(first))
-
-
-def _channels(shapes: Shapes) -> dict[str, Any]:
-    """Return ``in_chans`` where the first convolution does not take three."""
-    first = next((shape for shape in shapes.values() if len(shape) == 4), None)
-    return {} if first is None or first[1] == 3 or first[1] > 16 else {"in_chans": first[1]}
+def _channels(shapes: Shapes, first: tuple[str, ...]) -> dict[str, Any]:
+    """Return ``in_chans`` where a model's first convolution does not take three; files hold tensors in any order."""
+    shape = shapes.get(f"{first[0]}.weight", ()) if first else ()
+    return {} if len(shape) != 4 or shape[1] == 3 or shape[1] > 16 else {"in_chans": shape[1]}
 
 
 def _fits(
@@ -125,7 +125,8 @@ def _fits(
 def _on_meta(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     import timm
 
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a model that may not be meant
         return timm.create_model(name, pretrained=False, **arguments)  # type: ignore[no-any-return]
 
 

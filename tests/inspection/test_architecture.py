@@ -12,11 +12,18 @@ def shapes(name, **arguments):
 @pytest.fixture(autouse=True)
 def few_models(monkeypatch):
     """A registry of few models, so that each search takes little."""
-    known = ["test_vit", "test_resnet", "test_efficientnet", "deit_tiny_patch16_224", "vit_tiny_patch16_224"]
+    known = [
+        "test_vit",
+        "test_resnet",
+        "test_convnext",
+        "test_efficientnet",
+        "deit_tiny_patch16_224",
+        "vit_tiny_patch16_224",
+    ]
     monkeypatch.setattr(timm, "list_models", lambda: known)
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_efficientnet"])
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext", "test_efficientnet"])
 def test_a_model_is_known_by_its_tensors_whatever_its_classifier(name):
     found = find_architecture(shapes(name, num_classes=3))
     assert (found.names, found.arguments) == ((name,), {})
@@ -32,6 +39,14 @@ def test_models_of_the_same_tensors_are_all_named():
 def test_image_size_and_channels_are_known():
     assert find_architecture(shapes("test_vit", img_size=64)).arguments == {"img_size": 64}
     assert find_architecture(shapes("test_resnet", in_chans=1)).arguments == {"in_chans": 1}
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_order_of_tensors_in_a_file_says_nothing(channels):
+    sorted_names = dict(sorted(shapes("test_convnext", in_chans=channels).items()))  # a depthwise convolution is first
+    found = find_architecture(sorted_names)
+    assert found.names == ("test_convnext",)
+    assert found.arguments == ({} if channels == 3 else {"in_chans": channels})
 
 
 def test_the_nearest_is_named_where_none_fits():
