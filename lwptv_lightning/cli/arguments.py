@@ -3,9 +3,10 @@
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lwptv_lightning.cli.from_config import add_config
 from lwptv_lightning.registry import explain_field
 
 SETTINGS: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
@@ -49,6 +50,7 @@ def add_checkpoints(parser: argparse.ArgumentParser, *, required: bool = True) -
         help="resample position embeddings of another image size, by timm's functions",
     )
     add_naming(parser)
+    add_config(parser)
 
 
 def add_naming(parser: argparse.ArgumentParser) -> None:
@@ -64,11 +66,15 @@ def naming_options(options: argparse.Namespace) -> dict[str, Any]:
         if options.model_option:
             raise ValueError("--model-option needs --model.")
         return {"prefix": options.prefix, "model": None}
-    import timm
-
     own = settings("--model-option", options.model_option)
     if fixed := sorted({"model_name", "pretrained", "checkpoint_path"} & own.keys()):
         raise ValueError(f"--model-option: {fixed[0]} cannot be given, since the weights come from the checkpoints.")
+    if isinstance(options.model, Mapping):  # as a configuration has it
+        from lwptv_lightning.cli.made import make_model
+
+        return {"prefix": options.prefix, "model": make_model(options.model, own)}
+    import timm
+
     try:
         return {"prefix": options.prefix, "model": timm.create_model(options.model, pretrained=False, **own)}
     except Exception as error:  # an unknown name is a RuntimeError, and what a model makes of its options may be any

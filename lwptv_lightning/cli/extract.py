@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lwptv_lightning.cli import arguments
+from lwptv_lightning.cli.from_config import add_config, fill_in
 from lwptv_lightning.cli.results import Result, Shown
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import parse_bytes, printable
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-memory", metavar="SIZE", help="what reading may hold in memory, such as 512MB")
     add_adapter(parser)
     arguments.add_naming(parser)
+    add_config(parser)
 
 
 def add_adapter(parser: argparse._ActionsContainer) -> None:
@@ -59,6 +61,7 @@ def run(options: argparse.Namespace) -> Result:
     """Write what fine-tuning changed as a LoRA adapter of PEFT."""
     from lwptv_lightning.task_vectors import TaskVectors
 
+    fill_in(options)
     naming = arguments.naming_options(options)
     require_place(options.out, options.rank, options.overwrite)
     costs: dict[str, Any] = {"device": arguments.usable_device("--device", options.device)}

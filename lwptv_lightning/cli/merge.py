@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lwptv_lightning.cli import arguments, extract
+from lwptv_lightning.cli.from_config import fill_in
 from lwptv_lightning.cli.results import Result
-from lwptv_lightning.recipe import LiNeS, MergeRecipe
+from lwptv_lightning.recipe import LiNeS, MergeRecipe, make_recipe
 from lwptv_lightning.registry import matches, parse_bytes, printable, printable_name
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def run(options: argparse.Namespace) -> Result:
     from lwptv_lightning.merging import Loading, save_merged, treatment_of
     from lwptv_lightning.task_vectors import TaskVectors
 
+    fill_in(options)
     _require_place(options)
     recipe, costs, opened = _recipe(options), _costs(options), arguments.checkpoint_options(options)
     vectors = TaskVectors.open(options.base, **opened)
@@ -150,7 +152,8 @@ def _recipe(options: argparse.Namespace) -> MergeRecipe:
     if options.gates is not None:
         recipe = _gates(options, changes)
     else:
-        recipe = MergeRecipe() if options.recipe is None else MergeRecipe.from_json(options.recipe)
+        usual = make_recipe(getattr(options, "configured_recipe", None) or {})
+        recipe = usual if options.recipe is None else MergeRecipe.from_json(options.recipe)
     if options.set:
         changes["rule"] = changes.get("rule", recipe.rule).to_dict() | arguments.settings("--set", options.set)
     if lines := arguments.given_fields(options, LiNeS, "lines-"):

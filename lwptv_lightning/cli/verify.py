@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from lwptv_lightning.cli import arguments
+from lwptv_lightning.cli.from_config import fill_in
 from lwptv_lightning.cli.results import Result
 from lwptv_lightning.registry import parse_bytes
 
@@ -32,6 +33,7 @@ def run(options: argparse.Namespace) -> Result:
     from lwptv_lightning.inspection import verification_text, verify
     from lwptv_lightning.merging import read_data_statistics
 
+    fill_in(options)
     device = torch.device(arguments.usable_device("--device", options.device) or "cpu")
     memory = None if options.max_memory is None else parse_bytes("--max-memory", options.max_memory)
     execution = Execution(device=device, max_memory=memory)

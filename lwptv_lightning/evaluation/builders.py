@@ -111,6 +111,9 @@ def image_folders(
     std: tuple[float, float, float] = (0.229, 0.224, 0.225),
     batch_size: int = 128,
     num_workers: int = 4,
+    crop_pct: float | None = None,
+    interpolation: str = "bilinear",
+    validation: dict[str, str] | None = None,
 ) -> EvaluationSuite:
     """Return sets of images in folders, one sub-folder for each class, resized and cropped at the centre.
 
@@ -122,10 +125,15 @@ def image_folders(
         std: Of each channel, to divide by.
         batch_size: Images in a batch.
         num_workers: Processes that load images, for each set.
+        crop_pct: The part of the resized image that is kept, in (0, 1]; 0.875 by default.
+        interpolation: How images are resized.
+        validation: Task name to a folder of other images of its domain, for choices.
     """
     from timm.data import create_transform
     from torchvision.datasets import ImageFolder
 
-    transform = create_transform(image_size, mean=mean, std=std, is_training=False)
-    sets = [{name: ImageFolder(folder, transform) for name, folder in (group or {}).items()} for group in (id, ood)]
-    return EvaluationSuite(*sets, batch_size=batch_size, num_workers=num_workers)
+    prepared: dict[str, Any] = {"mean": mean, "std": std, "crop_pct": crop_pct, "interpolation": interpolation}
+    transform = create_transform(image_size, **prepared, is_training=False)
+    groups = [id, ood or {}, validation or {}]
+    sets, others, chosen = ({name: ImageFolder(path, transform) for name, path in group.items()} for group in groups)
+    return EvaluationSuite(sets, others, validation=chosen, batch_size=batch_size, num_workers=num_workers)

@@ -54,6 +54,7 @@ def test_every_command_has_a_file_and_a_line_of_help(capsys):
         "results",
         "running",
         "suite_text",
+        "from_config",
         *(f"found_{what}" for what in ("architecture", "data", "models", "sets")),
     }
     with pytest.raises(SystemExit):

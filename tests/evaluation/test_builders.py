@@ -55,3 +55,13 @@ def test_folders_are_sets_of_resized_and_normalised_images(folder):
     assert images.shape == (5, 3, 16, 16)
     assert labels.tolist() == [0, 0, 1, 1, 1]
     torch.testing.assert_close(images.mean((1, 2, 3)), torch.tensor([-1.0, -1.0, 1.0, 1.0, 1.0]))
+
+
+def test_folders_may_be_cropped_and_chosen_on(folder):
+    options = {"image_size": 16, "num_workers": 0, "validation": {"a": folder}}
+    whole, part = (
+        image_folders({"a": folder}, crop_pct=crop, interpolation="nearest", **options) for crop in (1.0, 0.5)
+    )
+    steps = [suite.loaders["id/a"].dataset.transform.transforms[0] for suite in (whole, part)]
+    assert [step.size for step in steps] == [16, 32]
+    assert list(whole.validation) == ["id/a"]
