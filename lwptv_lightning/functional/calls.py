@@ -57,8 +57,8 @@ class Replaceable:
             if tensor is not None:
                 self._places.setdefault(id(tensor), []).append((holder, key))
 
-    def with_(self, tensors: Mapping[str, Tensor]) -> Callable[..., Any]:
-        """Return what calls the module as `call_with` does."""
+    def with_(self, tensors: Mapping[str, Tensor], run: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        """Return what calls the module as `call_with` does, or ``run``, which may call parts of it."""
         given = {id(self._named[name]): tensor for name, tensor in tensors.items()}
         replaced = [(*place, tensor) for each, tensor in given.items() for place in self._places.get(each, ())]
 
@@ -68,7 +68,7 @@ class Replaceable:
             try:
                 for holder, key, tensor in replaced:
                     holder[key] = tensor
-                return self.module(*arguments)
+                return (run or self.module)(*arguments)
             finally:
                 for holder, key, tensor in before:
                     holder[key] = tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +18,13 @@ from lwptv_lightning.evaluation import (
     loaders_of,
     naming_loader,
     replicas_of,
-    require_classified,
-    require_labels,
     share_evaluation_,
     share_loaders,
-    tensors_of,
 )
-from lwptv_lightning.functional import Replaceable, plain_name, plain_state
+from lwptv_lightning.functional import plain_name, plain_state
 from lwptv_lightning.merging import Undo, in_dtype, keep_modes
 from lwptv_lightning.search.digests import digest_of
+from lwptv_lightning.search.judge import Batch, Judge
 from lwptv_lightning.search.outcomes import Outcomes
 
 
@@ -142,7 +140,7 @@ class CandidatesModule(PassModule):
         self._weights = [dict(tensors) for tensors in weights]
         self._measure = measure
         self._advance = advance
-        self._calls: list[Callable[..., Any]] = []
+        self._judge = Judge(module, [])
         self._collected: dict[str, Outcomes] = {}
         self.outcomes: dict[str, Tensor] = {}
         """Loader name to outcomes, ``(candidates, N)`` bool, once the pass is over."""
@@ -159,45 +157,30 @@ class CandidatesModule(PassModule):
         if self._measure is not None:
             with self.replicas.ranks.sharing_errors():
                 self._measure(self.trainer, self._weights)
-        named, replaceable = (
-            {plain_name(name): name for name in self.module.model.state_dict()},
-            Replaceable(self.module),
-        )
-        self._calls = [
-            replaceable.with_({f"model.{named[name]}": tensor for name, tensor in weights.items()})
-            for weights in self._weights
-        ]
+        named = {plain_name(name): name for name in self.module.model.state_dict()}
+        weights = [{f"model.{named[name]}": each for name, each in own.items()} for own in self._weights]
+        exact = str(self.trainer.precision) in ("32-true", "64-true")
+        self._judge = Judge(self.module, weights, joins=exact)
         self._collected = {name: Outcomes(name, loader, self.passes.exact) for name, loader in self.loaders.items()}
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count a batch for each candidate."""
+        """Count a batch for each candidate, together with others where it is small."""
         loader = self.name_of(dataloader_idx)
-        with self.replicas.ranks.telling_errors(), naming_loader(loader):
-            inputs, targets = self.module.unpack(batch)
-            self._collected[loader].add(batch_idx, [inputs, targets], self._outcomes(loader, inputs, targets))
-        self._advance(len(self._calls))
+        with self.replicas.ranks.telling_errors():
+            with naming_loader(loader):
+                inputs, targets = self.module.unpack(batch)
+            self._count(self._judge.add(Batch(loader, batch_idx, inputs, targets)))
+        self._advance(len(self._weights))
 
-    def _outcomes(self, loader: str, inputs: Any, targets: Any) -> Tensor:
-        """Return which samples of a batch each candidate gets right, ``(candidates, n)``."""
-        if not self._calls:
-            return torch.zeros(0, len(tensors_of(targets)[0]), dtype=torch.bool)
-        with (
-            naming_loader(loader),
-            torch.compiler.set_stance("force_eager"),
-        ):  # compiled code would be made anew for each
-            logits = [call(inputs, self.module.head_of(loader)) for call in self._calls]
-        require_classified(logits[0], self.module.model, dense=False)
-        require_labels(loader, logits[0], targets)
-        predicted = [each.argmax(1) for each in logits]
-        if predicted[0].shape != targets.shape:
-            expected, given = tuple(predicted[0].shape), tuple(targets.shape)
-            raise ValueError(f"loader {loader!r} gives targets of shape {given}; expected labels, {expected}.")
-        right: Tensor = torch.stack(predicted) == targets
-        return right
+    def _count(self, judged: Iterable[tuple[Batch, Tensor]]) -> None:
+        for batch, right in judged:
+            with naming_loader(batch.loader):
+                self._collected[batch.loader].add(batch.number, [batch.inputs, batch.targets], right)
 
     def on_validation_epoch_end(self) -> None:
         """Put together what all processes counted, and see that it is of the same samples as in other passes."""
         with self.replicas.ranks.sharing_errors():
+            self._count(self._judge.rest())
             for name, collected in self._collected.items():
                 self.outcomes[name], seen = collected.together(self.replicas)
                 self.passes.require_same(name, seen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,12 +15,13 @@ from lwptv_lightning.evaluation import (
     MergingCallback,
     Replicas,
     callbacks_of,
+    ranks_of,
     require_results_here,
     uncombined,
 )
 from lwptv_lightning.merging import MergeOptions, Undo, require_options
 from lwptv_lightning.recipe import MergeRecipe
-from lwptv_lightning.registry import Advance, Watcher, leads, require_kind, require_whole
+from lwptv_lightning.registry import Advance, Watcher, require_kind, require_whole
 from lwptv_lightning.report import progress as bar
 from lwptv_lightning.search.asked import Asked
 from lwptv_lightning.search.compare import SweepResult
@@ -93,6 +94,7 @@ def sweep(
     require_kind("candidates", candidates, Mapping, "a mapping of names to recipes, Gates or weights")
     require_whole("at_once", at_once, 1)
     require_kind("recalibrate", recalibrate, bool, "True or False")
+    require_kind("progress", progress, bool | Callable | None, "True, False or what takes what is done and its steps")
     if not candidates:
         raise ValueError("candidates is empty: expected at least one recipe.")
     require_results_here(trainer, "the outcomes of a sweep")
@@ -108,7 +110,8 @@ def sweep(
     wanted = asked.required(candidates)
     if store is not None:
         asked.keys = Keys.of(trainer, module, dataloaders, asked.options)
-        asked.store = Store.at(store) if leads() else Store(Path(store))
+        with ranks_of(trainer).sharing_errors():
+            asked.store = Store.at(store)  # on each process: those that a launcher started have not met yet
     with _shown(trainer, progress) as watcher:
         learnt = asked.learnt(wanted, watcher)
         found = asked.stored(learnt)

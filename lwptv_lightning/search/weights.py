@@ -79,12 +79,14 @@ class Weights:
     options: Mapping[str, Any]
     data: Callable[[str], DataStatistics] | None = None
     _statistics: dict[tuple[str, str], tuple[LayerStatistics, float]] = field(default_factory=dict)
+    _own: dict[str, Tensor] = field(default_factory=dict)
 
     def of(self, candidates: Mapping[str, Candidate]) -> Iterator[Made]:
         """Make recipes and weights one by one; those that share a survey, or a merged task vector, follow each other.
 
         Each group of recipes holds one merged task vector in memory.
         """
+        self._own = plain_state(self.module.model, keep_vars=True)
         given = {name: candidate for name, candidate in candidates.items() if is_weights(candidate)}
         recipes = {name: as_recipe(each) for name, each in candidates.items() if not is_weights(each)}
         merges = {name: self._asked(recipe) for name, recipe in recipes.items()}
@@ -137,7 +139,7 @@ class Weights:
             yield self._made(name, tensors, each.seconds + seconds + taken)
 
     def _made(self, name: str, weights: Mapping[str, Tensor], seconds: float) -> Made:
-        own = plain_state(self.module.model, keep_vars=True)
+        own = self._own
         # Of a tensor with several names, the last one's value stays in a model that they are installed into.
         last = {id(own[each]): each for each in weights if each in own}
         names, vectors = last.values(), self.module.held_vectors

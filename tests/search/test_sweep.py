@@ -1,11 +1,14 @@
 """A sweep gives what validating each model on its own gives."""
 
+from contextlib import contextmanager
+from itertools import product
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lwptv_lightning import LayerMask, MergeModule, MergeRecipe, trace_layers
+from lwptv_lightning import LayerMask, MergeModule, MergeRecipe, trace_layers, zoo
 from lwptv_lightning.callbacks import CollectDataStatistics, PruneAndMerge, RecalibrateBatchNorm
 from lwptv_lightning.registry import UnknownNameError
 from lwptv_lightning.search import SweepResult, best, one_standard_error, sweep
@@ -126,3 +129,44 @@ def test_wrong_use_is_named_before_anything_is_merged(module, loaders, make_trai
         sweep(make_trainer(), module, RECIPES, {"a": loaders["id/a"]})
     with pytest.raises(UnknownNameError, match="Did you mean 'x'"):
         SweepResult(("x",), {}, {}).correct("X")
+
+
+def test_on_the_zoo_a_sweep_has_the_figures_of_validations(make_trainer):
+    module, sets = zoo.zoo_module(), zoo.loaders("test", size=4)
+    chosen = product(("task_arithmetic", "ties", "dare", "consensus_ta", "breadcrumbs"), (0.0, 0.5), (0.2, 0.5))
+    recipes = {f"{rule} {ratio} {scale}": MergeRecipe(rule, scale, ratio=ratio) for rule, ratio, scale in chosen}
+    found = sweep(make_trainer(), module, recipes, sets)
+    trainer = make_trainer()
+    for name in list(recipes)[::3]:
+        module.recipe = recipes[name]
+        parts = trainer.validate(module, sets, verbose=False)
+        alone = {key: value for part in parts for key, value in part.items()}
+        assert found.figures(name) == pytest.approx(alone, abs=1e-6)
+    # What a merge module left in the trainer merges into such modules alone.
+    again = sweep(trainer, module, {name: recipes[name]}, sets)
+    assert again.figures(name) == found.figures(name)
+
+
+def test_progress_is_told_to_whoever_watches(module, loaders, make_trainer):
+    told = []
+
+    @contextmanager
+    def watcher(what, total=None):
+        told.append([what, total, 0])
+        yield lambda steps=1, what=None: told[-1].__setitem__(2, told[-1][2] + steps)
+
+    sweep(make_trainer(), module, RECIPES, loaders, at_once=3, progress=watcher)
+    assert told[-1] == ["Sweeping", 4 * 7, 4 * 7]
+    with pytest.raises(TypeError, match="progress must be"):
+        sweep(make_trainer(), module, RECIPES, loaders, progress="yes")
+
+
+def test_nothing_is_shown_where_nobody_watches(module, loaders, make_trainer, capfd):
+    trainer = make_trainer(enable_progress_bar=True)
+    bar = trainer.progress_bar_callback
+    capfd.readouterr()
+    sweep(trainer, module, RECIPES, loaders)
+    out, err = capfd.readouterr()
+    assert "Validation" not in out + err
+    assert "Sweeping" not in out + err
+    assert bar.is_enabled
