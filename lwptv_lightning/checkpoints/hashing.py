@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.checkpoints.checkpoint import Checkpoint, TensorHeader
-from lwptv_lightning.registry import require_kind
+from lwptv_lightning.registry import require_kind, steps_of
 
 if TYPE_CHECKING:
     from blake3 import blake3
@@ -119,8 +119,11 @@ def _hash(wanted: Iterable[tuple[Checkpoint, Iterable[str]]]) -> None:
     jobs: deque[tuple[int, Future[None]]] = deque()
     part: list[_Read] = []
     held = size = 0
+    wanted = [(checkpoint, list(names)) for checkpoint, names in wanted]
+    total = sum(checkpoint.headers[name].nbytes for checkpoint, names in wanted for name in names)
+    reads = steps_of(_unknown(wanted), "Hashing weights", total, lambda read: read.header.nbytes)
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        for read in _unknown(wanted):
+        for read in reads:
             part.append(read)
             size += read.header.nbytes
             if size >= _DEALT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +12,7 @@ from typing import BinaryIO
 from safetensors import SafetensorError, safe_open
 
 from lwptv_lightning.files import InputFile
+from lwptv_lightning.registry import work
 
 PAYLOAD_KEY = "lwptv_payload_sha256"
 """The metadata's key of the SHA-256 of all bytes after the header, as 64 hexadecimal digits."""
@@ -27,10 +29,13 @@ _AT_ONCE = 1 << 20
 def payload_checksum(file: BinaryIO) -> str:
     """Return the SHA-256 of all bytes after the header of an open safetensors file, as 64 hexadecimal digits."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_AT_ONCE))
+    total = file.seek(0, os.SEEK_END)
     file.seek(0)
     file.seek(8 + int.from_bytes(file.read(8), "little"))
-    while count := file.readinto(buffer):  # type: ignore[attr-defined]
-        digest.update(buffer[:count])
+    with work("Checking bytes", total) as advance:
+        while count := file.readinto(buffer):  # type: ignore[attr-defined]
+            digest.update(buffer[:count])
+            advance(count)
     return digest.hexdigest()
 
 

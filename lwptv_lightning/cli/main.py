@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options = _parser().parse_args(given)
         vars(options).update(switches)
         with any_character(), any_character(sys.stderr), _warning_in_one_line(options.command), watching(_watch):
-            with _output_of(options), without_banners():
+            with _output_of(options), without_banners(), _shown(options.command):
                 found = COMMANDS[options.command].run(options)
             if found is None:
                 return
@@ -115,6 +115,16 @@ def _output_of(options: argparse.Namespace) -> AbstractContextManager[object]:
     """Keep the standard output for a document, where one is asked for: what else is printed goes beside it."""
     prints = any(word.startswith("--print_config") for word in getattr(options, "arguments", ()))
     return redirect_stdout(sys.stderr) if options.json and not prints else nullcontext()
+
+
+_ASKS_OR_PRINTS = ("push", "demo")
+"""Commands that write to the terminal while they run; what takes long in them says so itself."""
+
+
+def _shown(command: str) -> AbstractContextManager[object]:
+    """Show that a command runs, where someone sees it and it takes long, whatever it does meanwhile."""
+    is_seen = sys.stderr is not None and sys.stderr.isatty() and command not in _ASKS_OR_PRINTS
+    return _watch(f"lwptv {command}", None) if is_seen else nullcontext()
 
 
 def _watch(what: str, total: float | None) -> AbstractContextManager[Advance]:

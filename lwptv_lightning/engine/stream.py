@@ -18,6 +18,7 @@ from lwptv_lightning.engine.fused import UnfusableError, vote_fused
 from lwptv_lightning.engine.program import START, Program, voting_program
 from lwptv_lightning.engine.threads import Threads
 from lwptv_lightning.functional import Formula
+from lwptv_lightning.registry import steps_of
 from lwptv_lightning.task_vectors import Stack, TaskVectors, part, whole
 
 Value = TypeVar("Value")
@@ -138,7 +139,8 @@ class Stream:
         Yields:
             The tensor's name, and what was found in a block.
         """
-        names, size = self.own_names if names is None else names, self.execution.usual_block_bytes
+        names, size = self.own_names if names is None else tuple(names), self.execution.usual_block_bytes
+        steps = partial(steps_of, what="Reading", total=sum(map(self.numel, names)), steps=self.numel)
         if self.execution.device.type != "cpu":
             yield from ((block.name, function(block)) for block in self._read(names, size))
             return
@@ -146,7 +148,7 @@ class Stream:
         element = len(self.tasks) * self.like.element_size()
 
         def calls() -> Iterator[Callable[[], tuple[str, Value]]]:
-            for name in names:
+            for name in steps(names):
                 stack, quick = self.open_stack(name), fused(name) if self.is_compiled else None
                 stack.read()
                 for span in spans(self.numel(name), element, size if quick is None else self.execution.fused_bytes):

@@ -15,7 +15,7 @@ from lwptv_lightning.checkpoints import TAKEN, Checkpoint, CheckpointSource, is_
 from lwptv_lightning.engine import spans
 from lwptv_lightning.inspection.permuted import is_permuted
 from lwptv_lightning.inspection.tables import cell
-from lwptv_lightning.registry import matcher, natural_order, printable_name
+from lwptv_lightning.registry import matcher, natural_order, printable_name, steps_of
 from lwptv_lightning.task_vectors import (
     KEPT,
     UNLIKE,
@@ -161,7 +161,9 @@ def _with_figures(findings: Mapping[str, TaskCheck], aligned: Aligned, model: nn
     fitting = [set(aligned.compare(task).matched) for task in experts]
     tied = find_ties(base, experts, set(names).intersection(*fitting), model, strict=False)
     figures = {}
-    for name in natural_order(names):  # so that sums round alike whatever the order of a file
+    total = sum(base.headers[name].numel for name in names)
+    each_name = steps_of(natural_order(names), "Reading", total, lambda name: base.headers[name].numel)
+    for name in each_name:  # so that sums round alike whatever the order of a file
         if name not in state.computed and name not in tied:
             having = [each if name in fits else None for each, fits in zip(experts.values(), fitting, strict=True)]
             parts = spans(base.headers[name].numel, 8 * (1 + len(having)), _BLOCK_BYTES)

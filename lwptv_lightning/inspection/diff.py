@@ -12,7 +12,7 @@ from torch import nn
 from lwptv_lightning.checkpoints import CheckpointSource, compare_headers
 from lwptv_lightning.inspection.tables import cell
 from lwptv_lightning.layers import layers_from_names
-from lwptv_lightning.registry import printable_name
+from lwptv_lightning.registry import printable_name, steps_of
 from lwptv_lightning.task_vectors import align, differs, quantized_by
 
 
@@ -77,7 +77,8 @@ def diff(
     noted |= {name: f"only the second has {printable_name(name)}" for name in compared.extra}
     packed = quantized_by(theirs) | quantized_by(ours)
     differences = []
-    for layer in layers_from_names(dict.fromkeys((*ours.names, *theirs.names)), granularity):
+    layers = list(layers_from_names(dict.fromkeys((*ours.names, *theirs.names)), granularity))
+    for layer in steps_of(layers, "Comparing", len(layers)):
         notes = [noted[name] for name in layer.tensors if name in noted]
         changed, square, base_square, largest = len(notes), 0.0, 0.0, 0.0
         for name in (name for name in layer.tensors if name not in noted):

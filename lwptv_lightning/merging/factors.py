@@ -27,7 +27,7 @@ from lwptv_lightning.checkpoints import (
 from lwptv_lightning.functional import factored_error, low_rank_factors
 from lwptv_lightning.merging.combine import Piece
 from lwptv_lightning.merging.plan import MergePlan
-from lwptv_lightning.registry import shown
+from lwptv_lightning.registry import shown, steps_of
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ class Factors:
         return {each: known[each] for each in self.plan.vectors.names_of(name) if each in known}
 
     def _make(self, names: list[str], homes: Mapping[str, Mapping[str, Home]]) -> None:
-        for name, pieces in groupby(self.plan.made(names), key=lambda piece: piece.name):
+        by_name = groupby(self.plan.made(names), key=lambda piece: piece.name)
+        for name, pieces in steps_of(by_name, "Factorising", len(names)):
             self._add(name, list(pieces), homes[name])
 
     def _add(self, name: str, pieces: list[Piece], homes: Mapping[str, Home]) -> None:

@@ -30,7 +30,7 @@ from lwptv_lightning.merging.parts import parts_of
 from lwptv_lightning.merging.prune import PruningPlan, plan_layers
 from lwptv_lightning.merging.ties import further_names
 from lwptv_lightning.recipe import MergeRecipe, tensor_factors
-from lwptv_lightning.registry import natural_order, require_known
+from lwptv_lightning.registry import natural_order, require_known, steps_of
 from lwptv_lightning.rules import MergeRule
 from lwptv_lightning.saliency import LayerMask, merged_layers
 from lwptv_lightning.task_vectors import TaskVectors
@@ -130,6 +130,11 @@ class MergePlan:
         """
         self.warn_of_doubts()
         own = [name for name, rank in self.owner.items() if rank == self.execution.ranks.rank]
+        total = sum(self.vectors.headers[name].numel for name in own)
+        yield from steps_of(self._pieces(own), "Merging", total, lambda piece: len(piece[2]))
+        self.require_unchanged()
+
+    def _pieces(self, own: Sequence[str]) -> Iterator[tuple[str, slice, Tensor]]:
         yield from self._added(self._own_names)
         for name, first in self.vectors.tied.items():
             if self.owner.get(name) == self.execution.ranks.rank:  # made once more, so that no piece has to be held
@@ -138,7 +143,6 @@ class MergePlan:
             if name not in self.jobs and name not in self.vectors.tied:
                 values = self.vectors.base(name).reshape(-1)
                 yield name, slice(0, len(values)), values
-        self.require_unchanged()
 
     def warn_of_doubts(self) -> None:
         """Warn where a task's weights hardly belong to the base; see `TaskVectors.doubts`."""

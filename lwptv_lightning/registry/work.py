@@ -58,12 +58,14 @@ def work(what: str, total: float | None = None) -> Iterator[Advance]:
         yield advance
 
 
-def steps_of(items: Iterable[Item], what: str, total: float | None = None) -> Iterator[Item]:
-    """Give items one by one, as `work` of which each is a step."""
+def steps_of(
+    items: Iterable[Item], what: str, total: float | None = None, steps: Callable[[Item], float] = lambda item: 1
+) -> Iterator[Item]:
+    """Give items one by one, as `work` of which each is a step, or several."""
     with work(what, total) as advance:
         for item in items:
             yield item
-            advance()
+            advance(steps(item))
 
 
 def leads() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Timer
@@ -59,7 +60,7 @@ def progress(
         yield lambda steps=1, what=None: None
         return
     if _shown:
-        with _line(_shown[0], what, total) as advance:
+        with _line(_shown[0], what, total, after) as advance:
             yield advance
         return
     bar = Progress(*_columns(), console=console, transient=True, redirect_stdout=False)
@@ -68,7 +69,7 @@ def progress(
     _shown.append(bar)
     begin.start()
     try:
-        with _line(bar, what, total) as advance:
+        with _line(bar, what, total, 0) as advance:
             yield advance
     finally:
         _shown.clear()
@@ -79,12 +80,14 @@ def progress(
 
 
 @contextmanager
-def _line(bar: Progress, what: str, total: float | None) -> Iterator[Advance]:
-    task = bar.add_task(printable(what, _WORDS), total=total)
+def _line(bar: Progress, what: str, total: float | None, after: float) -> Iterator[Advance]:
+    began = time.monotonic()
+    # Work within work has a line once that takes long itself.
+    task = bar.add_task(printable(what, _WORDS), total=total, visible=not after)
 
     def advance(steps: float = 1, what: str | None = None) -> None:
         given: dict[str, Any] = {} if what is None else {"description": printable(what, _WORDS)}
-        bar.update(task, advance=steps, **given)
+        bar.update(task, advance=steps, visible=time.monotonic() - began >= after, **given)
 
     try:
         yield advance

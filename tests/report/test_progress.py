@@ -29,12 +29,16 @@ def test_long_work_has_a_bar_that_is_gone_in_the_end(terminal):
     with progress("Sweeping [b]x[/b]", 4, console=terminal, after=0.01) as advance:
         time.sleep(0.3)
         advance(3, "Sweeping\x1b[2J [i]recipe 3")
-        with progress("Merging", console=terminal) as inner:
+        with progress("Unseen", console=terminal) as inner:
+            inner()
+        with progress("Merging", console=terminal, after=0.1) as inner:
+            time.sleep(0.2)
             inner()
             time.sleep(0.3)
     shown = terminal.file.getvalue()
     assert all(words in shown for words in ("Sweeping [b]x[/b]", "Sweeping\\x1b[2J [i]recipe 3", "75%", "Merging"))
     assert "\x1b[2J" not in shown
+    assert "Unseen" not in shown
     assert shown.endswith("\x1b[2K\x1b[?25h\r")  # the lines are wiped, and the cursor is shown again
 
 
