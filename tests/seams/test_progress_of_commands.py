@@ -47,9 +47,7 @@ def test_all_steps_that_are_announced_are_done(command, folder, monkeypatch, cap
     monkeypatch.setattr(sys.modules["lwptv_lightning.cli.main"], "_watch", watch)
     arguments, expected = COMMANDS[command]
     main([command, *arguments])
-    found = [(total, done) for what, total, done in told if what in expected]
-    assert expected <= {what for what, *_ in told}
-    assert all(total > 0 for total, _ in found)
+    assert expected <= {what for what, total, _ in told if total}
     # Of a file that is read for its bytes, its header is no step.
     assert all(done == total for what, total, done in told if what != "Checking bytes")
 
