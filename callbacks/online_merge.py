@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -42,6 +43,7 @@ from lwptv_lightning.registry import (
     require_kind,
     require_whole,
 )
+from lwptv_lightning.task_vectors import TaskVectors
 
 
 class OnlineMerge(Callback):
@@ -164,6 +166,28 @@ class OnlineMerge(Callback):
 
     def evaluate(self, trainer: Trainer) -> dict[str, float]:
         """Merge the weights as they are now and return the figures as logged; all the trainer's processes call this."""
+        with self.merged_now(trainer):
+            loaders = shared_loaders(trainer, self.loaders)
+            self.module.prepare(loaders, replicas_of(trainer))
+            for loader, batches in loaders.items():
+                for batch_idx, batch in enumerate(islice(batches, batch_limit(trainer))):
+                    batch = transferred(trainer, batch)
+                    with trainer.precision_plugin.val_step_context():
+                        self.module.count(loader, batch, batch_idx)
+            figures = self.module.metrics.compute() | self.module.metrics.averages(self.module.expert_accuracy)
+        logged = {f"merged/{encodable(name)}": value for name, value in figures.items()}
+        tell_reduced_(logged)
+        return logged
+
+    @contextmanager
+    def merged_now(self, trainer: Trainer) -> Iterator[TaskVectors]:
+        """Let the module hold the merge of the weights as they are now while the block runs, ready to be evaluated.
+
+        The run is not disturbed: what the block draws, and modes that it changes, are put back.
+
+        Yields:
+            The task vectors that were merged, with that of the weights in training.
+        """
         self._has_run = True
         # Nothing made here may be an inference tensor: the next training step could not use it.
         with (
@@ -176,22 +200,11 @@ class OnlineMerge(Callback):
         ):
             undo.add(self._rest_)
             self.module.to(trainer.strategy.root_device).eval()
-            self._merge_weights_of(trainer)
-            loaders = shared_loaders(trainer, self.loaders)
-            self.module.prepare(loaders, replicas_of(trainer))
-            for loader, batches in loaders.items():
-                for batch_idx, batch in enumerate(islice(batches, batch_limit(trainer))):
-                    batch = transferred(trainer, batch)
-                    with trainer.precision_plugin.val_step_context():
-                        self.module.count(loader, batch, batch_idx)
-            figures = self.module.metrics.compute() | self.module.metrics.averages(self.module.expert_accuracy)
+            yield self._merge_weights_of(trainer)
             undo.take_back()
-        logged = {f"merged/{encodable(name)}": value for name, value in figures.items()}
-        tell_reduced_(logged)
-        return logged
 
-    def _merge_weights_of(self, trainer: Trainer) -> None:
-        """Merge the weights that a trainer has now, with a head that is of the same ones."""
+    def _merge_weights_of(self, trainer: Trainer) -> TaskVectors:
+        """Merge the weights that a trainer has now, with a head that is of the same ones; return the task vectors."""
         running: Any = trainer.model
         with Undo() as undo:
             with owner_of(trainer).own_weights(trainer, trainer.lightning_module):
@@ -202,6 +215,7 @@ class OnlineMerge(Callback):
                     exchange_(self.module.head(self.task), head, undo)
             self.module.merge_(vectors=vectors)
             undo.keep()
+        return vectors
 
     def _rest_(self) -> None:
         # Between evaluations the device is the training's, and the module holds no copy of its weights.

@@ -44,6 +44,7 @@ from lwptv_lightning.evaluation.lightning import (
     shared_loaders,
     stage_of,
     tell_reduced_,
+    trainer_of,
     transferred,
     uncombined,
     validating,

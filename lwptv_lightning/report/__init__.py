@@ -18,7 +18,7 @@ from lwptv_lightning.report.progress import progress
 from lwptv_lightning.report.table import ResultRow, ResultTable
 from lwptv_lightning.report.terminal import print_table, print_text, room_of
 from lwptv_lightning.report.versions import library_versions
-from lwptv_lightning.report.write import report_folder, write_report
+from lwptv_lightning.report.write import make_report, report_folder, write_report
 
 __all__ = [
     "Findings",

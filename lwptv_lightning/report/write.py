@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from lwptv_lightning.registry import require_kind
@@ -54,7 +55,9 @@ def write_report(findings: Findings, folder: str | Path, *, overwrite: bool = Fa
     return Path(folder) / PAGE
 
 
-def report_folder(folder: str | Path, title: str, identity: str, *, overwrite: bool = False) -> ReportFolder:
+def report_folder(
+    folder: str | Path, title: str, identity: str, *, overwrite: bool = False, beside: Collection[str] = ()
+) -> ReportFolder:
     """Return the folder of such a report, whose `ReportFolder.require_own` tells before a run whether it can be there.
 
     Args:
@@ -62,9 +65,10 @@ def report_folder(folder: str | Path, title: str, identity: str, *, overwrite: b
         title: Its title.
         identity: Its run, as `Findings.identity`, which `identity_of` makes of a text.
         overwrite: As in `write_report`.
+        beside: Further files that belong to it.
     """
     require_kind("folder", folder, str | Path, "a path")
-    return ReportFolder(Path(folder), heading_of(title), REPORT_FILES, run=identity, overwrite=overwrite)
+    return ReportFolder(Path(folder), heading_of(title), (*REPORT_FILES, *beside), run=identity, overwrite=overwrite)
 
 
 def make_report(findings: Findings, folder: Path) -> list[str]:

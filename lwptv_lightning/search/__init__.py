@@ -7,6 +7,7 @@ from lwptv_lightning.search.controls import CHOICES
 from lwptv_lightning.search.finished import install_chosen_
 from lwptv_lightning.search.fronts import Front, FrontComparison, compare_fronts
 from lwptv_lightning.search.gates import Gates
+from lwptv_lightning.search.geometry import changes_by_layer, cosines
 from lwptv_lightning.search.space import SearchSpace
 from lwptv_lightning.search.strategies import STRATEGIES
 from lwptv_lightning.search.sweep import sweep

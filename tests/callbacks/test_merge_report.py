@@ -1,9 +1,11 @@
 """What `MergeReport` writes, prints and gives to loggers, each the real one where it is installed."""
 
+import errno
 import io
 
 import pytest
 import torch
+from _helpers.markup import Page
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
@@ -13,10 +15,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from lwptv_lightning import MergeModule, MergeRecipe, MergeReport, TaskVectors
+from lwptv_lightning import MergeModule, MergeRecipe, MergeReport, OnlineMerge, TaskVectors
 from lwptv_lightning.evaluation import no_fractions
 
-FILES = {"id_ood.png", "recipe.json", "report.md", "results.csv", "saliency.png"}
+FILES = {"figures", "id_ood.png", "recipe.json", "report.html", "report.md", "results.csv", "saliency.png"}
+
+PRUNED = MergeRecipe(ratio=0.5)
 
 
 @pytest.fixture
@@ -30,14 +34,15 @@ def loaders():
 def validate(fine_tuned, loaders, make_trainer, tmp_path):
     """``validate(*loggers)``: validate a merged model with a report; returns what was printed."""
 
-    def run(*loggers):
+    def run(*loggers, recipe=PRUNED, **options):
+        torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
         vectors = TaskVectors.open(
             model, {task: fine_tuned(model.state_dict(), seed) for seed, task in enumerate("ab")}
         )
-        module = MergeModule(model, vectors, MergeRecipe(ratio=0.5))
+        module = MergeModule(model, vectors, recipe)
         printed = io.StringIO()
-        report = MergeReport(tmp_path / "report", Console(file=printed))
+        report = MergeReport(tmp_path / "report", Console(file=printed, width=200), **options)
         trainer = make_trainer(callbacks=[report], logger=list(loggers) or False)
         trainer.validate(module, loaders, verbose=False)
         for logger in loggers:
@@ -119,7 +124,8 @@ def test_a_fit_adds_a_row_for_each_validation(loaders, make_trainer, tmp_path):
     make_trainer(callbacks=[report], max_epochs=2).fit(FineTuning(), loaders["id/a"], loaders["ood/b"])
     assert [row.name for row in report.table.rows] == ["FineTuning, epoch 0", "FineTuning, epoch 1"]
     assert report.table.rows[1].figures == {"id/avg": 0.5, "ood/avg": 0.25}
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {"id_ood.png", "report.md", "results.csv"}
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert written == {"figures", "id_ood.png", "report.html", "report.md", "results.csv"}
 
 
 @pytest.mark.parametrize("name", ["report.md", "results.csv"])
@@ -169,3 +175,162 @@ def test_figures_of_a_regression_are_no_percentages(make_trainer, tmp_path):
     parts = ["id/a/error", "id/a/top1", "id/avg/error", "id/avg/top1", "ood/avg/error"]
     named = no_fractions({"id/a": collection}, parts)
     assert named == {"id/a/error", "id/avg/error"}
+
+
+def page(folder):
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_tells_what_was_merged(validate, tmp_path):
+    validate()
+    found = page(tmp_path / "report")
+    assert found.faults == []
+    for words in ("task_arithmetic x 0.3, mean_abs 0.5: ID average", "How it was made", "fingerprint", "torch", "8"):
+        assert words in found.text
+    drawn = {path.stem for path in (tmp_path / "report" / "figures").glob("*.svg")}
+    assert drawn == {"id_ood", "saliency", "similarity", "changes"}
+    for name in ("saliency.png", "id_ood.png"):
+        beside = (tmp_path / "report" / name).read_bytes()
+        assert beside == (tmp_path / "report" / "figures" / name).read_bytes()
+
+
+def test_another_run_s_report_is_refused_before_anything_is_evaluated(validate, tmp_path, monkeypatch):
+    validate()
+    before = (tmp_path / "report" / "report.html").read_bytes()
+    validate()
+    assert (tmp_path / "report" / "report.html").read_bytes() == before
+    with monkeypatch.context() as patched:
+        patched.setattr(MergeModule, "count", None)
+        with pytest.raises(FileExistsError, match=r"report of another run.*overwrite=True"):
+            validate(recipe=MergeRecipe("ties"))
+    assert (tmp_path / "report" / "report.html").read_bytes() == before
+    validate(recipe=MergeRecipe("ties"), overwrite=True)
+    assert "ties" in page(tmp_path / "report").text
+    assert not (tmp_path / "report" / "saliency.png").exists()
+
+
+def test_further_rows_of_one_run_join_the_first(fine_tuned, loaders, make_trainer, tmp_path):
+    model = nn.Linear(6, 4)
+    vectors = TaskVectors.open(model, {"a": fine_tuned(model.state_dict(), 0)})
+    report = MergeReport(tmp_path / "report", Console(file=io.StringIO()))
+    trainer = make_trainer(callbacks=[report])
+    for recipe in ("ties", "dare"):
+        trainer.validate(MergeModule(model, vectors, recipe), loaders, verbose=False)
+    assert [row.name.split()[0] for row in report.table.rows] == ["ties", "dare"]
+    assert {"ties", "dare"} <= {line.split()[0] for line in page(tmp_path / "report").texts if line.split()}
+
+
+def test_controls_stand_beside_the_merge(validate, tmp_path):
+    printed = validate(controls=True)
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "expert b" in printed
+    found = page(tmp_path / "report")
+    assert found.faults == []
+    for words in ("Paired differences", "expert a", "expert b", "base", "mean of 10 random masks", "minus base"):
+        assert words in text
+        assert words in found.text
+    drawn = {path.stem for path in (tmp_path / "report" / "figures").glob("*.svg")}
+    assert drawn == {"id_ood", "saliency", "tasks", "similarity", "changes"}
+
+
+def test_controls_that_cannot_be_measured_are_refused_before_anything_is_evaluated(make_trainer, loaders, tmp_path):
+    model = nn.Linear(6, 1)
+    vectors = TaskVectors.open(model, {"a": {name: value + 1 for name, value in model.state_dict().items()}})
+
+    class Unused(MergeModule):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            raise AssertionError
+
+    report = MergeReport(tmp_path, Console(file=io.StringIO()), controls=True)
+    with pytest.raises(ValueError, match=r"controls=True.*MeanSquaredError"):
+        make_trainer(callbacks=[report]).validate(Unused(model, vectors, metric=MeanSquaredError()), loaders)
+
+    class Plain(LightningModule):
+        validation_step = Unused.validation_step
+
+    with pytest.raises(ValueError, match="needs a MergeModule with its task vectors, not Plain"):
+        make_trainer(callbacks=[MergeReport(tmp_path / "b", controls=True)]).validate(Plain(), loaders)
+
+
+class Tuned(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 4))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("random", torch.rand(()))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def fit(fine_tuned, loaders, make_trainer):
+    """``fit(*reports)``: train with `OnlineMerge`; returns the module, the trainer, and a random number drawn after."""
+
+    def run(*reports):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 4))
+        vectors = TaskVectors.open(model, {"b": fine_tuned(model.state_dict(), 3)})
+        online = OnlineMerge(MergeModule(model, vectors, MergeRecipe(ratio=0.5)), loaders, task="a", backbone="net")
+        torch.manual_seed(0)
+        module, trainer = Tuned(), make_trainer(callbacks=[online, *reports], max_epochs=2)
+        trainer.fit(module, loaders["id/a"], loaders["ood/b"])
+        return module, trainer, torch.rand(4)
+
+    return run
+
+
+def test_a_report_with_controls_does_not_disturb_a_fit(fit, tmp_path):
+    alone, alone_trainer, alone_drawn = fit()
+    report = MergeReport(tmp_path / "report", Console(file=io.StringIO()), controls=True)
+    module, trainer, drawn = fit(report)
+    for name, value in alone.state_dict().items():
+        assert torch.equal(value, module.state_dict()[name])
+    assert torch.equal(drawn, alone_drawn)
+    assert module.training == alone.training
+    assert trainer.state == alone_trainer.state
+    assert trainer.logged_metrics == alone_trainer.logged_metrics
+    names = [row.name for row in report.table.rows]
+    assert names[:3] == ["base", "expert b", "expert a"]
+    assert names[3:6] == ["Tuned, epoch 0", "Tuned, epoch 1", "Tuned, end of fit"]
+    assert names[6:] == ["task_arithmetic x 0.3", "Tuned, end of fit, mean of 10 random masks"]
+    rows = {row.name: row.figures for row in report.table.rows}
+    assert rows["Tuned, end of fit"] == pytest.approx(rows["Tuned, epoch 1"])
+
+
+def test_controls_in_a_fit_need_what_merges_there(loaders, make_trainer, tmp_path):
+    trainer = make_trainer(callbacks=[MergeReport(tmp_path, controls=True)], max_epochs=1)
+    with pytest.raises(ValueError, match="needs OnlineMerge"):
+        trainer.fit(Tuned(), loaders["id/a"], loaders["ood/b"])
+
+
+def test_a_fit_whose_folder_fails_warns_once_and_goes_on(fit, tmp_path, monkeypatch):
+    printed = io.StringIO()
+
+    def full(self, *given, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lwptv_lightning.files.atomic.Stage.install", full)
+    report = MergeReport(tmp_path / "report", Console(file=printed, width=200))
+    with pytest.warns(UserWarning, match="no report was written, training goes on.*No space left") as caught:
+        _, trainer, _ = fit(report)
+    assert trainer.current_epoch == 2
+    assert len([each for each in caught if "no report was written" in str(each.message)]) == 1
+    assert "Tuned, epoch 1" in printed.getvalue()
+    assert "Report written" not in printed.getvalue()
+
+
+def test_a_validation_whose_folder_fails_prints_and_raises(validate, tmp_path, monkeypatch, capsys):
+    def full(self, *given, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lwptv_lightning.files.atomic.Stage.install", full)
+    printed = []
+    monkeypatch.setattr(Console, "print", lambda self, table, **named: printed.append(table))
+    with pytest.raises(OSError, match="No space left"):
+        validate()
+    assert len(printed) == 1

@@ -115,8 +115,8 @@ def test_every_step_of_a_validation(model, fine_tuned, make_trainer, tmp_path):
     assert str(tmp_path / "[red] $x$ 中") in shown.replace("\n", "")
     rows = list(csv.DictReader((tmp_path / "[red] $x$ 中" / "results.csv").read_text(encoding="utf-8").splitlines()))
     assert [float(rows[0][f"id/{name}"]) for name in NAMES] == [figures[f"id/{name}"] for name in NAMES]
-    lines = (tmp_path / "[red] $x$ 中" / "report.md").read_text(encoding="utf-8").splitlines()
-    assert len({line.replace("\\\\", "").replace("\\|", "").count("|") for line in lines if line.startswith("|")}) == 1
+    for lines in tables_of((tmp_path / "[red] $x$ 中" / "report.md").read_text(encoding="utf-8")):
+        assert len({line.replace("\\\\", "").replace("\\|", "").count("|") for line in lines}) == 1
     assert all((tmp_path / "[red] $x$ 中" / f"{name}.png").exists() for name in ("saliency", "id_ood"))
     with (tmp_path / "logs" / "version_0" / "metrics.csv").open(encoding="utf-8") as file:
         assert {f"ood/{name}" for name in NAMES} <= set(next(csv.reader(file)))
@@ -124,6 +124,13 @@ def test_every_step_of_a_validation(model, fine_tuned, make_trainer, tmp_path):
     loaded = MergeModule.load_from_checkpoint(tmp_path / "module.ckpt", model=model, heads=heads)
     assert loaded.tasks == NAMES
     assert loaded.head_names == NAMES
+
+
+def tables_of(report):
+    """Return the lines of each table of a report in Markdown."""
+    found = [part.splitlines() for part in report.split("\n\n") if part.startswith("|")]
+    assert len(found) > 3
+    return found
 
 
 @pytest.mark.parametrize(("encoding", "names"), [("utf-8", HOSTILE[::2]), ("ascii", HOSTILE[1::2])])
@@ -146,8 +153,8 @@ def test_hostile_names_in_every_step(encoding, names, model, fine_tuned, make_tr
     assert len(short) > 10
     assert all(f"id/{text} " in shown for text in short)  # in the trainer's own table
     assert all(f"| id {literal(text.replace('_', ' '))} |" in report for text in short)
-    lines = report.splitlines()
-    assert len({re.sub(r"\\.", "", line).count("|") for line in lines if line.startswith("|")}) == 1
+    for lines in tables_of(report):
+        assert len({re.sub(r"\\.", "", line).count("|") for line in lines}) == 1
     with (tmp_path / "logs" / "version_0" / "metrics.csv").open(encoding="utf-8", newline="") as file:
         assert {f"id/{encodable(name)}" for name in names} <= set(next(csv.reader(file)))
 
@@ -297,7 +304,8 @@ def test_averages_that_are_no_numbers_draw_no_picture(make_trainer, tmp_path):
     make_trainer(callbacks=[MergeReport(tmp_path, Console(file=io.StringIO()))]).validate(
         Logs(), loader(), verbose=False
     )
-    assert {path.name for path in tmp_path.glob("*.*")} == {"report.md", "results.csv"}
+    assert {path.name for path in tmp_path.glob("*.*")} == {"report.html", "report.md", "results.csv"}
+    assert not (tmp_path / "figures").exists()
 
 
 def test_a_name_that_lightning_takes_is_refused_before_the_run(model, fine_tuned, make_trainer):

@@ -90,6 +90,7 @@ def test_rules_that_need_data_and_comparisons_run_by_the_same_file(experts, tmp_
     given = configuration(experts, tmp_path)
     given["recipes"] = {"plain": RECIPE | {"ratio": 0.0}, "pruned": RECIPE, "ties": "ties"}
     given["trainer"] |= {"max_steps": 2}
+    given["trainer"]["callbacks"][0]["init_args"]["overwrite"] = True  # of another recipe each time
     given["samples"] = 12
     file = tmp_path / "all.yaml"
     file.write_text(yaml.safe_dump(given))
