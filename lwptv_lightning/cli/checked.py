@@ -28,14 +28,18 @@ DATA_KEYS = (
 _WRITES_ONE = " `lwptv init FOLDER` writes a configuration."
 
 
-def require_keys(values: Mapping[str, Any], others: Collection[str]) -> None:
-    """Raise a `ConfigurationError` for a key at the top that no command knows, and where there is nothing at all."""
+def require_known_keys(values: Mapping[str, Any], others: Collection[str]) -> None:
+    """Raise a `ConfigurationError` for a key at the top that no command knows."""
     known = (*OWN_KEYS, *others)
     for key in values:
         if key not in known:
             below = [f"{place}.{each}" for place, names in _BELOW.items() for each in names if each == key]
             hint = f" Did you mean {below[0]!r}?" if below else nearest(key, known)
             raise ConfigurationError(key, f"unknown key.{hint or f' Known: {_listed(known)}.'}")
+
+
+def require_any(values: Mapping[str, Any]) -> None:
+    """Raise a `ConfigurationError` where nothing is said at all."""
     if not {*values} & {*OWN_KEYS}:
         raise ConfigurationError(
             "",

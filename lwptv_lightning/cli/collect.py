@@ -2,7 +2,7 @@
 
 import argparse
 
-from lwptv_lightning.cli.configured import configured, leave_reports_out, mixed, output
+from lwptv_lightning.cli.configured import configured, id_samples, leave_reports_out, mixed, output
 from lwptv_lightning.cli.results import Result
 from lwptv_lightning.cli.running import running
 from lwptv_lightning.registry import printable
@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> Result:
             )
         leave_reports_out(made)
         made.trainer.callbacks.append(CollectDataStatistics(rule.needs, samples=made.config["samples"], file=path))
-        sets = {name: mixed(loader) for name, loader in made.datamodule.loaders.items() if name.startswith("id/")}
+        sets = {name: mixed(loader) for name, loader in id_samples(made).items()}
         with running(made.trainer):
             made.trainer.validate(made.model, sets, verbose=False)
         values = {"out": path, "rule": rule.name, "needs": rule.needs, "samples": made.config["samples"]}

@@ -34,6 +34,8 @@ MODEL_KEYS = (
 )
 OWN_KEYS = (*MODEL_KEYS, "data")
 """What is read here; all else is the parser's."""
+_NAMED = ("heads", "expert_accuracy", *(f"data.{group}" for group in SETS))
+"""Sections whose keys are names of a user's own."""
 _FLAGS = ("resize_position_embedding",)
 
 
@@ -208,7 +210,7 @@ def put(values: dict[str, Any], keys: Sequence[str], value: Any, above: str) -> 
     """
     if keys[0] == "model" and isinstance(values.get("model"), str) and not above:
         keys = _lifted(keys)
-    first, *rest = keys
+    first, *rest = _whole(keys, values, above)
     place = f"{above}.{first}" if above else first
     if not rest:
         values[first] = value
@@ -228,6 +230,17 @@ def put(values: dict[str, Any], keys: Sequence[str], value: Any, above: str) -> 
     if "class_path" in inner and rest[0] not in ("class_path", "init_args", "dict_kwargs"):
         rest = ["init_args", *rest]
     put(inner, rest, value, place)
+
+
+def _whole(keys: Sequence[str], values: Mapping[str, Any], above: str) -> Sequence[str]:
+    """Return keys whose first is a whole name, which may hold dots: as one that is there already, or of a task."""
+    if above == "tasks":
+        return [".".join(keys)]
+    if above in _NAMED:
+        for count in range(len(keys), 1, -1):
+            if (name := ".".join(keys[:count])) in values:
+                return [name, *keys[count:]]
+    return keys
 
 
 def _lifted(keys: Sequence[str]) -> Sequence[str]:
@@ -264,7 +277,7 @@ def require_options(words: Sequence[str], known: Sequence[str], keys_of: Callabl
     """Raise a `ConfigurationError` with what is near for the first option that no command knows."""
     for word in words:
         first, _, rest = re.split(r"[=+]", word, maxsplit=1)[0].removeprefix("--").partition(".")
-        if not word.startswith("--") or first in ("help", "debug", "config", "print_config"):
+        if not word.startswith("--") or first in ("", "help", "debug", "config", "print_config"):
             continue
         if first not in known:
             # As argparse tells it.

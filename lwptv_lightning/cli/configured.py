@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from lwptv_lightning.cli.checked import require_keys
+from lwptv_lightning.cli.checked import require_any, require_known_keys
 from lwptv_lightning.cli.configuration import OWN_KEYS, Given, nearest_below, printed, read_arguments, require_options
 from lwptv_lightning.cli.ending import WrongArgumentsError
 from lwptv_lightning.cli.made import in_one_form, make_module, make_suite, require_sound
-from lwptv_lightning.registry import ConfigurationError, printable, shown
+from lwptv_lightning.registry import ConfigurationError, own_tasks, printable, shown
 
 OWN_HELP = {
     "model": "a name of timm, or class_path and init_args of any model",
@@ -158,10 +158,11 @@ def _made(command: str, given: Given, complete: Callable[[Any], object]) -> Any:
 
         def before_instantiate_classes(self) -> None:
             values = in_one_form(given.values)
+            require_known_keys(values, _other_keys())
             if given.prints:
-                print(printed(command, values, self.parser.dump(self.config, skip_none=False)), end="")
+                print(printed(command, values, self.parser.dump(self.config, skip_unset=False)), end="")
                 sys.exit(0)
-            require_keys(values, _other_keys())
+            require_any(values)
             require_sound(values, self.config.recipes)
             for name in OWN_KEYS:
                 self.config[name] = values.get(name)
@@ -254,6 +255,25 @@ def say(made: Any, text: str) -> None:
     """Print a line, once where there are several processes."""
     if made.trainer.is_global_zero:
         print(printable(text))
+
+
+def id_samples(made: Any) -> dict[str, Any]:
+    """Return the ID loaders that learning and statistics read: validation sets, or those to report of tasks without.
+
+    Where some tasks have one and others not, a line says so.
+    """
+    reported = {name: loader for name, loader in made.datamodule.loaders.items() if name.startswith("id/")}
+    validation, tasks = made.datamodule.validation, made.model.tasks
+    having = {*own_tasks(validation, tasks).values()}
+    own = own_tasks(reported, tasks)
+    rest = {name: loader for name, loader in reported.items() if own.get(name) not in having}
+    if not validation:
+        return reported
+    if lacking := [name for name in rest if name in own]:
+        text = f"no validation set for {', '.join(lacking)}, whose reported samples are read instead"
+        if made.trainer.is_global_zero:
+            print(f"lwptv: {printable(text)}", file=sys.stderr)
+    return {**{name: rest[name] for name in lacking}, **validation}
 
 
 def take_statistics(made: Any, *recipes: Any) -> None:

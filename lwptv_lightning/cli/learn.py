@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lwptv_lightning.cli.arguments import pairs
-from lwptv_lightning.cli.configured import configured, leave_reports_out, mixed, output
+from lwptv_lightning.cli.configured import configured, id_samples, leave_reports_out, mixed, output
 from lwptv_lightning.cli.ending import WrongArgumentsError
 from lwptv_lightning.cli.results import Result
 from lwptv_lightning.cli.running import running
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> Result:
         gated = made.config["method"] == "layer_gates"
         module: Any = LayerGates if gated else AdaMergingModule
         module = module(made.model, **made.config["gates" if gated else "learn"])
-        loaders = made.datamodule.loaders
+        loaders = id_samples(made)
         own = own_tasks(loaders, made.model.tasks)
         for task in made.model.tasks:
             require_known("loader", f"id/{task}", [*loaders, *(f"id/{task}" for task in own.values())])

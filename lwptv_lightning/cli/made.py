@@ -75,7 +75,7 @@ def make_module(values: Mapping[str, Any]) -> MergeModule:
 
     model = values["model"]
     if is_whole(values):
-        return made_of("model", model, MergeModule, "a MergeModule")  # type: ignore[no-any-return]
+        return made_of("model", model, MergeModule, "a MergeModule", own_errors=True)  # type: ignore[no-any-return]
     given = {name: values[name] for name in MODEL_KEYS[2:] if values.get(name) is not None}
     heads = given.get("heads")
     if isinstance(heads, Mapping):
@@ -157,7 +157,8 @@ def make_suite(values: Mapping[str, Any], module: MergeModule) -> EvaluationSuit
 
     data = values["data"]
     if is_class_path(data):
-        made = made_of("data", data, LightningDataModule, "a LightningDataModule, such as an EvaluationSuite")
+        expected = "a LightningDataModule, such as an EvaluationSuite"
+        made = made_of("data", data, LightningDataModule, expected, own_errors=is_whole(values))
         return as_suite("data", made)
     given = {name: value for name, value in data.items() if value is not None}
     return image_suite(module, given.pop("id", {}), given.pop("ood", None), given.pop("validation", None), **given)

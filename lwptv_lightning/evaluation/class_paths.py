@@ -52,7 +52,9 @@ def named_object(key: str, path: object) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def made_of(key: str, value: Mapping[str, Any], kinds: Any = object, expected: str = "") -> Any:
+def made_of(
+    key: str, value: Mapping[str, Any], kinds: Any = object, expected: str = "", *, own_errors: bool = False
+) -> Any:
     """Make what a mapping with ``class_path`` and ``init_args`` names.
 
     Arguments are brought to the types that their annotations say, be they classes by their own paths; other keys beside
@@ -63,6 +65,7 @@ def made_of(key: str, value: Mapping[str, Any], kinds: Any = object, expected: s
         value: The mapping.
         kinds: What must come out of it.
         expected: The same in words.
+        own_errors: Whether what is raised within is told as it is, without the key.
 
     Raises:
         ConfigurationError: There is no such class or function, it takes no such arguments, or makes something else.
@@ -73,7 +76,7 @@ def made_of(key: str, value: Mapping[str, Any], kinds: Any = object, expected: s
         raise ConfigurationError(f"{key}.init_args", f"expected a mapping of argument to value, not {shown(given)}.")
     given = {**(given or {}), **(value.get("dict_kwargs") or {})}
     given |= {name: item for name, item in value.items() if name not in _KEYS}
-    made = _called(key, maker, _typed(key, maker, given))
+    made = _called(key, maker, _typed(key, maker, given), own_errors)
     if not isinstance(made, kinds):
         raise ConfigurationError(key, f"{value['class_path']} makes a {type(made).__name__}, expected {expected}.")
     return made
@@ -163,13 +166,17 @@ def _takes_more(maker: Callable[..., Any]) -> bool:
     return any(each.kind is each.VAR_KEYWORD for each in inspect.signature(maker).parameters.values())
 
 
-def _called(key: str, maker: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+def _called(key: str, maker: Callable[..., Any], arguments: dict[str, Any], own_errors: bool) -> Any:
     try:
         return maker(**arguments)
-    except TypeError as error:
-        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    except ConfigurationError:
+        raise
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        found = re.search(r"[Uu]nexpected keyword arguments?:? ['`](\w+)['`]", str(error))
         if found is None or found[1] not in arguments:
-            raise
+            if own_errors:
+                raise
+            raise ConfigurationError(key, f"{_name(maker)}: {str(error) or type(error).__name__}") from error
         near = nearest(found[1], {*_known(maker)} - {found[1]})
         raise ConfigurationError(
             f"{key}.init_args.{found[1]}", f"{_name(maker)} takes no such argument.{near}"

@@ -14,7 +14,7 @@ from lwptv_lightning.evaluation.loaders import EvaluationSuite
 from lwptv_lightning.evaluation.module import MergeModule
 from lwptv_lightning.evaluation.named_sets import NamedSet, named_set
 from lwptv_lightning.functional import plain_module
-from lwptv_lightning.registry import ConfigurationError, LoaderName, nearest, shown
+from lwptv_lightning.registry import ConfigurationError, LoaderName, nearest, printable_name, shown
 from lwptv_lightning.task_vectors import output_paths
 
 
@@ -99,8 +99,13 @@ def _others(module: MergeModule) -> frozenset[str]:
 def _require_logits(key: str, group: str, name: str, data: NamedSet, module: MergeModule) -> str:
     """Refuse a set of more classes than its head has logits, and say where an ID set has fewer."""
     head = module.heads.of_loader(f"{'id' if group == 'validation' else group}/{name}")
-    # A set without a head, where others have one, is refused by name before anything runs.
-    logits = _logits(module, head) if head is None or head in module.heads else None
+    if head is not None and head not in module.heads:
+        short, known = LoaderName.of_figure(f"ood/{name}").keys[-1], ", ".join(map(printable_name, module.heads))
+        raise ConfigurationError(
+            key,
+            f"no head judges this set; say heads: {{{short}: <task>}}, one of {known}.{nearest(short, module.heads)}",
+        )
+    logits = _logits(module, head)
     if data.classes is None or logits is None:
         return ""
     whose = f"the head of {head!r}" if head is not None else "the model's classifier"

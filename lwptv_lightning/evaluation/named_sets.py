@@ -71,7 +71,13 @@ def named_set(key: str, value: Any) -> NamedSet:
         return _with_classes(made_of(key, value, Dataset, "a data set of torch"))
     options = dict(value)
     if not isinstance(name := options.pop("dataset", options.get("root")), str):
-        raise ConfigurationError(key, f"expected {_MEANT}; there is no 'dataset'.")
+        group = key.rpartition(".")[2]
+        hint = (
+            f" Sets of a group are named '{group}/<name>'."
+            if all(isinstance(each, str) for each in options.values())
+            else ""
+        )
+        raise ConfigurationError(key, f"expected {_MEANT}; there is no 'dataset'.{hint}")
     if not is_library_name(name):
         return _folder(key, name, options)
     kind = name.lower().partition("/")[0] + "/"

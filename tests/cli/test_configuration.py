@@ -108,6 +108,13 @@ def test_what_stands_in_the_way_of_a_key_is_opened_or_named(tmp_path):
     assert values["data"] == {"class_path": "a.B", "init_args": {"size": 3}}
 
 
+def test_names_may_hold_dots():
+    values = {"data": {"id": {"a.b": {"dataset": "x"}}}}
+    put(values, ["tasks", "a", "b"], "a.pt", "")
+    put(values, ["data", "id", "a", "b", "split"], "train", "")
+    assert values == {"data": {"id": {"a.b": {"dataset": "x", "split": "train"}}}, "tasks": {"a.b": "a.pt"}}
+
+
 def test_another_class_does_not_get_the_arguments_of_the_first():
     first = {"data": {"class_path": "a.A", "init_args": {"x": 1}}, "tasks": {"a": "1"}}
     assert merged(first, {"data": {"class_path": "a.B"}, "tasks": {"b": "2"}}) == {

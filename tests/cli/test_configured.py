@@ -3,10 +3,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from _helpers.own_suite import SUITE, write_suite
 from torch.utils.data import DataLoader, TensorDataset
 
 from lwptv_lightning.cli import main
-from lwptv_lightning.cli.configured import mixed, say
+from lwptv_lightning.cli.configured import configured, id_samples, mixed, say
 from lwptv_lightning.recipe import MergeRecipe
 
 NUMBERS = TensorDataset(torch.arange(20))
@@ -91,3 +92,68 @@ def test_what_is_written_by_two_processes_is_said_once(capsys):
 def test_learning_may_end_by_the_clock():
     main(["learn", "--config", "all.yaml", "--out", "r.json", "--trainer.max_time", "00:00:00:01"])
     assert MergeRecipe.from_json(Path("r.json").read_text()).rule.name == "adamerging"
+
+
+def suite_of(text, tmp_path):
+    return str(write_suite(tmp_path / "own", text))
+
+
+def test_learning_and_statistics_read_validation_sets(tmp_path, capsys):
+    with configured("learn", ["--config", suite_of(SUITE, tmp_path)]) as made:
+        found = id_samples(made)
+        assert found["id/cats"] is made.datamodule.validation["id/cats"]
+        assert found["id/cars"] is made.datamodule.loaders["id/cars"]
+        assert "no validation set for id/cars, whose reported samples are read" in capsys.readouterr().err
+        made.datamodule.validation = {}
+        assert list(id_samples(made)) == ["id/cats", "id/cars"]
+
+
+def test_what_is_printed_is_read_back_from_anywhere(tmp_path, monkeypatch, capsys):
+    suite = suite_of(SUITE, tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["validate", "--config", suite, "--recipe.ratio=0.25", "--trainer.limit_val_batches=3", "--print_config"])
+    assert not stopped.value.code
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "printed.yaml").write_text(capsys.readouterr().out)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with configured("validate", ["--config", "printed.yaml"]) as made:
+        assert (made.model.recipe.ratio, made.trainer.limit_val_batches) == (0.25, 3)
+        assert list(made.datamodule.loaders) == ["id/cats", "id/cars", "ood/far/cats_drawn"]
+
+
+FLAT = {
+    "a key": (("model:", "modle:"), "modle: unknown key. Did you mean 'model'?"),
+    "a trainer's": (
+        ("accelerator: cpu", "acelerator: cpu"),
+        "trainer.acelerator: unknown key. Did you mean 'trainer.accelerator'?",
+    ),
+    "a number": (
+        ("logger: false", "logger: false, max_epochs: many"),
+        "trainer.max_epochs: expected a whole number or null, not 'many'.",
+    ),
+    "a section": (
+        ("{accelerator: cpu, logger: false, enable_progress_bar: false, enable_model_summary: false}", "3"),
+        "trainer: expected a mapping, not 3.",
+    ),
+    "a callback": (
+        ("logger: false", "logger: false, callbacks: [{class_path: EarlyStoping}]"),
+        "There is no class 'EarlyStoping'. Did you mean 'EarlyStopping'?",
+    ),
+    "a folder": (("images/test/cats", "images/test/cat"), "there is no such folder. Did you mean 'cats'?"),
+    "a head": (
+        ("cats_drawn: cats", "cats_drawn: cars"),
+        "data.ood.far/cats_drawn: the class 'cats_0' and 1 more of this set is unknown to its head, 'cars'.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FLAT)
+def test_a_wrong_configuration_is_told_in_one_line_by_its_key(case, tmp_path, capsys):
+    change, message = FLAT[case]
+    assert change[0] in SUITE
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["validate", "--config", suite_of(SUITE.replace(*change), tmp_path)])
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lwptv")]
+    assert len(said) == 1
+    assert message in said[0]
+    assert "Union" not in said[0]

@@ -44,6 +44,13 @@ def test_what_the_head_cannot_judge_is_refused(module, tmp_path):
         image_suite(module, ID, {"cats_drawn": "many"})
 
 
+def test_a_set_that_no_head_judges_is_refused(module):
+    with pytest.raises(
+        ConfigurationError, match="data.ood.far/drawn: no head judges this set; say heads: {drawn: <task>}"
+    ):
+        image_suite(module, ID, {"far/drawn": "images/ood/cats_drawn"})
+
+
 def test_a_class_without_a_folder_is_said(module, tmp_path):
     write_images(tmp_path / "few", ["cats_0", "cats_2"])
     (note,) = image_suite(module, ID | {"cats": "few"}).notes
