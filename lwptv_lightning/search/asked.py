@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lwptv_lightning.evaluation import MergeModule, on_rank_zero
 from lwptv_lightning.recipe import MergeRecipe
-from lwptv_lightning.registry import Advance, UnknownNameError, Watcher
+from lwptv_lightning.registry import Advance, UnknownNameError, Watcher, require_known
 from lwptv_lightning.search.gates import Gates, require_learnable
 from lwptv_lightning.search.keys import Keys
 from lwptv_lightning.search.passes import CandidatesModule, Passes
@@ -61,7 +61,7 @@ class Asked:
             else:
                 with _naming(name):
                     wanted[name] = recipe = as_recipe(candidate, self.options)
-                self._require_data(name, recipe)
+                self._require_recipe(name, recipe)
         return wanted
 
     def _require_gates(self, name: str, gates: Gates) -> None:
@@ -72,7 +72,11 @@ class Asked:
             gates.of(self.module)
             gates.loaders(self.module, self.samples.given)
 
-    def _require_data(self, name: str, recipe: MergeRecipe) -> None:
+    def _require_recipe(self, name: str, recipe: MergeRecipe) -> None:
+        with _naming(name):
+            tasks = self.module.vectors.tasks
+            if recipe.task is not None:
+                require_known("task", recipe.task, tasks)
         kind = recipe.rule.needs
         if not kind or holds_data(self.options):
             return

@@ -48,5 +48,7 @@ def _squares(tensor: Tensor, base: Tensor) -> list[float]:
     place = torch.device("cpu") if tensor.device.type == "mps" else tensor.device  # which has no float64
     dtype = tensor.dtype if tensor.is_floating_point() else base.dtype
     tensor, base = tensor.detach().to(place, dtype), base.to(place, dtype)
+    if tensor.numel() <= _PIECE:
+        return [float((tensor.double() - base.double()).reshape(-1).square().sum())]
     pieces = zip(*(torch.split(each.reshape(-1), _PIECE) for each in (tensor, base)), strict=True)
     return torch.stack([(ours.double() - theirs.double()).square().sum() for ours, theirs in pieces]).tolist()

@@ -46,18 +46,23 @@ class Judge:
     Args:
         module: Architecture and heads.
         weights: For each candidate name in the module to tensor.
-        joins: Whether batches may run together.
+        joins: Whether batches may run together; ``None`` where the first ones are to show it.
+
+    Attributes:
+        joins: The same, as far as it is known now.
     """
 
-    def __init__(self, module: MergeModule, weights: Sequence[Mapping[str, Tensor]], *, joins: bool = True) -> None:
+    def __init__(
+        self, module: MergeModule, weights: Sequence[Mapping[str, Tensor]], *, joins: bool | None = None
+    ) -> None:
         replaceable = Replaceable(module) if weights else None
         self._module = module
         self._alone = [replaceable.with_(each) for each in weights] if replaceable else []
         self._joined = [replaceable.with_(each, self._features) for each in weights] if replaceable else []
         is_sharded = any(isinstance(parameter, DTensor) for parameter in module.parameters())
         is_plain = type(module).forward is MergeModule.forward and not module.takes_any_output
-        self._joins = bool(weights) and joins and is_plain and not is_sharded and not module.interface.is_by_name
-        self._is_checked = False
+        can_join = is_plain and not is_sharded and not module.interface.is_by_name
+        self.joins = joins if can_join else False
         self._waiting: list[Batch] = []
 
     def add(self, batch: Batch) -> Iterator[tuple[Batch, Tensor]]:
@@ -81,7 +86,13 @@ class Judge:
 
     def _can_wait(self, batch: Batch) -> bool:
         inputs, head = batch.inputs, self._module.head_of(batch.loader)
-        if not (self._joins and isinstance(inputs, Tensor) and inputs.ndim > 1 and len(inputs) < _ENOUGH):
+        if not (
+            self._alone
+            and self.joins is not False
+            and isinstance(inputs, Tensor)
+            and inputs.ndim > 1
+            and len(inputs) < _ENOUGH
+        ):
             return False
         return head is None or not self._module.heads.place(head, self._module.model)
 
@@ -112,11 +123,10 @@ class Judge:
 
     def _together(self, batches: Sequence[Batch]) -> list[Tensor] | None:
         """Return the outcomes of batches that run as one; ``None`` where each must run alone."""
-        if not self._is_checked:
-            self._is_checked = True
-            self._joins = self._agree(batches)
-            if not self._joins:
-                return None
+        if self.joins is None:
+            self.joins = self._agree(batches)
+        if not self.joins:
+            return None
         found: list[list[Any]] = [[] for _ in batches]
         for alone, joined in zip(self._alone, self._joined, strict=True):
             if (parts := self._parts(joined, batches)) is None:

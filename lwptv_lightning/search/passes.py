@@ -38,6 +38,7 @@ class Passes:
         exact: Whether what is no tensor, such as texts, tells samples apart, too.
         loaders: What each process goes through; ``None`` before the first pass.
         seen: Loader name to the fingerprints of its samples; empty before the first pass.
+        joins: Whether the model may run batches together; ``None`` where that is not known yet.
     """
 
     given: Mapping[str, Any]
@@ -45,6 +46,7 @@ class Passes:
     exact: bool = False
     loaders: dict[str, Any] | None = None
     seen: dict[str, Tensor] = field(default_factory=dict)
+    joins: bool | None = None
 
     def share(self, loaders: object, replicas: Replicas, limit: float | None) -> dict[str, Any]:
         """Do what `share_loaders` does, the same in each pass."""
@@ -160,7 +162,7 @@ class CandidatesModule(PassModule):
         named = {plain_name(name): name for name in self.module.model.state_dict()}
         weights = [{f"model.{named[name]}": each for name, each in own.items()} for own in self._weights]
         exact = str(self.trainer.precision) in ("32-true", "64-true")
-        self._judge = Judge(self.module, weights, joins=exact)
+        self._judge = Judge(self.module, weights, joins=self.passes.joins if exact else False)
         self._collected = {name: Outcomes(name, loader, self.passes.exact) for name, loader in self.loaders.items()}
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -181,6 +183,8 @@ class CandidatesModule(PassModule):
         """Put together what all processes counted, and see that it is of the same samples as in other passes."""
         with self.replicas.ranks.sharing_errors():
             self._count(self._judge.rest())
+            if self._weights:
+                self.passes.joins = self._judge.joins
             for name, collected in self._collected.items():
                 self.outcomes[name], seen = collected.together(self.replicas)
                 self.passes.require_same(name, seen)

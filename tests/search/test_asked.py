@@ -194,3 +194,9 @@ def test_unknown_weights_are_refused_before_the_work(run, ran):
     with pytest.raises(KeyError, match="0.weigth"):
         run({"sum": "ties", "mine": {"0.weigth": torch.zeros(8, 4)}})
     assert ran["measured"] == []
+
+
+def test_a_task_that_is_none_is_refused_before_the_work(run, ran):
+    with pytest.raises(KeyError, match="candidate 'mine': unknown task 'c'"):
+        run({"sum": "ties", "mine": MergeRecipe("emr", task="c")})
+    assert ran["measured"] == []
