@@ -130,6 +130,8 @@ def _channels(model: nn.Module, about: dict[str, Any]) -> int:
 def _built_in_size(model: nn.Module) -> tuple[int, int] | None:
     """Return the image size that a model was built for, which its general configuration may not know."""
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    size = getattr(getattr(model, "config", None), "image_size", None) if size is None else size  # of transformers
+    size = (size, size) if isinstance(size, int) else size
     return (int(size[0]), int(size[1])) if isinstance(size, list | tuple) and len(size) == 2 else None
 
 

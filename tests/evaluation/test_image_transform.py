@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
@@ -39,6 +41,10 @@ def test_grey_models_get_grey_images():
 
 def test_a_model_built_for_another_size_gets_that_size(make_vit):
     assert image_transform(make_vit()).config["input_size"] == (3, 32, 32)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    for size in (48, [48, 48]):
+        model.config = SimpleNamespace(image_size=size)  # as transformers' have it
+        assert image_transform(model).config["input_size"] == (3, 48, 48)
 
 
 def test_what_a_model_does_not_say_is_said():
