@@ -32,7 +32,7 @@ MODEL_KEYS = (
     "output_key",
     "resize_position_embedding",
 )
-OWN_KEYS = (*MODEL_KEYS, "data")
+OWN_KEYS = (*MODEL_KEYS, "data", "tune", "budget")
 """What is read here; all else is the parser's."""
 _NAMED = ("heads", "expert_accuracy", *(f"data.{group}" for group in SETS))
 """Sections whose keys are names of a user's own."""

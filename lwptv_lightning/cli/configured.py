@@ -34,6 +34,8 @@ OWN_HELP = {
     "output_key": "where the logits are in what the model returns",
     "resize_position_embedding": "resample position embeddings of another image size",
     "data": "id, ood and validation: name to folder of images or name of a data set; batch_size, image_size, ...",
+    "tune": "what tune tries: rules, scores, ratios, scales, gates, common; strategy, choice, ... (docs/tune.md)",
+    "budget": "of tune: evaluations, or a time such as 10min (default: 200)",
 }
 
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -42,7 +44,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "validate: where to write the merged model, a .safetensors file or a folder; with its heads, if any",
     },
     "overwrite": {"type": bool, "nargs": "?", "const": True, "default": False, "help": "replace what is there"},
-    "out": {"type": str | None, "help": "collect, learn, sweep, validate: the file to write"},
+    "out": {"type": str | None, "help": "collect, learn, sweep, tune, validate: where to write; of tune a folder"},
     "only_merged": {
         "type": bool,
         "nargs": "?",
@@ -51,14 +53,13 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "validate: leave out base and experts",
     },
     "method": {"type": str | None, "help": "learn: layer_gates or adamerging, the default without BASE"},
-    "data_statistics": {"type": str | None, "help": "validate, sweep: what collect wrote, for rules that need it"},
+    "data_statistics": {"type": str | None, "help": "sweep, tune, validate: what collect wrote, for some rules"},
     "store": {"type": str | None, "help": "sweep: a folder for what is measured, to go on from; by default OUT.store"},
     "recalibrate": {
-        "type": bool,
+        "type": bool | None,
         "nargs": "?",
         "const": True,
-        "default": False,
-        "help": "sweep: measure running statistics of batch normalisation anew, on the validation sets",
+        "help": "sweep, tune: measure running statistics anew on the validation sets, which tune does by default",
     },
     "recipes": {"type": dict[str, str | dict[str, Any]] | None, "help": "sweep: name to recipe"},
     "samples": {"type": int, "default": 256, "help": "collect: how many examples of each task to use"},
@@ -66,6 +67,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 ABOUT = {
     "others": "Run a merged model over ID and OOD sets, as a configuration file says.",
+    "tune": "Choose a recipe on validation samples of the ID sets; write it, its model, and a report on the test sets.",
     "learn": "Learn coefficients on the unlabelled samples of a configuration's ID sets. `lwptv learn BASE "
     "NAME=CHECKPOINT... --data FILE --out FILE` learns gates of these files; --rule is short for --gates.rule, etc.",
 }

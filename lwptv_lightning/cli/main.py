@@ -23,6 +23,7 @@ from lwptv_lightning.cli import (
     rules,
     scores,
     sweep,
+    tune,
     validate,
     verify,
     zoo,
@@ -36,14 +37,14 @@ from lwptv_lightning.registry import Advance, any_character, leads, printable, w
 PURPOSES = {
     "start": (demo, init),
     "merge": (merge, extract, collect, learn),
-    "evaluate": (validate, sweep),
+    "evaluate": (validate, sweep, tune),
     "inspect": (check, diff, verify, rules, scores),
     "share": (card, push, zoo),
 }
 COMMANDS = {module.__name__.rpartition(".")[2]: module for modules in PURPOSES.values() for module in modules}
 """Each has ``run``, whose docstring is the command's help and which gives a `Result`; ``EXAMPLE``, a line or several
 that its help ends with; and ``add_arguments`` where it takes some."""
-_CONFIGURED = ("validate", "sweep", "collect", "learn")
+_CONFIGURED = ("validate", "sweep", "tune", "collect", "learn")
 """Commands that run a configuration file. LightningCLI has a parser of its own, which takes all that follows."""
 
 _ARGUMENT = re.compile(

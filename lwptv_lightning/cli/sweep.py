@@ -48,7 +48,7 @@ def _asked(made: Any, path: str | None) -> dict[str, Any]:
     return {
         "store": made.config["store"] or (None if path is None else f"{path}.store"),
         "samples": {name: mixed(loader) for name, loader in validation.items()},
-        "recalibrate": made.config["recalibrate"],
+        "recalibrate": bool(made.config["recalibrate"]),
     }
 
 

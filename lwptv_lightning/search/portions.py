@@ -42,7 +42,11 @@ def positions_of(loader: Any) -> Sequence[int] | None:
 
 def portion(loader: DataLoader[Any], positions: Sequence[int]) -> DataLoader[Any]:
     """Return a loader of some samples of another one, in the order of the data set, without shuffling."""
-    data: Any = Subset(loader.dataset, sorted(positions))
+    return _in_order(loader, sorted(positions))
+
+
+def _in_order(loader: DataLoader[Any], positions: Sequence[int]) -> DataLoader[Any]:
+    data: Any = Subset(loader.dataset, positions)
     return DataLoader(data, batch_size=loader.batch_size, **{name: getattr(loader, name) for name in _OF_LOADERS})
 
 
@@ -76,6 +80,18 @@ def divided(
     orders = {name: drawn(name, loader, seed) for name, loader in loaders.items()}
     some = {name: portion(loaders[name], order[: first[name]]) for name, order in orders.items()}
     return some, {name: portion(loaders[name], order[first[name] :]) for name, order in orders.items()}
+
+
+def mixed(loaders: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Return loaders of the same samples in a random order, always the same; those that cannot be divided as they are.
+
+    Folders of images are sorted by class, and a batch of one class is no sample of the set.
+    """
+    known = {name: positions_of(loader) is not None for name, loader in loaders.items()}
+    return {
+        name: _in_order(loader, drawn(name, loader, seed)) if known[name] else loader
+        for name, loader in loaders.items()
+    }
 
 
 def halves(loaders: Mapping[str, Any], seed: int) -> tuple[dict[str, DataLoader[Any]], dict[str, DataLoader[Any]]]:

@@ -12,7 +12,16 @@ from lwptv_lightning.evaluation import MergeModule
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import own_tasks, require_groups_apart, require_kind, require_known, shown
 from lwptv_lightning.search.gates import Gates
-from lwptv_lightning.search.portions import Shares, count_of, divided, halves, names_of, positions_of, require_enough
+from lwptv_lightning.search.portions import (
+    Shares,
+    count_of,
+    divided,
+    halves,
+    mixed,
+    names_of,
+    positions_of,
+    require_enough,
+)
 from lwptv_lightning.search.space import GATES_FACTORS, SearchSpace, name_of
 from lwptv_lightning.search.trials import Entry
 
@@ -83,6 +92,7 @@ class Prepared:
                 raise ValueError(f"validation holds {outside[0]!r}: choices are made on ID sets alone.")
             _require_apart(validation, test)
             require_enough(validation, "these are the validation sets")
+        given = samples is not None
         if samples is not None:
             samples = _loaders(module, "samples", samples)
         normalises = any(name.endswith("running_mean") for name in (*module.vectors.averaged, *module.vectors.names))
@@ -93,12 +103,12 @@ class Prepared:
         if samples is None and (learnt or needs):
             samples, validation = _apart(validation, seed, notes, sorted({*learnt, *needs}))
         if recalibrate:
-            where = "these samples" if samples is not None and not halved else "validation samples"
+            where = "samples that were given" if given else "these samples" if samples else "validation samples"
             notes.append(f"Batch normalisation was measured anew for each recipe, on {where} of the ID sets.")
         if not (learnt or needs or recalibrate):
             samples = None
-        elif samples is None:
-            samples = validation
+        elif not given:
+            samples = mixed(validation if samples is None else samples, seed)
         return cls(
             space,
             _pool(space, learnt),

@@ -19,7 +19,7 @@ RUNNABLE = {
     "check": ["check", "base", "a=a"],
     "diff": ["diff", "base", "a"],
     "verify": ["verify", "m.safetensors"],
-    **{command: [command, "--config", "c.yaml"] for command in ("validate", "sweep", "collect", "learn")},
+    **{command: [command, "--config", "c.yaml"] for command in ("validate", "sweep", "tune", "collect", "learn")},
     "rules": ["rules"],
     "scores": ["scores"],
     "zoo": ["zoo", "build", "--out", "z"],

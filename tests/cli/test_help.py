@@ -15,7 +15,7 @@ from lwptv_lightning.cli.configured import OWN_HELP
 from lwptv_lightning.cli.help import SWITCHES
 from lwptv_lightning.cli.main import COMMANDS, PURPOSES
 
-CONFIGURED = ("validate", "sweep", "collect", "learn")
+CONFIGURED = ("validate", "sweep", "tune", "collect", "learn")
 
 
 def page(capsys, *arguments):

@@ -2,7 +2,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
-from lwptv_lightning.search.portions import Shares, count_of, divided, drawn, halves, positions_of, require_enough
+from lwptv_lightning.search.portions import (
+    Shares,
+    count_of,
+    divided,
+    drawn,
+    halves,
+    mixed,
+    positions_of,
+    require_enough,
+)
 
 
 def loader(size, **options):
@@ -53,6 +62,14 @@ def test_halves_share_nothing_and_are_the_same_for_a_seed():
         assert seen(halves(given, 3)[0][name]) == seen(first[name])
         assert first[name].batch_size == 4
     assert seen(halves(given, 4)[0]["id/a"]) != seen(first["id/a"])
+
+
+def test_samples_are_mixed_the_same_way_each_time():
+    given = {"id/a": loader(20), "id/b": [torch.zeros(2)]}
+    found = mixed(given, 0)
+    assert sorted(seen(found["id/a"])) == seen(given["id/a"]) != seen(found["id/a"])
+    assert seen(mixed(given, 0)["id/a"]) == seen(found["id/a"]) != seen(mixed(given, 1)["id/a"])
+    assert found["id/b"] is given["id/b"]
 
 
 def test_sets_with_too_few_samples_are_named():
