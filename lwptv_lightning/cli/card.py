@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Result:
     """Write the model card of a merged model."""
-    from lwptv_lightning.checkpoints import Provenance, index_of, open_checkpoint
-    from lwptv_lightning.files import is_there, write_whole
+    from lwptv_lightning.checkpoints import Provenance, index_of, open_checkpoint, require_writable
+    from lwptv_lightning.files import write_whole
     from lwptv_lightning.merging import BaseCard, card_of
     from lwptv_lightning.recipe import MergeRecipe
     from lwptv_lightning.sharing import CARD, read_results
@@ -41,8 +41,7 @@ def run(options: argparse.Namespace) -> Result:
     given = Path(options.path).expanduser()
     path = given if given.exists() or not index_of(given).exists() else index_of(given)
     out = options.out or (path if path.is_dir() else path.parent) / CARD
-    if is_there(out) and not options.overwrite:
-        raise FileExistsError(f"{printable(out)} exists; give another path or overwrite=True.")
+    require_writable(out, overwrite=options.overwrite)
     about: dict[str, Any] = {} if options.title is None else {"name": options.title}
     if options.base is not None:
         about["base"] = BaseCard.beside(open_checkpoint(options.base).folder)

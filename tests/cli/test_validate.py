@@ -9,10 +9,12 @@ import torchvision
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
+from torchmetrics.classification import MulticlassF1Score
 
 from lwptv_lightning import read_heads
 from lwptv_lightning.cli import main
 from lwptv_lightning.sharing import read_results
+from lwptv_lightning.validate import image_folders
 
 CONFIGURATION = """
 model: {class_path: lwptv_lightning.zoo.zoo_module, init_args: {recipe: ties}}
@@ -197,3 +199,41 @@ def test_where_a_model_cannot_be_saved_is_told_first(own_classifiers):
     assert list(read_heads("there.heads.safetensors")) == ["a", "far", "other"]
     main(["validate", "--config", "all.yaml", "--save", "folder", "--trainer.callbacks=null"])
     assert list(read_heads("folder/heads.safetensors")) == ["a", "far", "other"]
+
+
+@pytest.mark.parametrize("metric", [None, {"num_classes": 3, "average": "macro"}])
+def test_base_and_experts_are_beside_the_merged_model_once(metric, own_classifiers, capsys):
+    arguments = own_classifiers["model"]["init_args"]
+    arguments["heads"] = {"far": "a", "other": "a"}
+    if metric is not None:
+        arguments["metric"] = {"class_path": "torchmetrics.classification.MulticlassF1Score", "init_args": metric}
+    Path("all.yaml").write_text(yaml.safe_dump(own_classifiers))
+    main(["validate", "--config", "all.yaml", "--json", "--out", "figures.json", "--save", "merged.safetensors"])
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert [(row["name"], row["kind"]) for row in found["rows"]] == [
+        ("base", "base"),
+        ("expert a", "expert"),
+        ("simple_average x 1", "merged"),
+    ]
+    assert captured.err.count("simple_average x 1") == 0
+    assert json.loads(Path("figures.json").read_text()).items() <= found.items()
+    ((name, figures),) = read_results("report/results.csv").items()  # the report is of the merged model alone
+    assert (name, figures) == ("simple_average x 1", found["rows"][-1]["figures"])
+    expert = torchvision.models.squeezenet1_1(num_classes=3).eval()
+    expert.load_state_dict(torch.load("a.pt"))
+    suite = image_folders({"a": "images"}, image_size=48, num_workers=0)
+    right = MulticlassF1Score(**(metric or {"num_classes": 3, "average": "micro"}))
+    for inputs, labels in suite.loaders["id/a"]:
+        right.update(expert(inputs), labels)
+    assert found["rows"][1]["figures"]["id/a"] == pytest.approx(right.compute().item(), abs=1e-6)
+    with pytest.raises(SystemExit, match="figures.json exists"):
+        main(["validate", "--config", "all.yaml", "--out", "figures.json"])
+    assert "simple_average" not in capsys.readouterr().out
+
+
+def test_a_table_of_another_kind_is_refused(own_classifiers, capsys):
+    Path("all.yaml").write_text(yaml.safe_dump(own_classifiers))
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["validate", "--config", "all.yaml", "--out", "figures.xlsx"])
+    assert "must end in .csv or .json" in capsys.readouterr().err
