@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from lwptv_lightning.registry import any_character, printable
+from lwptv_lightning.registry import any_character, printable, shortened
 from lwptv_lightning.report.layout import WIDTH
 
 
@@ -44,21 +45,36 @@ def blocks_of(table: Table, console: Console, room: int) -> list[Table]:
 
     Text wraps at its spaces; a column of it takes part of the room only, so that it reads.
     """
+    if sum(_AROUND + _least(column, console, room) for column in table.columns) <= room:
+        return [table]
     first, *others = table.columns
     own = _least(first, console, room)
     parts, taken = [[first]], own
-    for column in others:
+    for column in _with_short_headings(others):
         least = _AROUND + _least(column, console, room)
         if len(parts[-1]) > 1 and taken + least > room - 1:
             parts.append([first])
             taken = own
         parts[-1].append(column)
         taken += least
-    return [table] if len(parts) == 1 else [_part(table, columns) for columns in parts]
+    return [_part(table, columns, place, len(parts)) for place, columns in enumerate(parts)]
+
+
+def _with_short_headings(columns: Sequence[Column]) -> list[Column]:
+    """Return columns whose headings are no wider than what numbers take, as long as they still are different."""
+    names = [str(column.header) for column in columns]
+    short = [shortened(name, _HEADING) for name in names]
+    if len({*short}) < len({*names}):
+        return list(columns)
+    return [
+        column if name == own else replace(column, header=Text(name))
+        for column, name, own in zip(columns, short, names, strict=True)
+    ]
 
 
 _AROUND = 3
 """A line and a space on both sides of it."""
+_HEADING = 12
 _TEXT = 2 / 5
 """How much of the room a column of text gets at least."""
 
@@ -70,12 +86,11 @@ def _least(column: Column, console: Console, room: int) -> int:
     return longest if column.no_wrap or column.justify == "right" else min(longest, int(room * _TEXT))
 
 
-def _part(table: Table, columns: Sequence[Column]) -> Table:
-    is_first, is_last = columns[1] is table.columns[1], columns[-1] is table.columns[-1]
+def _part(table: Table, columns: Sequence[Column], place: int, of: int) -> Table:
     part = Table(
         *(column.copy() for column in columns),
-        title=table.title if is_first else None,
-        caption=table.caption if is_last else None,
+        title=None if place else table.title,
+        caption=table.caption if place == of - 1 else None,
         box=table.box,
         header_style=table.header_style,
         pad_edge=table.pad_edge,

@@ -241,8 +241,9 @@ def quiet_lightning() -> Iterator[None]:
 
 
 _CHOSEN = """\
-Notes name what chooses a coefficient on a validation draw of the ID sets: `best` takes the highest average,
-`one_standard_error` the smallest change of the base among those within one standard error of it."""
+Notes name what chooses a coefficient on a validation draw of the ID sets: `best` takes the highest
+average, `one_standard_error` the smallest change of the base among those within one standard error
+of it."""
 _REPORT = """{title}
 
 Accuracy in %. "pruned" drops the {ratio:.0%} of layers with the lowest `mean_abs` of each task vector before the rule.
