@@ -149,7 +149,7 @@ class Controls:
             if (values := [draw[over] for draw in draws if over in draw])
         ]
         seconds = sum(self.result.seconds.get(name, 0.0) for name in self._masks) / len(draws)
-        return ResultRow(f"{self.name}, mean of {len(draws)} random masks", mean, seconds, ", ".join(ranges))
+        return ResultRow(f"mean of {len(draws)} random masks", mean, seconds, ", ".join(ranges))
 
 
 def _controls(name: str, recipe: MergeRecipe, vectors: TaskVectors) -> dict[str, Candidate]:

@@ -97,6 +97,7 @@ def _draw(
         [place + half for place in places],
         color=INK,
         linewidth=2.2,
+        clip_on=False,  # of one that is never wrong, too
     )
     return [*named, ("the task's own expert", stroke)]
 

@@ -159,8 +159,9 @@ def _around(values: Sequence[float]) -> tuple[float, float]:
 
 def _caption(points: Sequence[Point], beyond: int) -> str:
     families = {point.family for point in points}
+    several = {each for each in _WITH_FRONTS if sum(point.family == each for point in points) > 1}
     told = ["Up and to the right is better."]
-    if families & {*_WITH_FRONTS}:
+    if several:
         told.append(
             "Each line is a front: of its kind no other model is better in one average and no worse in the other. "
             "Smaller marks are behind it."

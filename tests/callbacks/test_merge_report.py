@@ -297,7 +297,7 @@ def test_a_report_with_controls_does_not_disturb_a_fit(fit, tmp_path):
     names = [row.name for row in report.table.rows]
     assert names[:3] == ["base", "expert b", "expert a"]
     assert names[3:6] == ["Tuned, epoch 0", "Tuned, epoch 1", "Tuned, end of fit"]
-    assert names[6:] == ["task_arithmetic x 0.3", "Tuned, end of fit, mean of 10 random masks"]
+    assert names[6:] == ["task_arithmetic x 0.3", "mean of 10 random masks"]
     rows = {row.name: row.figures for row in report.table.rows}
     assert rows["Tuned, end of fit"] == pytest.approx(rows["Tuned, epoch 1"])
 
