@@ -31,6 +31,8 @@ from lwptv_lightning.search import changes_by_layer, cosines
 from lwptv_lightning.task_vectors import TaskVectors
 
 TITLE = "Merged models over ID and OOD loaders"
+_EQUAL = 1e-4
+"""What figures in single precision may differ by."""
 
 
 @dataclass
@@ -111,6 +113,19 @@ class Gathered:
         first = [row for row in controls if row.name == "base" or row.name.startswith("expert ")]
         return [*first, *self.rows, *(row for row in controls if row not in first)]
 
+    def _doubts(self) -> list[str]:
+        """Say so where controls saw other samples than the row of the merge, as of shuffled loaders that are cut."""
+        if self.controls is None:
+            return []
+        again = self.controls.result.figures(self.controls.name)
+        own = next((row.figures for row in reversed(self.rows) if row.name == self.controls.name), again)
+        if all(abs(own.get(name, value) - value) < _EQUAL for name, value in again.items()):
+            return []
+        return [
+            "Evaluated again beside its controls, the merge has other figures than in its row: the loaders give other "
+            "samples each time. The differences are of the same samples; the rows are not."
+        ]
+
     def findings(self) -> Findings:
         """Return the report's content."""
         controls = self.controls
@@ -130,7 +145,7 @@ class Gathered:
             versions=library_versions(),
             fingerprints=self.fingerprints,
             seeds=seeds,
-            notes=self.notes,
+            notes=[*self.notes, *self._doubts()],
             run=self.run,
         )
 

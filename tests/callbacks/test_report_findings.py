@@ -4,7 +4,9 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lwptv_lightning import MergeModule, MergeRecipe, OnlineMerge, PruneAndMerge, TaskVectors
+from lwptv_lightning.callbacks.report_controls import Controls
 from lwptv_lightning.callbacks.report_findings import Gathered, is_figure, sets_of
+from lwptv_lightning.search import SweepResult
 
 
 @pytest.fixture
@@ -47,6 +49,18 @@ def test_rows_become_points_where_they_have_both_averages(module):
     assert [row.name for row in gathered.table] == ["both", "one", "errors"]
     assert [(point.name, point.family) for point in gathered.points] == [("both", "pruned")]
     assert gathered.findings().conclusion == ("errors: ID average 3.5, OOD average 25.0 %.",)
+
+
+def test_controls_on_other_samples_are_told(module):
+    right = torch.tensor([[True, False], [False, False]])
+    result = SweepResult(("merge", "base"), {"id/a": right, "ood/b": right}, {})
+    controls = Controls("merge", MergeRecipe(), (), result)
+    for accuracy, notes in ((0.5, 0), (0.25, 1)):
+        gathered = Gathered("run", {}, controls=controls)
+        gathered.add("merge", {"id/avg": accuracy}, set(), None)
+        found = gathered.findings().notes
+        assert len(found) == notes
+    assert "other samples each time" in found[0]
 
 
 def test_sets_are_counted_where_all_of_them_is_seen(module, make_trainer):
