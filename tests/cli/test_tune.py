@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import timm
@@ -136,3 +137,12 @@ def test_a_wrong_key_or_value_is_told_with_its_nearest(option, told, here, capsy
     said = capsys.readouterr().err
     assert f"lwptv tune: error: {told}" in said
     assert not (here / "tuned_wrong").exists()
+
+
+def test_the_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["--data.init_args.size=6", "--data.init_args.validation=6", "--tune.rules=[ties]", "--tune.ratios=[0]"]
+    example = Path(__file__).parents[2] / "examples" / "tune_zoo.yaml"
+    main(["tune", "--config", str(example), *small, "--tune.scales=[0.5]", "--out", "zoo"])
+    assert "Recipe, merged model and report are in zoo" in capsys.readouterr().out
+    assert (tmp_path / "zoo" / "report.html").is_file()
