@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""What torchvision's ImageFolder takes for images."""
 _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
     "validation": ("val", "valid", "validation", "dev"),
@@ -51,9 +49,11 @@ class FoundSet:
 
 def find_sets(folder: Path) -> list[FoundSet]:
     """Return the sets of images below a folder, whatever lies between."""
+    from lwptv_lightning.evaluation import is_left_alone
+
     found = []
     for place, names, _files in os.walk(folder):
-        names[:] = sorted(name for name in names if not name.startswith((".", "__")))
+        names[:] = sorted(name for name in names if not is_left_alone(name) and not name.startswith("__"))
         here = Path(place)
         if classes := [name for name in names if _has_images(here / name)]:
             found.append(_described(here, folder, tuple(classes)))
@@ -62,9 +62,11 @@ def find_sets(folder: Path) -> list[FoundSet]:
 
 
 def _has_images(folder: Path) -> bool:
+    from lwptv_lightning.evaluation import IMAGES, is_left_alone
+
     try:
         with os.scandir(folder) as entries:
-            return any(entry.name.lower().endswith(IMAGES) for entry in entries)
+            return any(entry.name.lower().endswith(IMAGES) and not is_left_alone(entry.name) for entry in entries)
     except OSError:
         return False
 

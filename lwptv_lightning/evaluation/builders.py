@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
+from lwptv_lightning.evaluation.image_folder import ClassFolders
 from lwptv_lightning.evaluation.loaders import EvaluationSuite
 from lwptv_lightning.evaluation.module import MergeModule
 from lwptv_lightning.task_vectors import TaskVectors
@@ -130,10 +131,11 @@ def image_folders(
         validation: Task name to a folder of other images of its domain, for choices.
     """
     from timm.data import create_transform
-    from torchvision.datasets import ImageFolder
 
     prepared: dict[str, Any] = {"mean": mean, "std": std, "crop_pct": crop_pct, "interpolation": interpolation}
     transform = create_transform(image_size, **prepared, is_training=False)
     groups = [id, ood or {}, validation or {}]
-    sets, others, chosen = ({name: ImageFolder(path, transform) for name, path in group.items()} for group in groups)
+    sets, others, chosen = (
+        {name: ClassFolders(path, name, transform=transform) for name, path in group.items()} for group in groups
+    )
     return EvaluationSuite(sets, others, validation=chosen, batch_size=batch_size, num_workers=num_workers)

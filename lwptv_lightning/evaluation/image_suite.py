@@ -63,7 +63,7 @@ def image_suite(
         for name, data in named.items():
             key = f"data.{group}.{name}"
             known, note = numbered(key, name, data, opened["id"], aliases, others) if group != "id" else (data, "")
-            notes += [note, _require_logits(key, group, name, data, module)]
+            notes += [data.note, note, _require_logits(key, group, name, data, module)]
             sets[group][name] = _prepared(known.data, transform)
     try:
         suite = EvaluationSuite(

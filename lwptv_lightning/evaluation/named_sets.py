@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from lwptv_lightning.evaluation.class_paths import is_class_path, made_of
+from lwptv_lightning.evaluation.image_folder import ClassFolders, is_left_alone
 from lwptv_lightning.registry import ConfigurationError, nearest, shown
 
 TORCHVISION = "torchvision/"
@@ -35,12 +36,14 @@ class NamedSet:
         classes: Their names by label; None where they are not known.
         is_folder: Whether they are the names of folders.
         is_numbered: Whether its labels are those of the head already, as ``classes`` of the configuration say.
+        note: What is to be said of it, such as files that are left out.
     """
 
     data: Dataset[Any]
     classes: tuple[str, ...] | None = None
     is_folder: bool = False
     is_numbered: bool = False
+    note: str = ""
 
 
 def is_library_name(value: object) -> bool:
@@ -92,29 +95,37 @@ def _with_classes(data: Dataset[Any]) -> NamedSet:
 
 
 def _folder(key: str, path: str, options: dict[str, Any]) -> NamedSet:
-    from torchvision.datasets import ImageFolder
-
     if unknown := next((name for name in options if name not in ("root", "classes")), None):
         hint = nearest(unknown, ("root", "classes", "dataset"))
         raise ConfigurationError(f"{key}.{unknown}", f"unknown key of a folder of images.{hint}")
     folder = Path(path).expanduser()
     require_folder(key, folder)
-    if not any(each.is_dir() for each in folder.iterdir()):
+    found = sorted(each.name for each in folder.iterdir() if each.is_dir() and not is_left_alone(each.name))
+    if not found:
         raise ConfigurationError(
             key, f"{shown(path)} has no sub-folders, expected one for each class, with its images."
         )
     classes = _given_classes(key, options.get("classes"))
-    found = sorted(each.name for each in folder.iterdir() if each.is_dir())
     if classes and (other := [name for name in found if name not in classes]):
         hint = nearest(other[0], classes)
         raise ConfigurationError(key, f"{shown(path)} has a folder {other[0]!r}, which is none of 'classes'.{hint}")
     try:
-        data = ImageFolder(str(folder), allow_empty=bool(classes))
+        data = ClassFolders(folder, key, allow_empty=bool(classes))
     except (FileNotFoundError, OSError) as error:
         raise ConfigurationError(key, f"{shown(path)}: {str(error).splitlines()[0].rstrip('.')}.") from error
+    note = _left_out(key, data.left_out)
     if classes:
-        return NamedSet(_Renumbered(data, [classes.index(name) for name in data.classes]), classes, True, True)
-    return NamedSet(data, tuple(data.classes), is_folder=True)
+        numbers = [classes.index(name) for name in data.classes]
+        return NamedSet(_Renumbered(data, numbers), classes, is_folder=True, is_numbered=True, note=note)
+    return NamedSet(data, tuple(data.classes), is_folder=True, note=note)
+
+
+def _left_out(key: str, files: list[str]) -> str:
+    """Return in words which files of a folder are no images; nothing where there are none."""
+    if not files:
+        return ""
+    count = "1 file is" if len(files) == 1 else f"{len(files)} files are"
+    return f"{key}: {count} left out, no images by name, such as {files[0]!r}."
 
 
 class _Renumbered(Dataset[Any]):
