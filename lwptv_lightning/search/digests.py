@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -89,13 +90,57 @@ def _add_module(digest: Any, module: nn.Module) -> None:
 
 
 def architecture_of(module: nn.Module) -> str:
-    """Return what a module says of itself, such as its parts and their sizes, the same in each process.
+    """Return what a module says of itself, such as its parts and their sizes, and its settings; no private ones.
+
+    It is the same in each process.
 
     Example:
-        >>> architecture_of(nn.Linear(1, 2))
+        >>> architecture_of(nn.Linear(1, 2)).partition(" with ")[0]
         'torch.nn.modules.linear.Linear Linear(in_features=1, out_features=2, bias=True)'
     """
-    return f"{type(module).__module__}.{type(module).__qualname__} {_ADDRESS.sub('', repr(module))}"
+    told = {plain_name(path): settings_of(part) for path, part in module.named_modules()}
+    # Hooks change what a part makes of data; of code no more than its name is known.
+    hooks = {
+        plain_name(path): [
+            _name_of(hook) for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
+        ]
+        for path, part in module.named_modules()
+    }
+    described = f"{type(module).__module__}.{type(module).__qualname__} {_ADDRESS.sub('', repr(module))}"
+    return f"{described} with {digest_of(told, hooks)}"
+
+
+def settings_of(module: nn.Module, aside: Container[str] = ("training",)) -> dict[str, Any]:
+    """Return a module's public attributes that are plain: a temperature, or a mean that is no buffer.
+
+    A whole number counts where the module was made with one of its name; others may count calls.
+
+    Args:
+        module: The module, without its parts.
+        aside: Names to leave out.
+
+    Example:
+        >>> settings_of(nn.LayerNorm(2))
+        {'normalized_shape': (2,), 'eps': 1e-05, 'elementwise_affine': True}
+    """
+    made_with = inspect.signature(type(module).__init__).parameters
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not (name.startswith("_") or name in aside)
+        and _is_setting(value)
+        and (type(value) is not int or name in made_with)
+    }
+
+
+def _is_setting(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_setting, value))
+    return value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | Tensor)
+
+
+def _name_of(hook: Any) -> str:
+    return f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', type(hook).__qualname__)}"
 
 
 def _add_bytes(digest: Any, kind: str, data: Any) -> None:

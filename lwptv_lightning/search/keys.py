@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from lwptv_lightning.checkpoints import Provenance
 from lwptv_lightning.evaluation import MergeModule
 from lwptv_lightning.functional import plain_name
 from lwptv_lightning.merging import fingerprint_of_data, installable, provenance_of
 from lwptv_lightning.recipe import MergeRecipe
-from lwptv_lightning.search.digests import architecture_of, digest_of
+from lwptv_lightning.search.digests import architecture_of, digest_of, settings_of
 from lwptv_lightning.search.gates import Gates
 
 _OF_RECIPES = ("lwptv_recipe", "lwptv_scale", "lwptv_versions")
@@ -26,8 +26,8 @@ _MATTERS_NOT = ("execution", "ranks", "max_memory", "device", "data", "dtype", "
 class Keys:
     """What candidates of one sweep have in common.
 
-    The code of a model, of a rule or of a module of one's own is not among it: only its name, and what it says of
-    itself.
+    The code of a model, of a rule, of a hook or of a module of one's own is not among it: only its name, its plain
+    settings and what it says of itself.
 
     Attributes:
         common: Task vectors, architecture, heads, options, precision and versions.
@@ -53,7 +53,7 @@ class Keys:
         common = {
             "vectors": {name: value for name, value in told.items() if name not in _OF_RECIPES},
             "model": _of_model(module),
-            "module": f"{type(module).__module__}.{type(module).__qualname__}",
+            "module": _of_module(module),
             "interface": module.interface.to_dict(),
             "heads": {loader: _of_head(module, loader) for loader in loaders},
             "options": {name: digest_of(value) for name, value in given.items()},
@@ -87,6 +87,12 @@ class Keys:
         common = {name: value for name, value in self.common.items() if name != "heads"}
         heads = {loader: _of_head(module, loader) for loader in loaders}
         return {**common, "heads": heads, "gates": digest_of(gates.key(module)), "samples": samples}
+
+
+def _of_module(module: MergeModule) -> str:
+    """Return a merge module's class, with the settings that a class of one's own has besides."""
+    usual = vars(MergeModule(nn.Identity()))
+    return f"{type(module).__module__}.{type(module).__qualname__} {digest_of(settings_of(module, usual))}"
 
 
 def _of_model(module: MergeModule) -> str:

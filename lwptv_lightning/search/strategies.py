@@ -81,13 +81,18 @@ def _random(trials: Trials, seed: int) -> str:
 
 
 def _halving(trials: Trials, seed: int) -> str:
+    if trials.budget.seconds is not None and trials.pace is None:  # what the time holds is known after the first ones
+        trials.run(list(trials.pool)[: trials.at_once])
     rest = [name for name in trials.pool if name not in trials.known()]
     if not rest:
         return _told("the whole grid", trials)
-    if trials.budget.seconds is not None and trials.pace is None:
-        trials.run(list(trials.pool)[: trials.at_once])
-        rest = [name for name in trials.pool if name not in trials.known()]
-    *rungs, last = plan_rungs(len(rest), min(trials.left, 10.0 * len(rest)), trials.shares.cost)
+    evaluations = min(trials.left, 10.0 * len(rest))
+    try:
+        *rungs, last = plan_rungs(len(rest), evaluations, trials.shares.cost)
+    except ValueError:
+        if trials.budget.seconds is None:
+            raise
+        return _random(trials, seed)  # in the time that is left; what was evaluated can be chosen
     if rungs[0].candidates < len(rest):
         wanted = set(_shuffled(trials, seed, rest)[: rungs[0].candidates])
         rest = [name for name in rest if name in wanted]
@@ -100,8 +105,8 @@ def _halving(trials: Trials, seed: int) -> str:
             break
         rest = trials.ranked(done, rung.part)
     is_late = trials.seconds_left <= 0
-    finalists = trials.with_twins(rest)[: trials.at_once if is_late else last.candidates]
-    done = trials.run(finalists, always=True)
+    finalists = [name for name in trials.with_twins(rest) if name not in trials.known()]  # those take no room
+    done = trials.run(finalists[: trials.at_once if is_late else last.candidates], always=True)
     told.append(f"{len(done)} on all")
     return _told(f"successive halving ({', '.join(told)} of the validation samples)", trials)
 

@@ -56,3 +56,35 @@ def test_an_architecture_is_told_without_addresses():
 def test_what_cannot_be_told_is_refused():
     with pytest.raises(TypeError, match="it cannot be told of a SimpleNamespace whether another one is the same"):
         digest_of({"a": [SimpleNamespace()]})
+
+
+class Warm(nn.Linear):
+    def __init__(self, width, heads=2, temperature=1.0):
+        super().__init__(width, 1)
+        self.heads = heads
+        self.temperature = temperature
+        self.mean = torch.zeros(width)
+        self.calls = 0
+        self._cached = 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("temperature", 2.0), ("heads", 4), ("mean", torch.ones(3)), ("mode", "sum")]
+)
+def test_a_plain_setting_of_a_part_tells_it_from_others(name, value):
+    model, other = nn.Sequential(Warm(3)), nn.Sequential(Warm(3))
+    assert architecture_of(model) == architecture_of(other)
+    setattr(other[0], name, value)
+    assert architecture_of(model) != architecture_of(other)
+
+
+def test_what_counts_calls_or_is_private_is_no_setting():
+    model, other = nn.Sequential(Warm(3)), nn.Sequential(Warm(3))
+    other[0].calls, other[0]._cached, other[0].training = 7, 1.0, False
+    assert architecture_of(model) == architecture_of(other)
+
+
+def test_a_hook_tells_a_part_from_others():
+    model, other = nn.Sequential(Warm(3)), nn.Sequential(Warm(3))
+    other[0].register_forward_pre_hook(lambda part, inputs: inputs)
+    assert architecture_of(model) != architecture_of(other)

@@ -130,3 +130,22 @@ def test_a_classifier_in_whose_place_heads_act_does_not_count(make_trainer):
     ]
     assert not torch.equal(made(0).model.fc.weight, made(1).model.fc.weight)
     assert keys[0] == keys[1]
+
+
+class Shifted(MergeModule):
+    def __init__(self, *given, shift=0.0, **options):
+        super().__init__(*given, **options)
+        self.shift = shift
+
+
+def test_a_setting_of_a_module_of_ones_own_is_told_and_what_a_merge_leaves_is_not(make_trainer):
+    def shifted(shift):
+        plain = small_module()
+        return Shifted(plain.model, plain.vectors, heads=dict(plain.heads), shift=shift)
+
+    assert key_of(make_trainer, shifted(0.0)) == key_of(make_trainer, shifted(0.0))
+    assert key_of(make_trainer, shifted(0.0)) != key_of(make_trainer, shifted(1.5))
+    module = shifted(0.0)
+    module.merge_()
+    module.treatment = "treated"
+    assert key_of(make_trainer, module) == key_of(make_trainer, shifted(0.0))

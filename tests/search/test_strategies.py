@@ -84,6 +84,18 @@ def test_a_time_ends_clean_and_soon(strategy, seconds):
         assert sorted(made.evaluated) == sorted(pool) or strategy == "halving"
 
 
+@pytest.mark.parametrize(
+    ("count", "seconds", "evaluated"),
+    [(0, "1h", 1), (1, "1h", 5), (20, "4.5s", 5), (20, "5.2s", 5)],
+    ids=["the reference alone", "all at once", "too late", "too late for any rung"],
+)
+def test_halving_by_time_that_finds_nothing_to_halve_keeps_what_was_evaluated(count, seconds, evaluated):
+    made, told = run("halving", pool_of(count), seconds)
+    assert len(made.evaluated) >= evaluated
+    assert made.trials.whole.names == tuple(made.evaluated)
+    assert told.startswith(f"{len(made.evaluated)} of {len(made.pool)} candidates were evaluated on all")
+
+
 def test_halving_by_time_evaluates_the_best_so_far_on_all_samples():
     made, told = run("auto", pool_of(60), "30s")
     assert "successive halving" in told
