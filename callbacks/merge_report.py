@@ -21,6 +21,7 @@ from lwptv_lightning.registry import printable, require_kind
 from lwptv_lightning.report import (
     ReportFolder,
     ResultTable,
+    SetAbout,
     identity_of,
     make_report,
     print_table,
@@ -44,9 +45,9 @@ class MergeReport(Callback):
     loggers that can hold pictures: TensorBoard, Weights & Biases and MLflow. Figures get there by themselves, as all
     that is logged. Each file is whole or as it was.
 
-    The report of another run, of other checkpoints or with another recipe, is not replaced unasked, and neither is a
-    file that no report wrote. That is known before anything is evaluated, and so is a folder that cannot be written; a
-    fit whose folder fails later goes on: it warns once, and prints the table.
+    The report of another run, of other checkpoints, with another recipe or on other sets, is not replaced unasked, and
+    neither is a file that no report wrote. That is known before anything is evaluated, and so is a folder that cannot
+    be written; a fit whose folder fails later goes on: it warns once, and prints the table.
 
     For its fingerprints and figures, a report reads all checkpoints about three times, in a fit only once.
 
@@ -87,12 +88,15 @@ class MergeReport(Callback):
         self._has_warned = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See that the files can be written, and are no other run's."""
-        on_rank_zero(trainer, lambda: self._require_own(trainer, pl_module))
+        """See that the files can be written, and are no other's."""
+        on_rank_zero(trainer, lambda: self._require_own(trainer, pl_module, stage))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that controls can be measured."""
-        if self.controls and trainer.state.fn != TrainerFn.FITTING:
+        """See that the report that is there is of these sets, and that controls can be measured."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            return
+        on_rank_zero(trainer, lambda: self._require_same_sets(trainer, pl_module))
+        if self.controls:
             require_controls(trainer, pl_module, loaders_of(trainer, stage_of(trainer)))
 
     on_test_start = on_validation_start
@@ -159,12 +163,24 @@ class MergeReport(Callback):
             self._gathered = Gathered.of(trainer, pl_module)
         return self._gathered
 
-    def _require_own(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._files(self._known(trainer, pl_module)).require_own()
+    def _require_own(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        gathered = self._known(trainer, pl_module)
+        if stage == "fit":
+            online = _online(trainer)
+            gathered.know_sets([] if online is None else [SetAbout(name) for name in online.loaders])
+        self._files(gathered).require_own()
+
+    def _require_same_sets(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        gathered = self._known(trainer, pl_module)
+        gathered.know_sets(sets_of(trainer))
+        self._files(gathered).require_own()
 
     def _files(self, gathered: Gathered) -> ReportFolder:
-        run = identity_of(gathered.run)
-        return report_folder(self.folder, TITLE, run, overwrite=self._overwrite, beside=_PICTURES)
+        # An evaluation's loaders are not there yet when it is set up.
+        run = identity_of(gathered.run) if gathered.knows_sets else None
+        return report_folder(
+            self.folder, TITLE, run, overwrite=self._overwrite, beside=_PICTURES, option="MergeReport(overwrite=True)"
+        )
 
     def _publish(self, trainer: Trainer, gathered: Gathered, treatment: str | None, fitting: bool) -> None:
         """Write the files, and print the table, whatever becomes of the files."""

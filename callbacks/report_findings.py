@@ -40,7 +40,7 @@ class Gathered:
     """What is known after some evaluations.
 
     Attributes:
-        run: What tells the run from others.
+        run: What tells the run from others: what is merged and, once they are known, the sets.
         fingerprints: Those of what is merged.
         rows: A row for each evaluation.
         points: What of these can be drawn.
@@ -52,6 +52,7 @@ class Gathered:
         experts: Accuracies of experts, where they were given.
         similarity: How alike the task vectors are.
         changes: How far the last merge is from the base.
+        knows_sets: Whether the run is told by its sets, too.
     """
 
     run: str
@@ -66,6 +67,7 @@ class Gathered:
     experts: Mapping[str, float] = field(default_factory=dict)
     similarity: Similarity | None = None
     changes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    knows_sets: bool = False
 
     @classmethod
     def of(cls, trainer: Trainer, module: LightningModule) -> Gathered:
@@ -82,6 +84,12 @@ class Gathered:
             merges.append([None if recipe is None else recipe.to_dict(), own])
             fingerprints |= own
         return cls(identity_of([type(module).__qualname__, merges]), fingerprints)
+
+    def know_sets(self, sets: Sequence[SetAbout]) -> None:
+        """Take what the first evaluation is on, which tells the run from another one of the same merge."""
+        if not self.knows_sets:
+            self.run = identity_of([self.run, [[each.name, each.images] for each in sets]])
+            self.knows_sets = True
 
     def add(self, name: str, figures: Mapping[str, float], plain: set[str], merged: MergeModule | None) -> None:
         """Add the figures of an evaluation."""

@@ -48,11 +48,11 @@ _CONFIGURED = ("validate", "sweep", "tune", "collect", "learn")
 """Commands that run a configuration file. LightningCLI has a parser of its own, which takes all that follows."""
 
 _ARGUMENT = re.compile(
-    r"\b(exclude|prefix|ema|model|keep_classifier|keep|prune|task|overwrite|drop_rest|format)="
+    r"(?<!\w\()\b(exclude|prefix|ema|model|keep_classifier|keep|prune|task|overwrite|drop_rest|format)="
     r"(\(\.\.\.\)|\.\.\.|True|\([^()]*\)|'[^']*')"
 )
 _VALUE = {"(...)": "", "...": "", "True": ""}
-"""What follows an argument's name in messages, and in an option's place."""
+"""What follows an argument's name in messages, and in an option's place; that of a call is no option's."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -30,6 +30,7 @@ class ReportFolder:
         run: What tells the report's run, which stands in ``report.md``: one of another run is another's.
         overwrite: Whether to replace any files of these names.
         alone: Whether nothing else may stand in the folder either, but hidden files.
+        option: How one asks for ``overwrite``, in messages.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ReportFolder:
         run: str | None = None,
         overwrite: bool = False,
         alone: bool = False,
+        option: str = "overwrite=True",
     ) -> None:
         self._folder = folder
         self._title = title
@@ -48,6 +50,7 @@ class ReportFolder:
         self._run = run
         self._overwrite = overwrite
         self._alone = alone
+        self._option = option
 
     def require_own(self) -> None:
         """Raise, before any work, where the report would replace another's file, or cannot be written.
@@ -69,12 +72,12 @@ class ReportFolder:
         if foreign := self._foreign():
             raise FileExistsError(
                 f"{printable(self._folder)} holds {foreign!r}, which no earlier report of this kind wrote; give "
-                "another folder or overwrite=True."
+                f"another folder or {self._option}."
             )
         if self._run is not None and is_there(self._folder / REPORT) and not self._is_of_run():
             raise FileExistsError(
                 f"{printable(self._folder)} holds the report of another run, with other checkpoints, sets or another "
-                "recipe; give another folder or overwrite=True."
+                f"recipe; give another folder or {self._option}."
             )
 
     @contextmanager

@@ -57,6 +57,7 @@ thead th:first-child, tbody th { position: sticky; left: 0; background: var(--gr
 tbody th { text-align: left; font-weight: normal; max-width: 24rem; white-space: normal; }
 .many tbody th { min-width: min(15rem, 38vw); }
 td.words { min-width: 6rem; max-width: 26rem; white-space: normal; }
+.many td.words { min-width: 11rem; }
 .words { text-align: left; }
 .chosen > * { font-weight: bold; background: var(--raised); }
 figure { margin: 0; }
@@ -68,7 +69,7 @@ figcaption { color: var(--faint); font-size: .875rem; max-width: 48rem; }
   table { font-size: 7.5pt; }
   .wide { overflow: visible; }
   th, td { padding: .15rem .3rem; overflow-wrap: normal; }
-  thead th, tbody th, .many tbody th, td.words { min-width: 0; position: static !important; }
+  thead th, tbody th, .many tbody th, td.words, .many td.words { min-width: 0; position: static !important; }
   .many { font-size: 6pt; }
   .many tbody th { min-width: 7rem; }
   figure, tr { break-inside: avoid; }

@@ -56,19 +56,28 @@ def write_report(findings: Findings, folder: str | Path, *, overwrite: bool = Fa
 
 
 def report_folder(
-    folder: str | Path, title: str, identity: str, *, overwrite: bool = False, beside: Collection[str] = ()
+    folder: str | Path,
+    title: str,
+    identity: str | None,
+    *,
+    overwrite: bool = False,
+    beside: Collection[str] = (),
+    option: str = "overwrite=True",
 ) -> ReportFolder:
     """Return the folder of such a report, whose `ReportFolder.require_own` tells before a run whether it can be there.
 
     Args:
         folder: Where it is to stand.
         title: Its title.
-        identity: Its run, as `Findings.identity`, which `identity_of` makes of a text.
+        identity: Its run, as `Findings.identity`, which `identity_of` makes of a text; ``None`` where it is not known
+            yet, and any run's report may be there.
         overwrite: As in `write_report`.
         beside: Further files that belong to it.
+        option: How one asks for ``overwrite``, in messages.
     """
     require_kind("folder", folder, str | Path, "a path")
-    return ReportFolder(Path(folder), heading_of(title), (*REPORT_FILES, *beside), run=identity, overwrite=overwrite)
+    names = (*REPORT_FILES, *beside)
+    return ReportFolder(Path(folder), heading_of(title), names, run=identity, overwrite=overwrite, option=option)
 
 
 def make_report(findings: Findings, folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from PIL import Image
 from rich.console import Console
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchmetrics import MeanSquaredError, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -207,6 +207,20 @@ def test_another_run_s_report_is_refused_before_anything_is_evaluated(validate, 
     validate(recipe=MergeRecipe("ties"), overwrite=True)
     assert "ties" in page(tmp_path / "report").text
     assert not (tmp_path / "report" / "saliency.png").exists()
+
+
+def test_a_report_of_other_sets_or_of_fewer_samples_is_another_run_s(validate, loaders, tmp_path, monkeypatch):
+    validate()
+    before = (tmp_path / "report" / "results.csv").read_bytes()
+    data = loaders["ood/b"].dataset
+    for name, size in (("ood/c", 8), ("ood/b", 4)):
+        with monkeypatch.context() as patched:
+            patched.setattr(MergeModule, "count", None)
+            patched.delitem(loaders, "ood/b")
+            patched.setitem(loaders, name, DataLoader(Subset(data, range(size)), batch_size=4))
+            with pytest.raises(FileExistsError, match=r"report of another run.*MergeReport\(overwrite=True\)"):
+                validate()
+    assert (tmp_path / "report" / "results.csv").read_bytes() == before
 
 
 def test_further_rows_of_one_run_join_the_first(fine_tuned, loaders, make_trainer, tmp_path):

@@ -64,6 +64,9 @@ def test_callbacks_and_modules_can_be_configured(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main(["validate", "--config", "configuration.yaml"])
     assert "| ties x 0.7, mean_abs 0.25 |" in (tmp_path / "report" / "report.md").read_text()
+    (tmp_path / "configuration.yaml").write_text(CONFIGURATION.replace("0.7", "0.6"))
+    with pytest.raises(SystemExit, match=r"report of another run.* or MergeReport\(overwrite=True\)\.$"):
+        main(["validate", "--config", "configuration.yaml", "--overwrite"])
 
 
 def test_what_is_wrong_is_told_in_one_line_as_text(capsys):
