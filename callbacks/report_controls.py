@@ -192,6 +192,11 @@ def _put_back(
     module.vectors = vectors
 
 
+def takes_all(limit: int | float | None) -> bool:
+    """Tell whether a trainer's limit takes all batches; the whole number 1 takes one of them."""
+    return limit is None or (isinstance(limit, float) and limit == 1.0)
+
+
 def _quiet(trainer: Trainer) -> Trainer:
     """Return a trainer on the same device, in the same precision and on as many batches, that says nothing."""
     place = trainer.strategy.root_device
@@ -202,7 +207,7 @@ def _quiet(trainer: Trainer) -> Trainer:
         accelerator={"cuda": "gpu"}.get(place.type, place.type),
         devices=[place.index] if place.type == "cuda" and place.index is not None else 1,
         precision=trainer.precision,
-        limit_val_batches=None if limit == 1.0 else limit,
+        limit_val_batches=None if takes_all(limit) else limit,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

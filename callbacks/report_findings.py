@@ -8,10 +8,11 @@ from math import isfinite, nan
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from torch.utils.data import DataLoader
 
 from lwptv_lightning.callbacks.online_merge import OnlineMerge
 from lwptv_lightning.callbacks.prune_and_merge import PruneAndMerge
-from lwptv_lightning.callbacks.report_controls import RANDOM_MASKS, Controls
+from lwptv_lightning.callbacks.report_controls import RANDOM_MASKS, Controls, takes_all
 from lwptv_lightning.evaluation import MergeModule, callbacks_of, stage_of
 from lwptv_lightning.functional import plain_state
 from lwptv_lightning.merging import PruningPlan
@@ -26,6 +27,7 @@ from lwptv_lightning.report import (
     Similarity,
     identity_of,
     library_versions,
+    percent,
 )
 from lwptv_lightning.search import changes_by_layer, cosines
 from lwptv_lightning.task_vectors import TaskVectors
@@ -162,18 +164,29 @@ def sets_of(trainer: Trainer) -> list[SetAbout]:
     """Return what the loaders of a running evaluation are, with as many samples as there are if all are taken."""
     testing = stage_of(trainer) == "test"
     loaders: Any = trainer.test_dataloaders if testing else trainer.val_dataloaders
-    whole = (trainer.limit_test_batches if testing else trainer.limit_val_batches) == 1.0
+    whole = takes_all(trainer.limit_test_batches if testing else trainer.limit_val_batches)
     found = []
     for name, loader in loaders.items() if isinstance(loaders, Mapping) else ():
-        data = getattr(loader, "dataset", None)
-        found.append(SetAbout(name, len(data) if whole and isinstance(data, Sized) else None))
+        found.append(SetAbout(name, _samples(loader, trainer.world_size) if whole else None))
     return found
+
+
+def _samples(loader: Any, processes: int) -> int | None:
+    """Return how many samples a loader gives, where that can be told."""
+    data, sampler = (getattr(loader, name, None) for name in ("dataset", "sampler"))
+    if not isinstance(data, Sized):
+        return None
+    if not isinstance(loader, DataLoader) or processes > 1:  # of which each has a share
+        return len(data)
+    if loader.batch_size is None or not isinstance(sampler, Sized):  # batches are the data's or a sampler's own
+        return None
+    return len(sampler)
 
 
 def _said(row: ResultRow) -> str:
     shown = [
         f"{over.removesuffix('/avg').upper()} average "
-        + (f"{row.figures[over]:.4g}" if over in row.plain else f"{100 * row.figures[over]:.1f} %")
+        + (f"{row.figures[over]:.4g}" if over in row.plain else f"{percent(row.figures[over])} %")
         for over in ("id/avg", "ood/avg")
         if over in row.figures
     ]

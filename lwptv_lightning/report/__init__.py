@@ -15,7 +15,7 @@ from lwptv_lightning.report.findings import (
 from lwptv_lightning.report.folder import PAGE, RECIPE, REPORT, RESULTS, ReportFolder
 from lwptv_lightning.report.pictures import PRUNED_SUFFIX, plot_id_ood, plot_saliency
 from lwptv_lightning.report.progress import progress
-from lwptv_lightning.report.table import ResultRow, ResultTable
+from lwptv_lightning.report.table import ResultRow, ResultTable, percent
 from lwptv_lightning.report.terminal import print_table, print_text, room_of
 from lwptv_lightning.report.versions import library_versions
 from lwptv_lightning.report.write import make_report, report_folder, write_report

@@ -7,10 +7,10 @@ from math import isfinite, nan
 from typing import Any
 
 from lwptv_lightning.registry import own_tasks
-from lwptv_lightning.report.canvas import Drawing, add_legend, arrange, csv_of, drawing, listed, new_figure, percent
+from lwptv_lightning.report.canvas import Drawing, add_legend, arrange, csv_of, drawing, listed, new_figure
 from lwptv_lightning.report.letters import drawable_apart
 from lwptv_lightning.report.style import INK, SERIES
-from lwptv_lightning.report.table import ResultRow
+from lwptv_lightning.report.table import ResultRow, percent
 
 _MOST_MODELS = 4
 _MOST_TASKS = 60

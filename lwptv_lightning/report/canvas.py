@@ -149,11 +149,6 @@ def csv_of(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "".join(csv_line(list(row)) for row in (headings, *rows))
 
 
-def percent(value: float) -> str:
-    """Return a fraction in percent, as alternative texts have it."""
-    return f"{100 * value:.1f}"
-
-
 def listed(texts: Sequence[str], most: int = 8) -> str:
     """Return some texts as a list in words."""
     more = f"; and {len(texts) - most} more" if len(texts) > most else ""

@@ -14,10 +14,10 @@ from lwptv_lightning.report.canvas import (
     drawing,
     listed,
     new_figure,
-    percent,
     some_labels,
 )
 from lwptv_lightning.report.style import MARKERS, SERIES
+from lwptv_lightning.report.table import percent
 
 _MOST_LINES = 8
 _DASHES = ("-", "--", ":", "-.")

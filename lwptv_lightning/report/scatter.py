@@ -25,7 +25,7 @@ from lwptv_lightning.report.labels import Label, place_labels
 from lwptv_lightning.report.letters import drawable
 from lwptv_lightning.report.pictures import panels_of
 from lwptv_lightning.report.style import BAND, INK
-from lwptv_lightning.report.table import ResultRow
+from lwptv_lightning.report.table import ResultRow, percent
 
 _WITH_FRONTS = ("unpruned", "pruned", "learnt")
 _SHOWN = {
@@ -200,7 +200,7 @@ def _told(points: Sequence[Point], over: str) -> str:
 
 
 def _at(place: Place) -> str:
-    return f"ID {place[0]:.1f}, OOD {place[1]:.1f}"
+    return f"ID {percent(place[0] / 100)}, OOD {percent(place[1] / 100)}"
 
 
 def _csv(points: Sequence[Point]) -> str:

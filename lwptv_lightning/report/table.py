@@ -132,7 +132,17 @@ class ResultTable:
 
 
 def _number(row: ResultRow, name: str) -> str:
-    return f"{row.figures[name]:.4g}" if name in row.plain else f"{100 * row.figures[name]:.1f}"
+    return f"{row.figures[name]:.4g}" if name in row.plain else percent(row.figures[name])
+
+
+def percent(value: float) -> str:
+    """Return a fraction in percent; the same for what was computed in single and in double precision.
+
+    Example:
+        >>> percent(0.2375), percent(0.23749999701976776)
+        ('23.8', '23.8')
+    """
+    return f"{round(100 * value, 4):.1f}"
 
 
 def _shown(cells: list[str]) -> list[str]:

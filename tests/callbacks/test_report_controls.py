@@ -1,5 +1,6 @@
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -43,6 +44,21 @@ def test_a_pruned_merge_has_all_controls(measured):
     assert controls.experts == {task: rows[f"expert {task}"].figures[f"id/{task}"] for task in "ab"}
     assert "of 10 random masks" in controls.conclusion[-1]
     assert module.metrics.loaders == ("id/a", "id/b", "ood/near/c", "ood/far/d")
+
+
+@pytest.mark.parametrize(("limit", "samples"), [(1, 4), (1.0, 12), (0.5, 4)])
+def test_controls_take_as_many_batches_as_the_run(limit, samples, make_trainer, fine_tuned):
+    model = nn.Linear(6, 4)
+    module = MergeModule(model, TaskVectors.open(model, {"a": fine_tuned(model.state_dict(), 0)}))
+    loaders = {"id/a": DataLoader(TensorDataset(torch.randn(12, 6), torch.zeros(12).long()), batch_size=4)}
+    found = []
+
+    class Look(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            found.append(Controls.measured(trainer, pl_module, "merge", loaders).result.outcomes["id/a"])
+
+    make_trainer(callbacks=[Look()], limit_val_batches=limit).validate(module, loaders, verbose=False)
+    assert found[0].shape[-1] == samples
 
 
 def test_what_is_not_pruned_has_base_and_experts(measured):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
 from lwptv_lightning import MergeModule, MergeRecipe, OnlineMerge, PruneAndMerge, TaskVectors
 from lwptv_lightning.callbacks.report_controls import Controls
@@ -75,7 +75,9 @@ def test_sets_are_counted_where_all_of_them_is_seen(module, make_trainer):
 
     data = TensorDataset(torch.zeros(5, 6), torch.zeros(5).long())
     loaders = {"id/a": DataLoader(data), "ood/b": DataLoader(Stream())}
-    for limit, wanted in ((1.0, {"id/a": 5, "ood/b": None}), (2, {"id/a": None, "ood/b": None})):
+    loaders["ood/some"] = DataLoader(data, sampler=SubsetRandomSampler([0, 3, 4]))
+    everything, nothing = {"id/a": 5, "ood/b": None, "ood/some": 3}, dict.fromkeys(loaders)
+    for limit, wanted in ((1.0, everything), (2, nothing), (1, nothing)):
         trainer = make_trainer(limit_val_batches=limit)
         module.on_validation_end = lambda trainer=trainer: look(trainer)
         trainer.validate(module, loaders, verbose=False)
