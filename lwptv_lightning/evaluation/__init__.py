@@ -15,7 +15,7 @@ from lwptv_lightning.evaluation.given_weights import holding, weights_of
 from lwptv_lightning.evaluation.heads import Heads, own_heads
 from lwptv_lightning.evaluation.heads_file import heads_path, read_heads, write_heads
 from lwptv_lightning.evaluation.image_folder import IMAGES, is_left_alone
-from lwptv_lightning.evaluation.image_suite import image_suite
+from lwptv_lightning.evaluation.image_suite import given_set, image_suite
 from lwptv_lightning.evaluation.image_transform import ImageTransform, image_transform
 from lwptv_lightning.evaluation.inputs import (
     count_samples,

@@ -12,7 +12,7 @@ from lwptv_lightning.evaluation.class_numbers import numbered
 from lwptv_lightning.evaluation.image_transform import ImageTransform, image_transform
 from lwptv_lightning.evaluation.loaders import EvaluationSuite
 from lwptv_lightning.evaluation.module import MergeModule
-from lwptv_lightning.evaluation.named_sets import NamedSet, named_set
+from lwptv_lightning.evaluation.named_sets import NamedSet, is_renumbered, named_set
 from lwptv_lightning.functional import plain_module
 from lwptv_lightning.registry import ConfigurationError, LoaderName, nearest, printable_name, shown
 from lwptv_lightning.task_vectors import output_paths
@@ -150,6 +150,13 @@ class _PreparedStream(IterableDataset[Any]):
 
     def __iter__(self) -> Any:
         return (_with_tensor(sample, self.transform) for sample in self.data)
+
+
+def given_set(data: Any) -> Any:
+    """Return the data set of which a suite of images made another one of the same samples."""
+    while isinstance(data, _Prepared | _PreparedStream) or is_renumbered(data):
+        data = data.data
+    return data
 
 
 def _prepared(data: Any, transform: ImageTransform) -> Dataset[Any]:

@@ -147,6 +147,11 @@ def renumbered(data: Any, numbers: list[int]) -> Dataset[Any]:
     return _Renumbered(data, numbers)
 
 
+def is_renumbered(data: Any) -> bool:
+    """Tell whether a data set is another one with other labels."""
+    return isinstance(data, _Renumbered)
+
+
 def require_folder(key: str, folder: Path) -> None:
     """Raise a `ConfigurationError` with what is near unless a folder is there."""
     if folder.is_dir():

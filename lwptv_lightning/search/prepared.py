@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import Dataset, IterableDataset
 
 from lwptv_lightning.evaluation import MergeModule
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import own_tasks, require_groups_apart, require_kind, require_known, shown
+from lwptv_lightning.search.apart import require_apart
 from lwptv_lightning.search.gates import Gates
 from lwptv_lightning.search.portions import (
     Shares,
@@ -90,7 +91,7 @@ class Prepared:
             validation = _loaders(module, "validation", validation)
             if outside := names_of(validation, "ood"):
                 raise ValueError(f"validation holds {outside[0]!r}: choices are made on ID sets alone.")
-            _require_apart(validation, test)
+            require_apart(validation, test)
             require_enough(validation, "these are the validation sets")
         given = samples is not None
         if samples is not None:
@@ -143,23 +144,6 @@ def _loaders(module: MergeModule, what: str, given: Any) -> dict[str, Any]:
     module.require_logits()
     module.metric_choice.require_of_classes("tune", module.heads_for(given))
     return dict(given)
-
-
-def _require_apart(validation: Mapping[str, Any], test: Mapping[str, Any]) -> None:
-    """Raise `ValueError` where a validation set is a test set: what chose must not be reported."""
-    for name, loader in validation.items():
-        for other, reported in test.items():
-            if loader is reported or (_whole(loader) is not None and _whole(loader) is _whole(reported)):
-                raise ValueError(
-                    f"validation {name!r} and test {other!r} are the same samples: what is chosen by must not be "
-                    "reported. Give other ones, or no validation sets, so that each ID set is divided in two."
-                )
-
-
-def _whole(loader: Any) -> Any:
-    """Return the data set of a loader that goes through all of it; ``None`` of another one. Nothing is counted."""
-    goes_through_all = isinstance(loader, DataLoader) and type(loader.sampler) in (SequentialSampler, RandomSampler)
-    return loader.dataset if goes_through_all else None
 
 
 def _learnt_rules(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import yaml
 from _helpers.own_models import write_own_models
 from _helpers.swept import validated
 
@@ -137,6 +138,16 @@ def test_a_wrong_key_or_value_is_told_with_its_nearest(option, told, here, capsy
     said = capsys.readouterr().err
     assert f"lwptv tune: error: {told}" in said
     assert not (here / "tuned_wrong").exists()
+
+
+def test_a_folder_of_test_images_does_not_choose(here):
+    suite = yaml.safe_load((here / "suite.yaml").read_text())
+    folder = suite["data"]["id"]["cats"]
+    suite["data"]["validation"]["cats"] = f"./{folder}/../{Path(folder).name}"
+    (here / "once.yaml").write_text(yaml.safe_dump(suite))
+    said = ended("--config", "once.yaml", "--out", "once")
+    assert "validation 'id/cats' and test 'id/cats' are the same samples" in said
+    assert not (here / "once" / "recipe.json").exists()
 
 
 def test_the_example_runs(tmp_path, monkeypatch, capsys):
