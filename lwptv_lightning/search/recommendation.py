@@ -25,6 +25,7 @@ class Evidence:
         prunes: Whether it prunes.
         fewest: The samples of the smallest test set, and of the smallest validation set.
         halved: Whether validation and test samples are halves of the same sets.
+        learnt: Whether it has learnt coefficients, so that its controls tell what these are worth.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Evidence:
     prunes: bool
     fewest: tuple[int, int]
     halved: bool = False
+    learnt: bool = False
 
 
 def recommend(found: Evidence) -> tuple[str, str]:
@@ -79,7 +81,8 @@ def _caveats(found: Evidence) -> list[str]:
         f"{_worth(found.others[role])} against {words}" for role, words in _CONTROLS.items() if role in found.others
     ]
     if controls:
-        told.append(f"its pruning {', and '.join(controls)}")
+        own = "what it learnt" if found.learnt else "its pruning"
+        told.append(f"{own} {', and '.join(controls)}")
     elif found.prunes:
         told.append("what its pruning is worth was not measured")
     if "base" in found.others:

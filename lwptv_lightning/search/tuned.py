@@ -156,6 +156,7 @@ class TuneResult:
                 prunes,
                 fewest,  # type: ignore[arg-type]
                 self.halved,
+                recipe.coefficients is not None,
             )
         )
 

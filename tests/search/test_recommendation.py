@@ -98,3 +98,8 @@ def test_what_weakens_the_figures_is_told():
 
 def test_verdicts_group_what_is_alike():
     assert verdict(both(GAIN, GAIN)) == "a gain in ID (+2.0 [+1.0, +3.0]) and in OOD (+2.0 [+1.0, +3.0])"
+
+
+def test_controls_of_learnt_coefficients_tell_what_these_are_worth():
+    _, second = said({"unpruned": both(GAIN, NEITHER)}, learnt=True)
+    assert second.startswith("What it learnt is a gain in ID")
