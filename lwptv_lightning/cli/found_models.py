@@ -32,7 +32,12 @@ _BASE = {
 }
 _OTHERS = re.compile(r"(^|\.)heads\.safetensors$|optimizer|scheduler|training_args|rng_state|trainer_state")
 _PROGRESS = re.compile(
-    r"(?:(?:^|[-_. ]+)(?:(?:epoch|step)[=_-]?\d+|(?:val|valid)[^=]*=[\d.]+|last|best|final|checkpoint|model))+$", re.I
+    r"(?:(?:^|[-_. ]+)(?:(?:epoch|step)[=_-]?\d+|(?:val|valid)[^=]*=[\d.]+|checkpoint-\d+|(?:last|best)-v\d+"
+    r"|last|best|final|checkpoint|model))+$",
+    re.I,
+)
+_FOLDERS_OF_RUNS = re.compile(
+    r"version_\d+|checkpoints?|ckpts?|lightning_logs|logs|runs?|outputs?|models?|weights", re.I
 )
 
 
@@ -85,6 +90,7 @@ def find_models(
             f"{str(folder)!r} has too few checkpoints: expected a base and what was fine-tuned from it, "
             f"found {found}.{reason}",
         )
+    _leave_others_of_a_run(folder, opened, left_out, base)
     whole = [path for path in opened if not is_adapter(opened[path])]
     which, why = _base_of(folder, whole, opened, base)
     tasks = _fitting(which, opened, left_out)
@@ -108,6 +114,30 @@ def _candidates(folder: Path) -> list[Path]:
         else:
             found += [here / name for name in weights]
     return found
+
+
+def _leave_others_of_a_run(
+    folder: Path, opened: dict[Path, Checkpoint], left_out: dict[Path, str], said: str | None
+) -> None:
+    """Keep one of the checkpoints that a run left in its folder: the best, the last, or that of most steps."""
+    runs: dict[tuple[Path, str], list[Path]] = {}
+    for path in opened:
+        name = Path(_label(path, folder)).name
+        found = _PROGRESS.search(name)
+        is_said = said is not None and said in _texts_of(path, folder)
+        if found is not None and found[0].casefold().strip("-_. ") != "model" and not is_said:
+            runs.setdefault((path.parent, name[: found.start()]), []).append(path)
+    for paths in runs.values():
+        kept = max(paths, key=lambda path: _progress_of(Path(_label(path, folder)).name))
+        for path in paths:
+            if path != kept:
+                left_out[path] = f"of the same run as {kept.name}, which is taken"
+                del opened[path]
+
+
+def _progress_of(name: str) -> tuple[bool, bool, list[int], str]:
+    words = name.casefold()
+    return "best" in words, "last" in words or "final" in words, [int(each) for each in re.findall(r"\d+", words)], name
 
 
 def _base_of(
@@ -135,13 +165,18 @@ def _base_of(
 
 
 def _said(folder: Path, whole: Sequence[Path], said: str) -> Path:
-    labels = {path: {str(path), str(path.relative_to(folder)), path.name, path.stem} for path in whole}
-    found = [path for path in whole if said in labels[path] or Path(said).resolve() == path.resolve()]
+    found = [path for path in whole if said in _texts_of(path, folder)]
+    found = found or [path for path in whole if Path(said).resolve() == path.resolve()]
     if len(found) == 1:
         return found[0]
     known = [str(path.relative_to(folder)) for path in whole]
     what = "several checkpoints are called so" if found else f"there is no checkpoint {said!r} in {str(folder)!r}"
     raise ConfigurationError("--base", f"{what}.{nearest(said, known) or f' It has {chr(44).join(known)}.'}")
+
+
+def _texts_of(path: Path, folder: Path) -> set[str]:
+    """Return what a user may call a checkpoint."""
+    return {str(path), str(path.resolve()), str(path.relative_to(folder)), path.name, path.stem}
 
 
 def _fitting(base: Path, opened: Mapping[Path, Checkpoint], left_out: dict[Path, str]) -> list[Path]:
@@ -174,14 +209,31 @@ def _named(folder: Path, paths: Sequence[Path], base: Path) -> dict[str, Path]:
     """Return task names: file names, or those of their folders, without what all have in common."""
     labels = {path: Path(_label(path, folder)) for path in paths}
     names = {path: _PROGRESS.sub("", label.name) for path, label in labels.items()}
-    above = {path: label.parent.name for path, label in labels.items()}
-    if len({*names.values()}) < len(paths) or not all(names.values()):
-        names = above if len({*above.values()}) == len(paths) else {path: str(label) for path, label in labels.items()}
+    if not _tell_apart(names):
+        above = {path: label.parent.name for path, label in labels.items()}
+        is_run = any(_FOLDERS_OF_RUNS.fullmatch(each) for each in above.values())
+        choices = [{} if is_run else above, _by_folders(labels), {path: str(label) for path, label in labels.items()}]
+        names = next(each for each in choices if each and (_tell_apart(each) or each is choices[-1]))
     others = [_PROGRESS.sub("", Path(_label(base, folder)).name)] if len(paths) == 1 else []
     short = _without_common([*names.values(), *others])[: len(paths)]
     if len({*short}) < len(paths) or not all(short):
         short = [*names.values()]
     return {re.sub(r"[/\\]+", "_", name): path for name, path in zip(short, names, strict=True)}
+
+
+def _tell_apart(names: Mapping[Path, str]) -> bool:
+    return all(names.values()) and len({*names.values()}) == len(names)
+
+
+def _by_folders(labels: Mapping[Path, Path]) -> dict[Path, str]:
+    """Return names by the folders that are not those of every run: cats of ``runs/cats/version_0/checkpoints``."""
+    parts = {path: [*label.parts[:-1], _PROGRESS.sub("", label.name)] for path, label in labels.items()}
+    common = set.intersection(*map(set, parts.values())) if len(parts) > 1 else set()
+    own = {path: [each for each in found if each and each not in common] for path, found in parts.items()}
+    short = {
+        path: "_".join(each for each in found if not _FOLDERS_OF_RUNS.fullmatch(each)) for path, found in own.items()
+    }
+    return short if _tell_apart(short) else {path: "_".join(found) for path, found in own.items()}
 
 
 def _without_common(names: Sequence[str]) -> list[str]:

@@ -29,6 +29,21 @@ NAMES = {
     "epochs": (["base.pt", "cats-epoch=3-step=40.ckpt", "dogs-epoch=12-step=9.ckpt"], ["cats", "dogs"]),
     "endings of words": (["base.pt", "supermodel.pt", "breakfast.pt"], ["breakfast", "supermodel"]),
     "by distance": (["aaa.pt", "cats.pt", "dogs.pt"], ["cats", "dogs"]),
+    "a run's folders": (
+        ["zeroshot.ckpt"]
+        + [
+            f"lightning_logs/{task}/version_{number}/checkpoints/{name}.ckpt"
+            for number, task in enumerate(("cats", "dogs"))
+            for name in ("epoch=1-step=9", "epoch=2-step=18", "last")
+        ],
+        ["cats", "dogs"],
+    ),
+    "runs of one task": (
+        ["base.pt", "runs/cats/version_0/checkpoints/last.ckpt", "runs/cats/version_1/checkpoints/last.ckpt"],
+        ["0", "1"],
+    ),
+    "a run of one task": (["base.pt", "runs/cats/version_0/checkpoints/last.ckpt"], ["cats"]),
+    "models of one folder": (["base.pt", "model.pt", "cats/model.pt"], ["cats_model", "model"]),
     "one": (["vit_base_zeroshot.pt", "vit_base_cats.pt"], ["cats"]),
 }
 
@@ -40,6 +55,30 @@ def test_base_and_tasks_are_known(case, tmp_path):
     found = find_models(tmp_path, None)
     assert found.base in (tmp_path / names[0], (tmp_path / names[0]).parent)
     assert sorted(found.tasks) == tasks
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (["epoch=2-step=9.pt", "epoch=10-step=45.pt"], "epoch=10-step=45.pt"),
+        (["last.pt", "best.pt", "epoch=1.pt"], "best.pt"),
+        (["last.pt", "last-v1.pt"], "last-v1.pt"),
+        (["cats-epoch=1.pt", "cats-epoch=2.pt"], "cats-epoch=2.pt"),
+        (["checkpoint-900/model.safetensors", "checkpoint-1000/model.safetensors"], "checkpoint-1000"),
+    ],
+)
+def test_one_checkpoint_of_a_run_is_taken(names, kept, tmp_path):
+    save(tmp_path, "base.pt", *(f"cats/{name}" for name in names), "dogs/last.pt")
+    found = find_models(tmp_path, None)
+    assert found.tasks == {"cats": tmp_path / "cats" / kept, "dogs": tmp_path / "dogs/last.pt"}
+    assert {*found.left_out.values()} == {f"of the same run as {kept}, which is taken"}
+    assert len(found.left_out) == len(names) - 1
+
+
+def test_a_base_that_is_said_is_not_left_out_with_its_run(tmp_path):
+    save(tmp_path, "run/epoch=0.pt", "run/epoch=1.pt", "run/last.pt")
+    found = find_models(tmp_path, "run/epoch=0.pt")
+    assert (found.base.name, [path.name for path in found.tasks.values()]) == ("epoch=0.pt", ["last.pt"])
 
 
 def test_what_is_no_expert_is_left_out_with_its_reason(tmp_path):
