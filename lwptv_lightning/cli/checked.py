@@ -84,7 +84,9 @@ def _require_heads(values: Mapping[str, Any]) -> None:
         try:
             require_checkpoint(f"heads.{name}", head)
         except ConfigurationError as error:
-            near = nearest(head, sets - {name}) or error.problem[error.problem.find(".") + 1 :]
+            near = nearest(head, sets - {name}) or error.problem.removeprefix(
+                f"there is no checkpoint at {shown(head)}."
+            )
             raise ConfigurationError(
                 f"heads.{name}", f"{shown(head)} is neither another set with a head nor a checkpoint.{near}"
             ) from error
@@ -220,6 +222,8 @@ def _numbers(key: str, value: Any) -> None:
     for name, number in value.items():
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise ConfigurationError(f"{key}.{name}", f"expected a number, not {shown(number)}.")
+        if not 0 < number < float("inf"):
+            raise ConfigurationError(f"{key}.{name}", f"expected a number above 0, not {shown(number)}.")
 
 
 def _flag(key: str, value: Any) -> None:

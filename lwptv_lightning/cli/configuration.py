@@ -222,7 +222,9 @@ def put(values: dict[str, Any], keys: Sequence[str], value: Any, above: str) -> 
         inner = {"name": inner}
     if place == "data" and isinstance(inner, Mapping) and "class_path" not in inner and rest[0] == "init_args":
         rest = rest[1:]
-    if inner is None:
+    elif above in _NAMED[2:] and isinstance(inner, str):
+        inner = {} if rest[0] == "class_path" else {"dataset": inner}
+    if inner is None or (place == "model" and isinstance(inner, str) and rest[0] == "class_path"):
         inner = {}
     if not isinstance(inner, Mapping):
         raise ConfigurationError(".".join((place, *rest)), f"{place} is {shown(inner)}, which has no keys.")

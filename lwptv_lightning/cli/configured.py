@@ -16,7 +16,7 @@ from typing import Any
 from lwptv_lightning.cli.checked import require_any, require_known_keys
 from lwptv_lightning.cli.configuration import OWN_KEYS, Given, nearest_below, printed, read_arguments, require_options
 from lwptv_lightning.cli.ending import WrongArgumentsError
-from lwptv_lightning.cli.made import in_one_form, make_module, make_suite, require_sound
+from lwptv_lightning.cli.made import in_one_form, make_module, make_suite, make_trainer, require_sound
 from lwptv_lightning.registry import ConfigurationError, own_tasks, printable, shown
 
 OWN_HELP = {
@@ -178,7 +178,7 @@ def _made(command: str, given: Given, complete: Callable[[Any], object]) -> Any:
             self.config_init = self.parser.instantiate_classes(others)
             self.model = make_module(values)
             self.datamodule = make_suite(values, self.model)
-            self.trainer = self.instantiate_trainer()
+            self.trainer = make_trainer(self.instantiate_trainer)
             if self.trainer.is_global_zero:
                 for note in self.datamodule.notes:
                     print(f"lwptv {command}: {printable(note)}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lwptv_lightning.cli.checked import require_data, require_model, require_recipe
@@ -119,8 +119,9 @@ def make_model(model: Any, arguments: Mapping[str, Any]) -> nn.Module:
     from lwptv_lightning.evaluation import made_of
 
     if isinstance(model, Mapping):
-        if arguments:
-            model = {**model, "init_args": {**(model.get("init_args") or {}), **arguments}}
+        own = model.get("init_args") or {}
+        if arguments and isinstance(own, Mapping):
+            model = {**model, "init_args": {**own, **arguments}}
         return made_of("model", model, _module_class(), "a module of torch")  # type: ignore[no-any-return]
     if fixed := [name for name in _FIXED if name in arguments]:
         raise ConfigurationError(
@@ -162,6 +163,34 @@ def make_suite(values: Mapping[str, Any], module: MergeModule) -> EvaluationSuit
         return as_suite("data", made)
     given = {name: value for name, value in data.items() if value is not None}
     return image_suite(module, given.pop("id", {}), given.pop("ood", None), given.pop("validation", None), **given)
+
+
+def make_trainer(make: Callable[[], Any]) -> Any:
+    """Make a trainer; what Lightning cannot take is told by its key.
+
+    Raises:
+        ConfigurationError: There is no such accelerator or strategy, or a number is out of its range.
+    """
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+    from lightning.pytorch.strategies import StrategyRegistry
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    try:
+        return make()
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        known: Mapping[str, Any] = {
+            "accelerator": AcceleratorRegistry.available_accelerators(),
+            "strategy": StrategyRegistry.available_strategies(),
+        }
+        if (found := re.search(r"`(accelerator|strategy)='([^']*)'`", problem)) is not None:
+            key, value = found.groups()
+            names = ["auto", *known[key]]
+            hint = nearest(value, names) or f" Known: {', '.join(names)}."
+            raise ConfigurationError(f"trainer.{key}", f"Lightning has no {key} {value!r}.{hint}") from error
+        name = next((each for each in inspect.signature(Trainer).parameters if re.search(rf"\b{each}\b", problem)), "")
+        raise ConfigurationError(f"trainer.{name}" if name else "trainer", problem) from error
 
 
 def _is_importable(path: str) -> bool:

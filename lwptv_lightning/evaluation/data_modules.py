@@ -37,6 +37,8 @@ def as_suite(key: str, data: LightningDataModule) -> EvaluationSuite:
             f"{kind}.{changed[0]} would not be called for all that reads its loaders; do it in the loaders' "
             "collate_fn, or in the data sets.",
         )
+    if getattr(data.val_dataloader, "__func__", None) is LightningDataModule.val_dataloader:
+        raise ConfigurationError(key, f"{kind} has no val_dataloader, expected one that returns {_EXPECTED}.")
     data.prepare_data()
     data.setup("validate")
     loaders: Any = data.val_dataloader()

@@ -156,14 +156,15 @@ def require_folder(key: str, folder: Path) -> None:
     """Raise a `ConfigurationError` with what is near unless a folder is there."""
     if folder.is_dir():
         return
+    if folder.exists():
+        raise ConfigurationError(key, f"{shown(str(folder))} is no folder, but a file.")
     above = folder
     while not above.parent.is_dir() and above.parent != above:
         above = above.parent
     beside = sorted(each.name for each in above.parent.iterdir()) if above.parent.is_dir() else []
-    what = "is no folder" if folder.exists() else "there is no such folder"
     near = nearest(above.name, beside)
     where = f" {str(above.parent)!r} has no {above.name!r}." if above != folder else ""
-    raise ConfigurationError(key, f"{shown(str(folder))}: {what}.{where}{near}")
+    raise ConfigurationError(key, f"{shown(str(folder))}: there is no such folder.{where}{near}")
 
 
 def _given_classes(key: str, value: Any) -> tuple[str, ...]:

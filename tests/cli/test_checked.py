@@ -48,6 +48,11 @@ WRONG = {
         {"heads": {"x": "aa"}},
         "heads.x: 'aa' is neither another set with a head nor a checkpoint. Did you mean",
     ),
+    "a file as a head": (
+        {"heads": {"x": "zz/none.pth"}},
+        r"heads.x: 'zz/none.pth' is neither another set with a head nor a checkpoint. '.*' has no 'zz'\.$",
+    ),
+    "an accuracy": ({"expert_accuracy": {"a": -1}}, "expert_accuracy.a: expected a number above 0, not -1"),
     "a number as a head": ({"heads": {"x": 3}}, "heads.x: expected another set's name"),
     "exclude": ({"exclude": "fc.*"}, "exclude: expected a list of globs"),
     "accuracy": ({"expert_accuracy": {"a": "high"}}, "expert_accuracy.a: expected a number"),

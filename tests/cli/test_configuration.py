@@ -106,6 +106,17 @@ def test_what_stands_in_the_way_of_a_key_is_opened_or_named(tmp_path):
     values = {"data": {"class_path": "a.B"}}
     put(values, ["data", "size"], 3, "")
     assert values["data"] == {"class_path": "a.B", "init_args": {"size": 3}}
+    values = {"model": "resnet18", "data": {"id": {"a.b": "images/a"}, "ood": {"far/c": "images/c"}}}
+    put(values, ["model", "class_path"], "m.M", "")
+    put(values, ["data", "id", "a", "b", "classes"], ["x", "y"], "")
+    put(values, ["data", "ood", "far/c", "class_path"], "m.D", "")
+    assert values == {
+        "model": {"class_path": "m.M"},
+        "data": {
+            "id": {"a.b": {"dataset": "images/a", "classes": ["x", "y"]}},
+            "ood": {"far/c": {"class_path": "m.D"}},
+        },
+    }
 
 
 def test_names_may_hold_dots():

@@ -3,7 +3,15 @@ import torch
 from _helpers.own_suite import write_suite
 from torch import nn
 
-from lwptv_lightning.cli.made import in_one_form, is_whole, make_model, make_module, make_suite, require_sound
+from lwptv_lightning.cli.made import (
+    in_one_form,
+    is_whole,
+    make_model,
+    make_module,
+    make_suite,
+    make_trainer,
+    require_sound,
+)
 from lwptv_lightning.registry import ConfigurationError
 
 
@@ -55,6 +63,11 @@ def test_files_named_beside_a_model_of_ones_own_stand_at_the_top():
             {},
             "model.init_args.x: ReLU6 takes no such argument",
         ),
+        (
+            {"class_path": "torch.nn.ReLU6", "init_args": [1]},
+            {"inplace": True},
+            r"model.init_args: expected a mapping of argument to value, not \[1\]",
+        ),
         ({"class_path": "torch.zeros"}, {}, "model.class_path: 'torch.zeros' does not say what arguments"),
     ],
 )
@@ -66,3 +79,22 @@ def test_a_model_that_cannot_be_made_is_told(model, arguments, message):
 def test_arguments_go_to_any_model():
     made = make_model({"class_path": "torch.nn.Linear", "init_args": {"in_features": 2}}, {"out_features": 3})
     assert made(torch.zeros(1, 2)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accelerator": "cpuu"}, "trainer.accelerator: Lightning has no accelerator 'cpuu'. Did you mean 'cpu'?"),
+        (
+            {"accelerator": "cpu", "strategy": "ddpp"},
+            "trainer.strategy: Lightning has no strategy 'ddpp'. Did you mean",
+        ),
+        ({"accelerator": "cpu", "devices": -3}, "trainer.devices: .*"),
+        ({"accelerator": "cpu", "limit_val_batches": -1}, "trainer.limit_val_batches: .* invalid value -1"),
+    ],
+)
+def test_what_a_trainer_cannot_take_is_told_by_its_key(options, message):
+    from lightning.pytorch import Trainer
+
+    with pytest.raises(ConfigurationError, match=f"^{message}"):
+        make_trainer(lambda: Trainer(logger=False, enable_progress_bar=False, **options))

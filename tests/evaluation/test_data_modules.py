@@ -46,6 +46,7 @@ def test_named_loaders_are_a_suite():
         (Own({"a": LOADER}), "data: Own.val_dataloader: loader 'a' must be named"),
         (Own({"id/a": LOADER, "validation/b": LOADER}), "data: Own.val_dataloader: unknown ID set in validation: 'b'"),
         (Own({}), "data: Own.val_dataloader: "),
+        (LightningDataModule(), "data: LightningDataModule has no val_dataloader, expected one that returns a dict"),
         (Transferring({"id/a": LOADER}), "data: Transferring.on_after_batch_transfer would not be called"),
     ],
 )
