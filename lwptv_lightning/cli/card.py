@@ -41,6 +41,8 @@ def run(options: argparse.Namespace) -> Result:
     given = Path(options.path).expanduser()
     path = given if given.exists() or not index_of(given).exists() else index_of(given)
     out = options.out or (path if path.is_dir() else path.parent) / CARD
+    if not path.exists():
+        open_checkpoint(path)  # which says so
     require_writable(out, overwrite=options.overwrite)
     about: dict[str, Any] = {} if options.title is None else {"name": options.title}
     if options.base is not None:

@@ -34,11 +34,11 @@ def run(options: argparse.Namespace) -> Result:
     from lwptv_lightning.checkpoints import require_writable
     from lwptv_lightning.files import write_whole
 
+    for folder in (options.folder, *options.more):
+        if not folder.is_dir():
+            raise WrongArgumentsError(f"there is no folder {str(folder)!r}.")
     require_writable(options.out, overwrite=options.overwrite)
     try:
-        for folder in (options.folder, *options.more):
-            if not folder.is_dir():
-                raise ConfigurationError("", f"there is no folder {str(folder)!r}.")
         text, said = written(options)
     except ConfigurationError as error:
         raise WrongArgumentsError(str(error)) from error

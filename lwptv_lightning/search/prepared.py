@@ -105,7 +105,10 @@ class Prepared:
             samples, validation = _apart(validation, seed, notes, sorted({*learnt, *needs}))
         if recalibrate:
             where = "samples that were given" if given else "these samples" if samples else "validation samples"
-            notes.append(f"Batch normalisation was measured anew for each recipe, on {where} of the ID sets.")
+            notes.append(
+                f"Batch normalisation was measured anew for each recipe, on {where} of the ID sets. A model that "
+                "is merged by a recipe alone, without that, has other figures."
+            )
         if not (learnt or needs or recalibrate):
             samples = None
         elif not given:

@@ -25,6 +25,12 @@ def refused(capsys, *arguments):
     return str(stop.value.code)
 
 
+def test_a_model_that_is_not_there_is_told_before_a_card_that_is(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("mine")
+    assert "there is no checkpoint at 'nowhere'" in refused(capsys, "nowhere")
+
+
 def test_a_card_is_written_beside_the_model(merged, capsys):
     main(["card", str(merged)])
     path = merged.parent / "README.md"

@@ -66,6 +66,8 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path, capsys):
     Path("suite.yaml").write_text("mine")
     with pytest.raises(SystemExit, match="lwptv init: suite.yaml exists"):
         main(["init", "."])
+    with pytest.raises(SystemExit, match="^2$"):
+        main(["init", "nowhere"])
     assert Path("suite.yaml").read_text() == "mine"
 
 
