@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lwptv_lightning.cli.checked import require_checkpoint, require_recipe
-from lwptv_lightning.cli.configuration import read_file
+from lwptv_lightning.cli.configuration import OWN_KEYS, read_arguments
 from lwptv_lightning.cli.ending import WrongArgumentsError
 from lwptv_lightning.registry import ConfigurationError, nearest, shown
 
 _KEPT = ("exclude", "prefix", "resize_position_embedding")
+_WHOLE = ("base", "tasks", "model_arguments")
+"""Keys that are options as a whole, too; others, such as ``--recipe``, are the commands' own."""
 
 
 class _Config(argparse.Action):
@@ -32,8 +34,31 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         "--config",
         action=_Config,
         metavar="FILE",
-        help="a configuration that says base, tasks, model and recipe, where no argument does",
+        help="a file that says base, tasks, model and recipe where no argument does; --recipe.ratio goes over it",
     )
+
+
+def part_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return a command's words, and those that go over what its ``--config`` says, ``--recipe.ratio 0.25``.
+
+    Example:
+        >>> part_overrides(["merge", "--config", "a.yaml", "--recipe.ratio", "0.25", "--out=x"])
+        (['merge', '--config', 'a.yaml', '--out=x'], ['--recipe.ratio', '0.25'])
+    """
+    rest, overrides = list(words), list[str]()
+    if not any(word == "--config" or word.startswith("--config=") for word in rest):
+        return rest, overrides
+    own, rest = rest, []
+    while own:
+        word = own.pop(0)
+        name, equals, _ = word.partition("=")
+        key, dot, _ = name.removeprefix("--").replace("-", "_").partition(".")
+        if name.startswith("--") and (key in OWN_KEYS if dot else key in _WHOLE):
+            overrides += [word, *([] if equals else own[:1])]
+            own = own if equals else own[1:]
+        else:
+            rest.append(word)
+    return rest, overrides
 
 
 def fill_in(options: argparse.Namespace) -> None:
@@ -45,7 +70,7 @@ def fill_in(options: argparse.Namespace) -> None:
     if (path := getattr(options, "config", None)) is None:
         return
     try:
-        _fill_in(options, _flat(read_file(path)))
+        _fill_in(options, _flat(read_arguments(["--config", path, *options.overrides]).values))
     except ConfigurationError as error:
         raise WrongArgumentsError(str(error)) from error
 

@@ -29,6 +29,7 @@ from lwptv_lightning.cli import (
     zoo,
 )
 from lwptv_lightning.cli.ending import WrongArgumentsError, ending
+from lwptv_lightning.cli.from_config import part_overrides
 from lwptv_lightning.cli.help import HELP, SWITCHES, Formatter, configured_help, epilog, overview
 from lwptv_lightning.cli.results import print_document, print_shown
 from lwptv_lightning.cli.running import without_banners
@@ -86,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 return
             options.arguments = ["--help" if word == "--help.trainer" else word for word in options.arguments]
         else:
-            options = _parser().parse_args(given)
+            given, overrides = part_overrides(given)
+            options = _parser().parse_args(given, argparse.Namespace(overrides=overrides))
         vars(options).update(switches)
         with any_character(), any_character(sys.stderr), _warning_in_one_line(options.command), watching(_watch):
             with _output_of(options), without_banners(), _shown(options.command):

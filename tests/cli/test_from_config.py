@@ -51,6 +51,33 @@ def test_arguments_go_before_the_file(suite):
     assert recipe_of("ties.safetensors").rule.name == "ties"
 
 
+def test_options_go_over_the_file_as_in_every_command(suite, capsys):
+    words = [
+        "--recipe.ratio=0.25",
+        "--recipe.rule",
+        "ties",
+        "--tasks.cars",
+        "null",
+        "--base",
+        "own/models/cars.safetensors",
+    ]
+    main(["merge", "--config", suite, *words, "--out", "m.safetensors"])
+    made = Provenance.of(open_checkpoint("m.safetensors"))
+    assert (list(made.tasks), made.recipe["ratio"]) == (["cats"], 0.25)
+    assert "ties" in str(made.recipe["rule"])
+    capsys.readouterr()
+    main(["check", "--config", suite, "--tasks.cats=null"])
+    assert capsys.readouterr().out.count("same base") == 1
+    for word, message in (
+        ("--recipe.ratoi=1", "recipe.ratoi: unknown key. Did you mean 'recipe.ratio'"),
+        ("--tasks.x=no.pt", "tasks.x: there is no checkpoint"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["merge", "--config", suite, word, "--out", "no.safetensors"])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_task_is_extracted_by_its_name(suite, capsys):
     main(["extract", "--config", suite, "cats", "--rank", "2", "--drop-rest", "--out", "adapter"])
     assert json.loads(Path("adapter/adapter_config.json").read_text())["r"] == 2
