@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lwptv_lightning.registry import LoaderName
 from lwptv_lightning.search.compare import Difference
 
 FEW = 100
@@ -20,8 +21,9 @@ class Evidence:
         how: What chose it, such as ``"one_standard_error"``.
         candidates: How many it was chosen among.
         figures: Its figures on the test sets.
-        others: What it is compared with to differences over ``"id"`` and ``"ood"``: ``"reference"``, ``"unpruned"``,
-            ``"masks"`` and ``"base"``, as far as there are such.
+        others: What it is compared with to differences over ``"id"``, ``"ood"`` and groups such as ``"ood/far"``:
+            ``"reference"``, ``"unpruned"``, ``"masks"`` and ``"base"``, as far as there are such. Of groups only losses
+            are told, which an average over all sets can hide.
         prunes: Whether it prunes.
         fewest: The samples of the smallest test set, and of the smallest validation set.
         halved: Whether validation and test samples are halves of the same sets.
@@ -66,8 +68,7 @@ def _advice(name: str, against: Mapping[str, Difference]) -> str:
     """Return what to do with the chosen candidate, by how it does against task arithmetic at 0.3."""
     if not against:
         return f"Stay with {name}"
-    gains = [over for over, each in against.items() if _side(each) > 0]
-    losses = [over for over, each in against.items() if _side(each) < 0]
+    gains, losses = ([over for over in _WORDS if over in against and _side(against[over]) == side] for side in (1, -1))
     if gains and losses:
         return f"Take {name} only where {_WORDS[gains[0]]} accuracy counts more than {_WORDS[losses[0]]} accuracy"
     if losses:
@@ -99,7 +100,7 @@ def _caveats(found: Evidence) -> list[str]:
 
 def _worth(differences: Mapping[str, Difference]) -> str:
     """Return whether something is worth it, never more than the intervals say."""
-    sides = {_side(each) for each in differences.values()}
+    sides = {_side(each) for each in _told(differences).values()}
     if sides == {0}:
         return f"is not shown to be worth it ({_figures(differences)})"
     return f"is {verdict(differences)}"
@@ -114,14 +115,24 @@ def _side(difference: Difference) -> int:
 def verdict(differences: Mapping[str, Difference]) -> str:
     """Return in words whether differences are gains, losses or neither, with their intervals."""
     kinds: dict[str, list[str]] = {}
-    for over, each in differences.items():
+    for over, each in _told(differences).items():
         kind = {1: "a gain", -1: "a loss", 0: _NEITHER}[_side(each)]
-        kinds.setdefault(kind, []).append(f"in {_WORDS.get(over, over)} ({each})")
+        kinds.setdefault(kind, []).append(f"in {_heading(over)} ({each})")
     return " and ".join(f"{kind} {' and '.join(names)}" for kind, names in kinds.items())
 
 
 def _figures(differences: Mapping[str, Difference]) -> str:
-    return ", ".join(f"{_WORDS.get(over, over)} {each}" for over, each in differences.items())
+    return ", ".join(f"{_heading(over)} {each}" for over, each in _told(differences).items())
+
+
+def _told(differences: Mapping[str, Difference]) -> dict[str, Difference]:
+    """Return what is told: domains, and the groups that lose."""
+    losing = {over: each for over, each in differences.items() if over not in _WORDS and _side(each) < 0}
+    return {over: differences[over] for over in _WORDS if over in differences} | losing
+
+
+def _heading(over: str) -> str:
+    return LoaderName.of_figure(f"{over}/avg").heading.removesuffix(" avg")
 
 
 def _sentence(parts: Sequence[str]) -> str:

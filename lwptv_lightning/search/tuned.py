@@ -140,11 +140,7 @@ class TuneResult:
         prunes = bool(recipe.prunes_layers or recipe.coefficients)
         if not prunes:
             named.pop("unpruned")
-        others = {
-            role: {over: each for over, each in self.differences[name].items() if over in _IN_SENTENCES}
-            for role, name in named.items()
-            if name in self.differences
-        }
+        others = {role: self.differences[name] for role, name in named.items() if name in self.differences}
         fewest = tuple(min(map(_size, result.outcomes.values())) for result in (self.test, self.validation))
         return recommend(
             Evidence(

@@ -103,3 +103,12 @@ def test_verdicts_group_what_is_alike():
 def test_controls_of_learnt_coefficients_tell_what_these_are_worth():
     _, second = said({"unpruned": both(GAIN, NEITHER)}, learnt=True)
     assert second.startswith("What it learnt is a gain in ID")
+
+
+def test_groups_that_lose_are_told_though_all_sets_together_do_not():
+    others = {"base": {**both(GAIN, GAIN), "ood/near": GAIN, "ood/far": LOSS}}
+    first, second = said({"reference": {**both(GAIN, NEITHER), "ood/far": LOSS}, **others})
+    assert first.startswith("Take ties")
+    assert f"a loss in OOD far ({LOSS})" in first
+    assert f"a gain in ID ({GAIN}) and in OOD ({GAIN}) and a loss in OOD far ({LOSS})" in second
+    assert "near" not in second
