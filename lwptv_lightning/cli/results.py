@@ -59,6 +59,7 @@ def plain(value: Any) -> Any:
     """Return values as JSON has them: what is no finite number is null, what has no other form a text.
 
     Example:
+        >>> from pathlib import Path
         >>> plain({"a": (1, float("nan")), 2: Path("x")})
         {'a': [1, None], '2': 'x'}
     """

@@ -52,7 +52,7 @@ def shortened(text: str, most: int) -> str:
 
     Example:
         >>> shortened("vit_base_patch16_224.augreg_in21k", 20)
-        'vit_base_p..g_in21k'
+        'vit_base_..reg_in21k'
     """
     if width_of(text) <= most:
         return text

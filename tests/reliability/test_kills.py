@@ -56,7 +56,7 @@ def killed(action, folder, whole, times):
 
 def whole_report(folder):
     """See that each file of a report, if it is there, is whole."""
-    for path in folder.iterdir():
+    for path in (*folder.iterdir(), *folder.glob("figures/*")):
         if path.suffix == ".png":
             with Image.open(path) as image:
                 image.load()
@@ -68,6 +68,8 @@ def whole_report(folder):
         elif path.suffix == ".safetensors":
             assert payload_problem(path) is None
             assert open_checkpoint(path).names
+        elif path.suffix in (".html", ".svg"):
+            assert path.read_text().rstrip().endswith(f"</{path.suffix[1:]}>")
         elif path.suffix == ".md":
             assert path.read_text().startswith("# ")
             assert path.read_text().endswith("\n")
@@ -118,11 +120,15 @@ def trainer(**options):
 
 def test_killed_reports(amount, tmp_path, row):
     def report():
+        torch.manual_seed(0)  # of the same models: a report of other ones is not replaced
         callback = MergeReport(tmp_path, Console(file=io.StringIO()))
         trainer(callbacks=[callback]).validate(module(), loaders(), verbose=False)
 
     number = killed(report, tmp_path, whole_report, amount(1, 30))
-    assert len(list(tmp_path.iterdir())) == 5
+    pictures = {"saliency.png", "id_ood.png"}
+    names = {"report.html", "report.md", "results.csv", "recipe.json", "figures", *pictures}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert pictures < {path.name for path in (tmp_path / "figures").iterdir()}
     row(f"{number} kills of validations with `MergeReport`", "each file whole or absent; the next run succeeded")
 
 
