@@ -78,18 +78,6 @@ _OF_GATES: dict[str, dict[str, Any]] = {
 }
 """Arguments of `LayerGates` whose types are none of words."""
 
-_OF_LOADERS = (
-    "num_workers",
-    "collate_fn",
-    "pin_memory",
-    "timeout",
-    "worker_init_fn",
-    "multiprocessing_context",
-    "prefetch_factor",
-    "persistent_workers",
-)
-"""What of a loader is not about its order."""
-
 
 @contextmanager
 def configured(
@@ -315,16 +303,12 @@ def mixed(loader: Any, *, each_epoch: bool = False) -> Any:
     import torch
     from torch.utils.data import DataLoader, SequentialSampler, Subset
 
+    from lwptv_lightning.evaluation import loader_like
+
     if not isinstance(loader, DataLoader) or type(loader.sampler) is not SequentialSampler or not loader.batch_size:
         return loader
     drawn = torch.Generator().manual_seed(0)
     data: Any = loader.dataset
     if not each_epoch:
         data = Subset(data, torch.randperm(len(data), generator=drawn).tolist())
-    return DataLoader(
-        data,
-        batch_size=loader.batch_size,
-        shuffle=each_epoch,
-        generator=drawn if each_epoch else None,
-        **{name: getattr(loader, name) for name in _OF_LOADERS},
-    )
+    return loader_like(loader, data, shuffle=each_epoch, generator=drawn if each_epoch else None)

@@ -50,7 +50,7 @@ from lwptv_lightning.evaluation.lightning import (
     uncombined,
     validating,
 )
-from lwptv_lightning.evaluation.loaders import EvaluationSuite, require_loaders, with_own_workers
+from lwptv_lightning.evaluation.loaders import EvaluationSuite, loader_like, require_loaders, with_own_workers
 from lwptv_lightning.evaluation.measured import Measured
 from lwptv_lightning.evaluation.merging import merge_model_
 from lwptv_lightning.evaluation.merging_callback import MergingCallback, merge_for_

@@ -123,6 +123,31 @@ def _as_loader(name: str, data: Any, batch_size: int, num_workers: int) -> DataL
     return DataLoader(data, batch_size=batch_size, num_workers=num_workers)
 
 
+_BESIDES_ORDER = (
+    "num_workers",
+    "collate_fn",
+    "pin_memory",
+    "timeout",
+    "worker_init_fn",
+    "multiprocessing_context",
+    "prefetch_factor",
+    "persistent_workers",
+)
+"""What of a loader is not about its order."""
+
+
+def loader_like(loader: DataLoader[Any], data: Any, **order: Any) -> DataLoader[Any]:
+    """Return a loader of other data, in batches of one's size, collated and by workers as there.
+
+    Args:
+        loader: What it is like; it has a batch size.
+        data: A data set.
+        order: How the samples follow each other, as ``DataLoader`` takes it; by default as they are.
+    """
+    besides = {name: getattr(loader, name) for name in _BESIDES_ORDER}
+    return DataLoader(data, batch_size=loader.batch_size, **besides, **order)
+
+
 def with_own_workers(loader: Any) -> Any:
     """Return a copy of a loader whose persistent workers are not those of a run that uses the loader, too.
 

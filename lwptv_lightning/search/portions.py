@@ -9,19 +9,10 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset, SubsetRandomSampler
 
+from lwptv_lightning.evaluation import loader_like
+
 FEWEST = 4
 """Samples of a set below which nothing is chosen by it."""
-_OF_LOADERS = (
-    "num_workers",
-    "collate_fn",
-    "pin_memory",
-    "timeout",
-    "worker_init_fn",
-    "multiprocessing_context",
-    "prefetch_factor",
-    "persistent_workers",
-)
-"""What of a loader is not about its order."""
 
 
 def positions_of(loader: Any) -> Sequence[int] | None:
@@ -46,8 +37,7 @@ def portion(loader: DataLoader[Any], positions: Sequence[int]) -> DataLoader[Any
 
 
 def _in_order(loader: DataLoader[Any], positions: Sequence[int]) -> DataLoader[Any]:
-    data: Any = Subset(loader.dataset, positions)
-    return DataLoader(data, batch_size=loader.batch_size, **{name: getattr(loader, name) for name in _OF_LOADERS})
+    return loader_like(loader, Subset(loader.dataset, positions))
 
 
 def drawn(name: str, loader: Any, seed: int) -> list[int]:

@@ -5,9 +5,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
-from _helpers.hub import TOKEN, serving
 from _helpers.own_models import write_own_models
 
 from lwptv_lightning.cli import main
@@ -47,17 +45,6 @@ def prepared(tmp_path, monkeypatch):
     Path("merged").mkdir()
     shutil.copy("merged.safetensors", "merged/model.safetensors")
     return tmp_path
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A hub on this machine, for the one command that needs one."""
-    with serving() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True, raising=False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield hub
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -7,7 +7,7 @@ import sys
 import huggingface_hub.constants
 import pytest
 import torch
-from _helpers.hub import TOKEN, Repository, serving
+from _helpers.hub import TOKEN, Repository
 from huggingface_hub import ModelCard
 from safetensors.torch import load, save_file
 
@@ -15,16 +15,6 @@ from lwptv_lightning import TaskVectors, save_merged
 from lwptv_lightning.cli import main
 
 OLD = {"model.safetensors": b"old", "model-00001-of-00002.safetensors": b"old", "model.safetensors.index.json": b"{}"}
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with serving() as hub:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True, raising=False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield hub
 
 
 @pytest.fixture
