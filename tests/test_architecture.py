@@ -13,7 +13,7 @@ LEVELS = (
     ("checkpoints", "layers"),
     ("task_vectors", "libraries"),
     ("engine",),
-    ("saliency", "rules"),
+    ("saliency", "rules", "modifiers"),
     ("recipe",),
     ("merging",),
     ("report", "inspection", "evaluation"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.engine.fused import kernels_exist
+from lwptv_lightning.engine.memo import Once, anew
 from lwptv_lightning.engine.ranks import ALONE, Ranks
 from lwptv_lightning.functional import device_of
 from lwptv_lightning.registry import parse_bytes, require_kind
@@ -67,6 +68,11 @@ class Execution:
                 object.__setattr__(self, name, parse_bytes(name, size))
         if self.compiled and not kernels_exist():
             raise ImportError("compiled=True needs numba, which is not installed: pip install numba.")
+
+    @property
+    def once(self) -> Once:
+        """Computes what a pure function makes of a tensor, or remembers it."""
+        return anew
 
     @property
     def threads(self) -> int:

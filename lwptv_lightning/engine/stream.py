@@ -15,6 +15,7 @@ from torch import Tensor
 from lwptv_lightning.engine.blocks import Block, keep_freed_memory, read_blocks, spans, sum_by_tensor
 from lwptv_lightning.engine.execution import Execution
 from lwptv_lightning.engine.fused import UnfusableError, vote_fused
+from lwptv_lightning.engine.memo import Once
 from lwptv_lightning.engine.program import START, Program, voting_program
 from lwptv_lightning.engine.threads import Threads
 from lwptv_lightning.functional import Formula
@@ -92,6 +93,11 @@ class Stream:
     def like(self) -> Tensor:
         """An empty tensor of the dtype and on the device to compute in."""
         return torch.empty(0, dtype=self.dtype, device=self.execution.device)
+
+    @property
+    def once(self) -> Once:
+        """Computes what a pure function makes of a tensor, or remembers it; see `MergeContext.once`."""
+        return self.execution.once
 
     def numel(self, name: str) -> int:
         """Return the number of elements of a tensor."""

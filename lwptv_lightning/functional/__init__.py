@@ -15,6 +15,8 @@ from lwptv_lightning.functional.low_rank import factored_error, low_rank_factors
 from lwptv_lightning.functional.masks import compare, count_true, magnitude_probabilities, positions, select, tall_masks
 from lwptv_lightning.functional.matrices import (
     NEGLIGIBLE,
+    Triplets,
+    decompose,
     directions,
     inverse_root,
     inverses,

@@ -4,6 +4,8 @@ Shapes: T tasks; ``tau`` is a stack of task vectors ``(T, *shape)``. Singular va
 do not exist in half precision, and float32 would blur which directions a matrix has at all.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -26,9 +28,35 @@ def directions(tau: Tensor) -> tuple[Tensor, Tensor]:
     return units.reshape(tau.shape), norms
 
 
-def leading_triplets(
-    matrix: Tensor, count: int | None = None, largest: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+class Triplets(NamedTuple):
+    """Singular triplets of one or more matrices, the strongest first; those without weight are zero, vectors too.
+
+    Attributes:
+        left: Left vectors, ``(..., m, k)``.
+        values: Singular values, ``(..., k)``.
+        right: Right vectors, ``(..., k, n)``.
+    """
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+
+    def first(self, count: int) -> "Triplets":
+        """Return the ``count`` strongest."""
+        return Triplets(self.left[..., :count], self.values[..., :count], self.right[..., :count, :])
+
+
+def decompose(matrix: Tensor) -> Triplets:
+    """Return all singular triplets of one or more matrices ``(..., m, n)``, in float64.
+
+    Example:
+        >>> decompose(torch.ones(2, 2)).values.round()
+        tensor([2., 0.], dtype=torch.float64)
+    """
+    return leading_triplets(matrix)
+
+
+def leading_triplets(matrix: Tensor, count: int | None = None, largest: Tensor | None = None) -> Triplets:
     """Return the leading singular triplets of one or more matrices, in float64.
 
     Triplets without weight are zero, vectors too: a rule that weighs all directions alike would take them for real.
@@ -49,7 +77,7 @@ def leading_triplets(
     reference = values[..., :1] if largest is None else largest.double()[..., None]
     real = values > NEGLIGIBLE * reference
     left, values, right = left * real[..., None, :], values * real, right * real[..., None]
-    return left[..., :count], values[..., :count], right[..., :count, :]
+    return Triplets(left[..., :count], values[..., :count], right[..., :count, :])
 
 
 def inverse_root(matrix: Tensor) -> Tensor:

@@ -100,13 +100,13 @@ def sum_of_tasks(name: str, job: Job, stack: Stack) -> Tensor:
 
 
 def _part(name: str, job: Job, stack: Stack, task: int) -> Tensor:
-    context = MergeContext(name, job.stream.tasks[task : task + 1], job.survey)
+    context = MergeContext(name, job.stream.tasks[task : task + 1], job.survey, once=job.stream.once)
     return job.rule.parts(whole(stack.only(task), job.stream.like), context)[0]
 
 
 def _context(name: str, job: Job, elements: slice | None = None) -> MergeContext:
     found, start = _statistics_of(name, job.stream, elements), (elements and elements.start) or 0
-    return MergeContext(name, job.stream.tasks, job.survey, found, start, job.task)
+    return MergeContext(name, job.stream.tasks, job.survey, found, start, job.task, job.stream.once)
 
 
 def _statistics_of(name: str, stream: Stream, elements: slice | None) -> Tensor | None:

@@ -39,6 +39,7 @@ from lwptv_lightning.registry import (
 if TYPE_CHECKING:
     import torch
 
+    from lwptv_lightning.modifiers import Calibration, Reweighting
     from lwptv_lightning.rules import MergeRule
     from lwptv_lightning.saliency import ElementPruning
 
@@ -49,6 +50,18 @@ def _rule(name: str, value: Any) -> MergeRule:
     from lwptv_lightning.rules import make_rule
 
     return make_rule(value)
+
+
+def _reweight(name: str, value: Any) -> Reweighting:
+    from lwptv_lightning.modifiers import REWEIGHTINGS, Reweighting, make_modifier
+
+    return make_modifier(name, value, Reweighting, REWEIGHTINGS)  # type: ignore[type-abstract]
+
+
+def _calibrate(name: str, value: Any) -> Calibration:
+    from lwptv_lightning.modifiers import CALIBRATIONS, Calibration, make_modifier
+
+    return make_modifier(name, value, Calibration, CALIBRATIONS)  # type: ignore[type-abstract]
 
 
 def _score(name: str, value: Any) -> str:
@@ -157,6 +170,20 @@ class MergeRecipe:
     task: str | None = declared(
         None, "a task's name", _task, "the task whose own model is wanted, of a rule that makes one for each", str
     )
+    reweight: Converted[Reweighting | str | Mapping[str, Any] | None, Reweighting | None] = declared(
+        None,
+        "monosoup",
+        _reweight,
+        "what acts on each task vector before the rule (MonoSoup), as the rule is given",
+        str,
+    )
+    calibrate: Converted[Calibration | str | Mapping[str, Any] | None, Calibration | None] = declared(
+        None,
+        "svc, subspace_boosting",
+        _calibrate,
+        "what acts on the scaled result of the rule (SVC, SubspaceBoosting), given as the rule is",
+        str,
+    )
 
     def __post_init__(self) -> None:
         check_parameters(self)
@@ -205,6 +232,9 @@ class MergeRecipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, ready for JSON or YAML."""
         values = asdict(self) | {"rule": self.rule.to_dict()}
+        for name in ("reweight", "calibrate"):
+            made = getattr(self, name)
+            values[name] = made and made.to_dict()
         if isinstance(self.layer_scaling, LiNeS):
             values["layer_scaling"]["name"] = "lines"
         return dict(json.loads(json.dumps(values)))

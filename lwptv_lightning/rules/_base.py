@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeAlias
 
+import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from lwptv_lightning.engine import Stream
-from lwptv_lightning.functional import sum_tasks
+from lwptv_lightning.engine import Once, Stream, anew
+from lwptv_lightning.functional import Triplets, decompose, sum_tasks
 from lwptv_lightning.registry import Registry, check_parameters, from_values, matches, shown
 
 RULES: Registry[type[MergeRule[Any]]] = Registry("merging rule")
@@ -36,6 +37,8 @@ class MergeContext:
             nothing was. Where the stack is a block of the tensor, this is the same block of the statistics.
         start: The position of the stack's first element in the flattened tensor; above 0 for a block of it.
         task: The task whose own model is wanted, for rules that make one for each; ``None`` is the model of all.
+        once: ``once(function, tensor)`` is ``function(tensor)`` of a pure function, perhaps remembered from another
+            pass, rule or candidate that had the same tensor; not to be written to.
     """
 
     name: str
@@ -44,6 +47,16 @@ class MergeContext:
     statistics: Tensor | None = None
     start: int = 0
     task: str | None = None
+    once: Once = anew
+
+    def decompose(self, matrices: Tensor) -> Triplets:
+        """Return all singular triplets of a matrix ``(m, n)``, or of each of a stack ``(T, m, n)``, in float64.
+
+        Those of a matrix are computed once for all rules, modifiers and candidates that ask.
+        """
+        if matrices.dim() == 2:
+            return self.once(decompose, matrices)
+        return Triplets(*map(torch.stack, zip(*(self.once(decompose, each) for each in matrices), strict=True)))
 
 
 class MergeRule(ABC, Generic[Survey]):

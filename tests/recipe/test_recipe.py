@@ -33,6 +33,8 @@ OTHER_VALUES = {
     "coefficients": [{"b": {"head": 0, "*": 0.1}, "a": {"*": 1 / 3}}],
     "dtype": ["float64", torch.float64],
     "task": ["a"],
+    "reweight": [],
+    "calibrate": [],
 }
 
 

@@ -1,0 +1,118 @@
+"""What a modifier of any merging rule is: one that acts on task vectors before a rule, or on what a rule made."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+from lwptv_lightning.engine import Once
+from lwptv_lightning.registry import Registry, check_parameters, from_values, shown
+
+ModifierType = TypeVar("ModifierType", bound="type[Modifier]")
+Kind = TypeVar("Kind", bound="Modifier")
+
+
+class Modifier(ABC):
+    """A frozen dataclass of plain hyper-parameters, under a registered name.
+
+    Attributes:
+        name: The registered name.
+        paper: Where it is from.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_parameters(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the registered name and the hyper-parameters, ready for JSON."""
+        return {"name": self.name, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+
+
+class Reweighting(Modifier):
+    """Acts on each task vector, before masks and before a rule."""
+
+    @abstractmethod
+    def treats(self, name: str, shape: Sequence[int]) -> bool:
+        """Tell whether a tensor ``(*shape)`` is reweighted; others stay as they are."""
+
+    @abstractmethod
+    def reweighted(self, delta: Tensor, base: Tensor, once: Once) -> Tensor:
+        """Return one task vector of one tensor, reweighted.
+
+        Args:
+            delta: ``(*shape)``, not to be written to.
+            base: The base's tensor, ``(*shape)``, in its own dtype.
+            once: As in `lwptv_lightning.rules.MergeContext`.
+        """
+
+
+class Calibration(Modifier):
+    """Acts on what a rule made of a matrix, times the recipe's scale: it multiplies the matrix from the left.
+
+    So it acts on each task's part of a rule that is a sum over tasks too.
+    """
+
+    @abstractmethod
+    def treats(self, name: str, shape: Sequence[int]) -> bool:
+        """Tell whether a tensor ``(*shape)`` is calibrated, as the matrix ``(shape[0], rest)``."""
+
+    @abstractmethod
+    def gains(self, merged: Tensor, tau: Tensor, once: Once) -> tuple[Tensor, Tensor]:
+        """Return left singular vectors U of a merged task vector, and what each is multiplied with.
+
+        The calibrated matrix is ``U diag(gains) U^T merged``.
+
+        Args:
+            merged: ``(m, n)``, already scaled.
+            tau: The task vectors as the rule saw them, ``(T, m, n)``.
+            once: As in `lwptv_lightning.rules.MergeContext`.
+
+        Returns:
+            ``(m, r)`` and ``(r,)``, in float64.
+        """
+
+
+REWEIGHTINGS: Registry[type[Reweighting]] = Registry("reweighting")
+CALIBRATIONS: Registry[type[Calibration]] = Registry("calibration")
+
+
+def modifier(name: str, *, paper: str) -> Callable[[ModifierType], ModifierType]:
+    """Return a class decorator that registers a modifier under a name."""
+
+    def register(cls: ModifierType) -> ModifierType:
+        cls.name, cls.paper = name, paper
+        registry: Registry[Any] = REWEIGHTINGS if issubclass(cls, Reweighting) else CALIBRATIONS
+        registry.register(name, cls)
+        return cls
+
+    return register
+
+
+def make_modifier(field: str, value: Any, kind: type[Kind], registry: Registry[type[Kind]]) -> Kind:
+    """Return a modifier from a name, from a mapping with a name and hyper-parameters, or as it is.
+
+    Args:
+        field: What the value is for, for messages.
+        value: The name, mapping or modifier.
+        kind: `Reweighting` or `Calibration`.
+        registry: The one of that kind.
+
+    Raises:
+        UnknownNameError: No such modifier or hyper-parameter.
+        TypeError: ``value`` is none of these.
+    """
+    if isinstance(value, kind):
+        return value
+    arguments = {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
+    if "name" not in arguments:
+        known = ", ".join(map(repr, sorted(registry)))
+        raise TypeError(f"{field} must be one of {known}, or a mapping with such a 'name', not {shown(value)}.")
+    cls = registry[arguments.pop("name")]
+    return from_values(cls, f"hyper-parameter of {cls.name}", arguments)
