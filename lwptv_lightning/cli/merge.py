@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> Result:
     """Merge checkpoints into a file, or into a folder as the base's library has it."""
     from lwptv_lightning.checkpoints import Provenance, open_checkpoint, some_of
     from lwptv_lightning.engine import Stream
-    from lwptv_lightning.merging import Loading, save_merged, treatment_of
+    from lwptv_lightning.merging import Loading, rule_of, save_merged, treatment_of
     from lwptv_lightning.task_vectors import TaskVectors
 
     fill_in(options)
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> Result:
     if kept := [name for name in vectors.headers if matches(name, options.exclude) and name not in said.left_out]:
         lines.append(f"Excluded, and so the base's: {some_of(kept)}")
     lines += said.notes
-    if treatment := treatment_of(recipe.rule, Stream.of(vectors, data=costs.get("data"))):
+    if treatment := treatment_of(rule_of(recipe), Stream.of(vectors, data=costs.get("data"))):
         lines.append(f"The {treatment}.")
     values: dict[str, Any] = {"out": written, "heads": heads, "library": library, "tasks": vectors.tasks}
     values |= {"recipe": recipe.to_dict()}

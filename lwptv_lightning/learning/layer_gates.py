@@ -22,7 +22,7 @@ from lwptv_lightning.learning.parts import HeldParts, options_of_parts
 from lwptv_lightning.learning.samples import Steps, read_samples, require_own_loaders, require_whole_models
 from lwptv_lightning.learning.substituted import Substituted, evaluating
 from lwptv_lightning.learning.teachers import Lesson, teach
-from lwptv_lightning.merging import installable, merge
+from lwptv_lightning.merging import installable, merge, rule_of
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import require_finite, require_kind, require_whole
 from lwptv_lightning.rules import MergeRule
@@ -100,7 +100,7 @@ class LayerGates(LightningModule):
         self.images = require_whole("images", images, 1)
         self.batch_size = require_whole("batch_size", batch_size, 1)
         self.anchor = _at_least_zero("anchor", anchor)
-        usual = START_OF_MATRICES if self._recipe.rule.works_on_matrices() else START_OF_ROWS
+        usual = START_OF_MATRICES if rule_of(self._recipe).works_on_matrices() else START_OF_ROWS
         self.start = _above_zero("start", usual if start is None else start)
         self.lr, self.most = _above_zero("lr", lr), _above_zero("most", most)
         if self.most < self.start:

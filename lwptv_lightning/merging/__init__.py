@@ -24,6 +24,7 @@ from lwptv_lightning.merging.install import (
 from lwptv_lightning.merging.loading import Loading
 from lwptv_lightning.merging.memory import MemoryLimitError
 from lwptv_lightning.merging.merge import Merge, MergeOptions, SharedOptions, merge, plan_pruning, require_options
+from lwptv_lightning.merging.modified import rule_of
 from lwptv_lightning.merging.output import Beside, Output, base_classifier, plan_output, require_output
 from lwptv_lightning.merging.parts import add_parts
 from lwptv_lightning.merging.plan import MergePlan, provenance_of, treatment_of, unscaled

@@ -26,6 +26,7 @@ from lwptv_lightning.merging.combine import (
 from lwptv_lightning.merging.data import fingerprint_of_data
 from lwptv_lightning.merging.held import Held, hold
 from lwptv_lightning.merging.memory import needed_memory
+from lwptv_lightning.merging.modified import rule_of
 from lwptv_lightning.merging.parts import parts_of
 from lwptv_lightning.merging.prune import PruningPlan, plan_layers
 from lwptv_lightning.merging.ties import further_names
@@ -110,7 +111,7 @@ class MergePlan:
             if limit is not None:
                 elements = sum(self.vectors.headers[name].numel for name in names)
                 thins = plan_layers(self.vectors, self.recipe, self.layers) if self.recipe.elements else None
-                needed = needed_memory(self.recipe.rule, self.stream, thins) if self.stream.names else 0
+                needed = needed_memory(rule_of(self.recipe), self.stream, thins) if self.stream.names else 0
                 if needed + elements * self.stream.dtype.itemsize > limit:
                     return self
             return replace(self, held=hold(self.made(names), self.vectors.headers))

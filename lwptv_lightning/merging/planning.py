@@ -16,12 +16,13 @@ from lwptv_lightning.merging.coefficients import by_tensor, layer_coefficients, 
 from lwptv_lightning.merging.combine import Job
 from lwptv_lightning.merging.data import require_data
 from lwptv_lightning.merging.memory import require_memory
+from lwptv_lightning.merging.modified import rule_of
 from lwptv_lightning.merging.plan import MergePlan, require_task, treatment_of
 from lwptv_lightning.merging.prune import plan_layers, prune_layers
 from lwptv_lightning.merging.ties import data_by_first_name, rule_by_first_names
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import natural_order
-from lwptv_lightning.rules import RunningStatistics
+from lwptv_lightning.rules import MergeRule, RunningStatistics
 from lwptv_lightning.saliency import LayerMask, masked, masked_beside, merged_layers, thinned
 from lwptv_lightning.task_vectors import TaskVectors
 
@@ -40,13 +41,13 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     names = vectors.names if layers is None else merged_layers(vectors, layers).tensors
     data = None if merge.data is None else data_by_first_name(merge.data, vectors)
     whole = Stream.of(vectors, names, dtype=recipe.torch_dtype, data=data, execution=execution)
-    recipe = recipe.replace(rule=rule_by_first_names(recipe.rule, vectors.tied))
-    treatment = treatment_of(recipe.rule, whole)
-    if names and ranks.rank == 0 and recipe.rule.treated(whole) == ():
-        warnings.warn(f"{treatment}; it takes {recipe.rule.tensors}.", stacklevel=2)
+    rule = rule_by_first_names(rule_of(recipe), vectors.tied)
+    treatment = treatment_of(rule, whole)
+    if names and ranks.rank == 0 and rule.treated(whole) == ():
+        warnings.warn(f"{treatment}; it takes {rule.tensors}.", stacklevel=2)
     thins = layers if recipe.elements is not None else None
     if execution.max_memory is not None:  # what layers are pruned is not known yet, and pruning only lessens the need
-        require_memory(execution.max_memory, recipe.rule, whole, thins)
+        require_memory(execution.max_memory, rule, whole, thins)
     pruning = None
     if merge.mask is None and (recipe.prunes_layers or weighs):
         pruning = prune_layers(merge, execution, scored=False)
@@ -58,7 +59,7 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     pruned, averaged = _views(merge, layers, mask, whole)
     with ranks.sharing_errors(), execution.exact():
         vectors.sample.require_differences({name: pruned.kept(name).tolist() for name in names})
-        own = _jobs(recipe, whole, pruned, by_tensor(coefficients, layers)) if names else {}
+        own = _jobs(rule, recipe, whole, pruned, by_tensor(coefficients, layers)) if names else {}
         jobs = own | _averaging_jobs(averaged)
     decided: dict[str, Any] = {"pruning": pruning, "mask": mask, "stream": pruned, "jobs": jobs, "owner": owner}
     given: dict[str, Any] = {"vectors": vectors, "recipe": merge.recipe, "layers": merge.layers, "data": merge.data}
@@ -96,18 +97,20 @@ def _order(vectors: TaskVectors, layers: Layers | None) -> tuple[str, ...]:
     return known if set(vectors.averaged) <= set(known) else natural_order(vectors.headers)
 
 
-def _jobs(recipe: MergeRecipe, whole: Stream, pruned: Stream, coefficients: Mapping[str, Tensor]) -> dict[str, Job]:
+def _jobs(
+    rule: MergeRule[Any], recipe: MergeRecipe, whole: Stream, pruned: Stream, coefficients: Mapping[str, Tensor]
+) -> dict[str, Job]:
     """Return a job of scale 1 for each weight, after the rule's survey of the model."""
     on_parts = recipe.prune_on == "parts"
     # The rule makes its parts of the whole task vectors; the mask acts on the parts.
     seen = whole if on_parts else pruned
     kept = {name: pruned.kept(name) for name in pruned.names}
     # Where nothing is left to merge, nothing is read.
-    survey = recipe.rule.survey(seen) if any(bool(tasks.any()) for tasks in kept.values()) else None
+    survey = rule.survey(seen) if any(bool(tasks.any()) for tasks in kept.values()) else None
     common: dict[str, Any] = {"survey": survey, "on_parts": on_parts, "task": recipe.task}
     return {
         name: Job(
-            rule=recipe.rule,
+            rule=rule,
             stream=seen,
             kept=tasks,
             owner=(pruned.owner or {})[name],
@@ -135,7 +138,7 @@ def _averaging_jobs(averaged: Stream) -> dict[str, Job]:
 
 
 def _check(merge: Merge) -> None:
-    require_data(merge.recipe.rule, merge.data, merge.vectors)
+    require_data(rule_of(merge.recipe), merge.data, merge.vectors)
     require_task(merge.recipe, merge.vectors)
     require_tasks(merge.recipe, merge.vectors.tasks)
     if merge.mask is not None and merge.recipe.elements is not None:

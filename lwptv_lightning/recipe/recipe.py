@@ -13,6 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from lwptv_lightning.files import InputFile
 from lwptv_lightning.recipe.coefficients import read_coefficients
+from lwptv_lightning.recipe.converters import (
+    DTYPES,
+    elements_ratio,
+    read_calibrate,
+    read_dtype,
+    read_elements,
+    read_reweight,
+    read_rule,
+    read_score,
+    read_task,
+)
 from lwptv_lightning.recipe.scaling import LiNeS, read_layer_scaling
 from lwptv_lightning.registry import (
     COUNTS,
@@ -30,8 +41,6 @@ from lwptv_lightning.registry import (
     parse_json,
     patterns,
     printable,
-    require_known,
-    require_ratio,
     shown,
     whole,
 )
@@ -42,65 +51,6 @@ if TYPE_CHECKING:
     from lwptv_lightning.modifiers import Calibration, Reweighting
     from lwptv_lightning.rules import MergeRule
     from lwptv_lightning.saliency import ElementPruning
-
-DTYPES = ("float32", "float64")
-
-
-def _rule(name: str, value: Any) -> MergeRule:
-    from lwptv_lightning.rules import make_rule
-
-    return make_rule(value)
-
-
-def _reweight(name: str, value: Any) -> Reweighting:
-    from lwptv_lightning.modifiers import REWEIGHTINGS, Reweighting, make_modifier
-
-    return make_modifier(name, value, Reweighting, REWEIGHTINGS)  # type: ignore[type-abstract]
-
-
-def _calibrate(name: str, value: Any) -> Calibration:
-    from lwptv_lightning.modifiers import CALIBRATIONS, Calibration, make_modifier
-
-    return make_modifier(name, value, Calibration, CALIBRATIONS)  # type: ignore[type-abstract]
-
-
-def _score(name: str, value: Any) -> str:
-    from lwptv_lightning.saliency import require_score
-
-    if not isinstance(value, str | int | float):
-        raise TypeError(f"{name} must be the name of a saliency score, not {shown(value)}.")
-    score = value if isinstance(value, str) else shown(value)
-    require_score(score)
-    return score
-
-
-def _elements(name: str, value: Any) -> ElementPruning:
-    from lwptv_lightning.saliency import ElementPruning
-
-    if isinstance(value, Mapping) and value.keys() == {"ratio"}:
-        value = ElementPruning(ratio=require_ratio(value["ratio"], f"the ratio of {name}"))
-    if not isinstance(value, ElementPruning):
-        raise TypeError(f"{name} must be an ElementPruning or a mapping with its ratio, not {shown(value)}.")
-    return value
-
-
-def elements_ratio(word: str) -> dict[str, float]:
-    """Read what `_elements` takes from a word of the command line, whose message of a wrong one has this name."""
-    return {"ratio": float(word)}
-
-
-def _dtype(name: str, value: Any) -> str:
-    known = shown(value).removeprefix("torch.") if not isinstance(value, str) else value.removeprefix("torch.")
-    if known not in DTYPES and not isinstance(value, str):
-        raise ValueError(f"{name} must be torch.float32 or torch.float64, not {shown(value)}.")
-    require_known(name, known, DTYPES)
-    return known
-
-
-def _task(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be the name of a task, not {shown(value)}.")
-    return value
 
 
 @documented
@@ -123,7 +73,7 @@ class MergeRecipe:
     rule: Converted[MergeRule | str | Mapping[str, Any], MergeRule] = declared(
         "task_arithmetic",
         "what `lwptv rules` lists",
-        _rule,
+        read_rule,
         "the merging rule, by name or as a mapping with its name and hyper-parameters or as a MergeRule",
         str,
     )
@@ -133,7 +83,7 @@ class MergeRecipe:
     score: str = declared(
         "mean_abs",
         "what `lwptv scores` lists",
-        _score,
+        read_score,
         "the saliency score that ranks layers; '-' before the name reverses it, as in `--score=-l2`",
         str,
     )
@@ -147,7 +97,7 @@ class MergeRecipe:
     elements: Converted[ElementPruning | Mapping[str, float] | None, ElementPruning | None] = declared(
         None,
         "[0, 1]",
-        _elements,
+        read_elements,
         "the fraction of elements, the smallest, to prune inside each layer instead of whole layers (ElementPruning)",
         elements_ratio,
     )
@@ -166,21 +116,23 @@ class MergeRecipe:
         'coefficients of what the rule made of each task, by task and layer, with `prune_on="parts"`; the first glob '
         "that matches counts, and zeros are pruned",
     )
-    dtype: Converted[str | torch.dtype, str] = declared("float32", ", ".join(DTYPES), _dtype, "what to compute in", str)
+    dtype: Converted[str | torch.dtype, str] = declared(
+        "float32", ", ".join(DTYPES), read_dtype, "what to compute in", str
+    )
     task: str | None = declared(
-        None, "a task's name", _task, "the task whose own model is wanted, of a rule that makes one for each", str
+        None, "a task's name", read_task, "the task whose own model is wanted, of a rule that makes one for each", str
     )
     reweight: Converted[Reweighting | str | Mapping[str, Any] | None, Reweighting | None] = declared(
         None,
         "monosoup",
-        _reweight,
+        read_reweight,
         "what acts on each task vector before the rule (MonoSoup), as the rule is given",
         str,
     )
     calibrate: Converted[Calibration | str | Mapping[str, Any] | None, Calibration | None] = declared(
         None,
         "svc, subspace_boosting",
-        _calibrate,
+        read_calibrate,
         "what acts on the scaled result of the rule (SVC, SubspaceBoosting), given as the rule is",
         str,
     )

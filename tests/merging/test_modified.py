@@ -1,0 +1,11 @@
+import pytest
+
+from lwptv_lightning import MergeRecipe
+from lwptv_lightning.merging import rule_of
+from lwptv_lightning.rules import RULES
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_a_plain_recipe_runs_its_own_rule(rule):
+    recipe = MergeRecipe(rule)
+    assert rule_of(recipe) is recipe.rule
