@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lwptv_lightning.functional import inverses, leading_triplets
+from lwptv_lightning.functional import inverses, sum_tasks
 from lwptv_lightning.registry import patterns
 from lwptv_lightning.rules._base import MergeContext, MergeRule, is_matrix, merge_rule
 
@@ -49,7 +49,7 @@ class IsoC(MergeRule):
         """
         if (matrices := self.as_matrices(tau, context)) is None:
             return tau / len(tau)
-        left, values, _ = leading_triplets(matrices.sum(0))
+        left, values, _ = context.decompose(sum_tasks(matrices.double()).to(tau.dtype))
         rows = (values.mean() * inverses(values))[:, None] * (left.mT @ matrices.double())
         return (left @ rows).to(tau.dtype).reshape(tau.shape)
 
@@ -57,5 +57,5 @@ class IsoC(MergeRule):
         """Merge one stack, ``(T, *shape) -> (*shape)``."""
         if (matrices := self.as_matrices(tau, context)) is None:
             return tau.mean(0)
-        left, values, right = leading_triplets(matrices.sum(0))
+        left, values, right = context.decompose(sum_tasks(matrices.double()).to(tau.dtype))
         return (values.mean() * left @ right).to(tau.dtype).reshape(tau.shape[1:])

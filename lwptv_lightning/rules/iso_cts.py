@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from lwptv_lightning.functional import inverse_root, inverses, leading_triplets, polar_factor
+from lwptv_lightning.functional import (
+    Triplets,
+    inverse_root,
+    inverses,
+    leading_triplets,
+    polar_factor,
+    sum_tasks,
+)
 from lwptv_lightning.registry import number, patterns
 from lwptv_lightning.rules._base import MergeContext, MergeRule, is_matrix, merge_rule
-
-_Triplets: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 @merge_rule("iso_cts", paper="https://arxiv.org/abs/2502.04959")
@@ -59,10 +63,10 @@ class IsoCTS(MergeRule):
         if (matrices := self.as_matrices(tau, context)) is None:
             return tau / len(tau)
         exact = matrices.double()
-        (left, values, right), (lefts, spectra, rights) = self._directions(exact)
+        (left, values, right), (lefts, spectra, rights) = self._directions(exact, context, tau.dtype)
         mean = torch.cat([spectra.flatten(), values]).mean()
-        polar = polar_factor(torch.cat([*lefts, left], dim=1))
-        mixed = mean * polar @ inverse_root(torch.cat([*rights, right], dim=0))
+        polar = polar_factor(torch.cat([*lefts, left], dim=1), tau.dtype)
+        mixed = mean * polar @ inverse_root(torch.cat([*rights, right], dim=0), tau.dtype)
         *own, common = torch.split(mixed, [*[rights.shape[1]] * len(tau), len(values)], dim=1)
         shares = inverses(values)[:, None] * (left.mT @ exact)
         made = [of_task @ rows + common @ share for of_task, rows, share in zip(own, rights, shares, strict=True)]
@@ -72,18 +76,19 @@ class IsoCTS(MergeRule):
         """Merge one stack, ``(T, *shape) -> (*shape)``."""
         if (matrices := self.as_matrices(tau, context)) is None:
             return tau.mean(0)
-        (left, values, right), (lefts, spectra, rights) = self._directions(matrices.double())
+        (left, values, right), (lefts, spectra, rights) = self._directions(matrices.double(), context, tau.dtype)
         mean = torch.cat([spectra.flatten(), values]).mean()
-        merged = polar_factor(torch.cat([*lefts, left], dim=1)) @ polar_factor(torch.cat([*rights, right], dim=0))
+        polar = polar_factor(torch.cat([*lefts, left], dim=1), tau.dtype)
+        merged = polar @ polar_factor(torch.cat([*rights, right], dim=0), tau.dtype)
         return (mean * merged).to(tau.dtype).reshape(tau.shape[1:])
 
-    def _directions(self, exact: Tensor) -> tuple[_Triplets, _Triplets]:
+    def _directions(self, exact: Tensor, context: MergeContext, source: torch.dtype) -> tuple[Triplets, Triplets]:
         """Return the common triplets of matrices ``(T, m, n)``, and those of each task beyond them."""
         common, own = self._sizes(min(exact.shape[1:]), len(exact))
-        strongest = leading_triplets(exact.sum(0), common)
+        strongest = context.decompose(sum_tasks(exact).to(source)).first(common)
         left = strongest[0]
         beyond = exact - left @ (left.T @ exact)
-        return strongest, leading_triplets(beyond, own, largest=exact.flatten(1).norm(dim=1))
+        return strongest, leading_triplets(beyond, own, exact.flatten(1).norm(dim=1), source)
 
     def _sizes(self, total: int, tasks: int) -> tuple[int, int]:
         """Return how many triplets the sum gives and how many each task does."""

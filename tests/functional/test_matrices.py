@@ -1,10 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from _helpers.small_matrices import assert_near, polar, random_stack
 
-from lwptv_lightning.functional import NEGLIGIBLE, directions, leading_triplets, polar_factor
+from lwptv_lightning.functional import NEGLIGIBLE, decompose, directions, inverse_root, leading_triplets, polar_factor
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)])
@@ -55,3 +56,93 @@ def test_the_polar_factor_is_the_sum_of_outer_products(rank):
 
 def test_the_polar_factor_of_zero_is_zero():
     assert not polar_factor(torch.zeros(3, 2)).any()
+
+
+DECADES = [1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6]
+
+
+def with_spectrum(shape, spectrum, scale=1.0):
+    generator = torch.Generator().manual_seed(0)
+    sides = [torch.randn(side, len(spectrum), generator=generator, dtype=torch.float64) for side in shape]
+    left, right = (torch.linalg.qr(side)[0] for side in sides)
+    return (scale * (left * torch.tensor(spectrum, dtype=torch.float64)) @ right.mT).float()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+@pytest.mark.parametrize("shape", [(40, 150), (150, 40), (40, 40)])
+@pytest.mark.parametrize("spectrum", ["falling", "two levels", "close to the cut"])
+def test_the_error_of_a_direction_grows_as_its_weight_falls_and_no_faster_than_stated(shape, spectrum, scale):
+    spectra = {
+        "falling": np.logspace(0, -7, 40),
+        "two levels": np.repeat([1.0, 1e-4], 20) * np.linspace(1.1, 0.9, 40),
+        "close to the cut": np.concatenate([np.ones(20), np.linspace(4e-6, 2e-6, 20)]),
+    }
+    matrix = with_spectrum(shape, spectra[spectrum], scale)
+    left, values, right = (each.numpy() for each in leading_triplets(matrix))
+    expected_left, expected, expected_right = np.linalg.svd(matrix.double().numpy(), full_matrices=False)
+    weights = expected / expected[0]
+    assert ((values > 0) == (weights > NEGLIGIBLE)).all()
+    for above in DECADES:
+        real = weights > above * 0.99
+        if not real.any() or ((~real).any() and weights[real][-1] < 1.1 * weights[~real][0]):
+            continue  # where there is no gap, no two methods agree on a subspace
+        stated = 1e-13 + 1e-15 / weights[real][-1] ** 2  # ten times as much as the docstring says
+        assert np.abs(values[real] / expected[real] - 1).max() < stated
+        polar_part, expected_part = left[:, real] @ right[real], expected_left[:, real] @ expected_right[real]
+        assert np.linalg.norm(polar_part - expected_part, 2) < stated
+        assert np.linalg.norm(right[real] @ right[real].T - np.eye(real.sum()), 2) < stated
+        assert np.linalg.norm(left[:, real].T @ left[:, real] - np.eye(real.sum()), 2) < stated
+
+
+def test_what_rounding_makes_of_missing_directions_is_none():
+    for shape in [(30, 90), (90, 30), (60, 60)]:
+        assert int((decompose(with_spectrum(shape, [1.0, 1e-2, 1e-4])).values > 0).sum()) == 3
+
+
+def test_float64_weights_keep_what_squares_would_lose():
+    exact = (
+        torch.diag(torch.tensor([1.0, 3e-6, 2e-6], dtype=torch.float64))
+        @ torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    )
+    values = leading_triplets(exact).values
+    np.testing.assert_allclose(values, [1.0, 3e-6, 2e-6], rtol=1e-9)
+    # What is computed in float64 from weights of float32 may be treated as these are.
+    found = leading_triplets(exact, source=torch.float32).values
+    np.testing.assert_allclose(found, values, rtol=1e-3)
+    assert not torch.equal(found, values)
+    assert_near(polar_factor(exact, torch.float32), polar_factor(exact), 1e-3)
+    assert_near(inverse_root(exact[:2], torch.float32) / 3e5, inverse_root(exact[:2]) / 3e5, 1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (2, 0, 4), (2, 3), (2, 3, 4)])
+def test_nothing_is_decomposed_into_nothing(shape, dtype, monkeypatch):
+    for name in ("svd", "eigh"):
+        monkeypatch.setattr(torch.linalg, name, None)
+    left, values, right = decompose(torch.zeros(shape, dtype=dtype))
+    smaller = min(shape[-2:])
+    assert (left.shape, values.shape, right.shape) == (
+        (*shape[:-1], smaller),
+        (*shape[:-2], smaller),
+        (*shape[:-2], smaller, shape[-1]),
+    )
+    assert not any(each.any() for each in (left, values, right))
+    assert left.dtype == values.dtype == right.dtype == torch.float64
+
+
+def test_zeros_beside_others_are_zeros():
+    stack = torch.stack([torch.zeros(3, 4), *random_stack(1, (3, 4)), torch.zeros(3, 4)])
+    for each, alone in zip(decompose(stack), decompose(stack[1]), strict=True):
+        assert not each[0].any()
+        assert not each[2].any()
+        assert_near(each[1], alone, 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_triplets_are_a_function_of_the_values_wherever_they_lie(dtype):
+    values = random_stack(3, (24, 40))[1].to(dtype)
+    expected = decompose(values)
+    within = torch.zeros(50, 60, 3, dtype=dtype)
+    within[3:27, 7:47, 1] = values
+    for same in (values.mT.contiguous().mT, within[3:27, 7:47, 1], torch.stack([values, values])[1]):
+        assert all(map(torch.equal, decompose(same), expected))
