@@ -26,6 +26,7 @@ from lwptv_lightning.functional.matrices import (
 from lwptv_lightning.functional.ranked import kth_smallest, ranked_values, sample_margins
 from lwptv_lightning.functional.signs import agreeing_parts, combine_agreeing, elect_signs
 from lwptv_lightning.functional.sums import as_rows, only_row_of_each, per_row, sum_dtype, sum_tasks, weighted_sum
+from lwptv_lightning.functional.task_bases import TaskBases, task_bases, with_plain_signs
 from lwptv_lightning.functional.trims import (
     consensus_mask,
     drop_at_random_,

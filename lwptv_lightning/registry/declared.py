@@ -76,7 +76,7 @@ def fraction(default: Any, help: str = "") -> Any:
     return declared(default, "[0, 1]", lambda name, value: require_ratio(value, name), help, float)
 
 
-def whole(default: int, at_least: int | None = 0, help: str = "") -> Any:
+def whole(default: int | None, at_least: int | None = 0, help: str = "") -> Any:
     """Declare a whole number, with a lower bound if need be."""
 
     def check(name: str, value: Any) -> int:

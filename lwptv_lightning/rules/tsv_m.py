@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lwptv_lightning.functional import polar_factor
+from lwptv_lightning.functional import task_bases
 from lwptv_lightning.registry import patterns
 from lwptv_lightning.rules._base import MergeContext, MergeRule, is_matrix, merge_rule
 
@@ -50,9 +50,8 @@ class TSVM(MergeRule):
         matrices, tasks = self.as_matrices(tau, context), len(tau)
         if matrices is None:
             return tau / tasks
-        lefts, values, rights = context.decompose(matrices).first(min(matrices.shape[1:]) // tasks)
-        left = polar_factor(torch.cat([*lefts], dim=1), tau.dtype)
-        right = polar_factor(torch.cat([*rights], dim=0), tau.dtype)
-        terms = zip(left.chunk(tasks, dim=1), values, right.chunk(tasks, dim=0), strict=True)
+        strongest = context.decompose(matrices).first(min(matrices.shape[1:]) // tasks)
+        left, right = task_bases(strongest, tau.dtype)
+        terms = zip(left.chunk(tasks, dim=1), strongest.values, right.chunk(tasks, dim=0), strict=True)
         made = torch.stack([own_left * own @ own_right for own_left, own, own_right in terms])
         return made.to(tau.dtype).reshape(tau.shape)
