@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from lwptv_lightning.cli.paths import SETS, is_old, seen_from_here
+from lwptv_lightning.recipe import MODIFIERS
 from lwptv_lightning.registry import ConfigurationError, nearest, parse_json, shown
 
 MODEL_KEYS = (
@@ -36,6 +37,8 @@ OWN_KEYS = (*MODEL_KEYS, "data", "tune", "budget")
 """What is read here; all else is the parser's."""
 _NAMED = ("heads", "expert_accuracy", *(f"data.{group}" for group in SETS))
 """Sections whose keys are names of a user's own."""
+_CHOSEN = tuple(f"recipe.{field}" for field in ("rule", *MODIFIERS))
+"""Keys under which a name stands for a mapping with that name."""
 _FLAGS = ("resize_position_embedding",)
 
 
@@ -218,7 +221,7 @@ def put(values: dict[str, Any], keys: Sequence[str], value: Any, above: str) -> 
     inner = values.get(first)
     if place == "recipe" and isinstance(inner, str):
         inner = _recipe_of(inner)
-    elif place == "recipe.rule" and isinstance(inner, str):
+    elif place in _CHOSEN and isinstance(inner, str):
         inner = {"name": inner}
     if place == "data" and isinstance(inner, Mapping) and "class_path" not in inner and rest[0] == "init_args":
         rest = rest[1:]

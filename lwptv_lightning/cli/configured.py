@@ -34,7 +34,7 @@ OWN_HELP = {
     "output_key": "where the logits are in what the model returns",
     "resize_position_embedding": "resample position embeddings of another image size",
     "data": "id, ood and validation: name to folder of images or name of a data set; batch_size, image_size, ...",
-    "tune": "what tune tries: rules, scores, ratios, scales, gates, common; strategy, choice, ... (docs/tune.md)",
+    "tune": "what tune tries: rules, modifiers, scores, ratios, scales, ...; strategy, choice, ... (docs/tune.md)",
     "budget": "of tune: evaluations, or a time such as 10min (default: 200)",
 }
 

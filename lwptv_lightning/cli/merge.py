@@ -2,21 +2,23 @@
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lwptv_lightning.cli import arguments, extract
 from lwptv_lightning.cli.from_config import fill_in
 from lwptv_lightning.cli.results import Result
-from lwptv_lightning.recipe import LiNeS, MergeRecipe, make_recipe
-from lwptv_lightning.registry import matches, parse_bytes, printable, printable_name
+from lwptv_lightning.recipe import MODIFIERS, LiNeS, MergeRecipe, make_recipe
+from lwptv_lightning.registry import matches, parse_bytes, printable, printable_name, require_known
 
 if TYPE_CHECKING:
     from lwptv_lightning.task_vectors import TaskVectors
 
 EXAMPLE = """lwptv merge base.safetensors cats=cats.safetensors cars=cars.safetensors --exclude 'fc.*' --out both
 lwptv merge base.safetensors cats=cats.safetensors --exclude 'fc.*' --rule ties --out ties.safetensors"""
+
+_SET = "a hyper-parameter of the rule, such as density=0.1, or of what stands beside it, such as calibrate.alpha=0.5"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="a recipe's file with learnt coefficients instead; only --scale, --dtype and LiNeS may stand beside it",
     )
-    recipe.add_argument("--set", **arguments.SETTINGS, help="a hyper-parameter of the rule, such as density=0.1")
+    recipe.add_argument("--set", **arguments.SETTINGS, help=_SET)
     arguments.add_fields(recipe, MergeRecipe)
     lines = parser.add_argument_group("LiNeS, a scaling by depth (any of these asks for it)")
     arguments.add_fields(lines, LiNeS, "lines-")
@@ -154,12 +156,26 @@ def _recipe(options: argparse.Namespace) -> MergeRecipe:
     else:
         usual = make_recipe(getattr(options, "configured_recipe", None) or {})
         recipe = usual if options.recipe is None else MergeRecipe.from_json(options.recipe)
-    if options.set:
-        changes["rule"] = changes.get("rule", recipe.rule).to_dict() | arguments.settings("--set", options.set)
+    for field, values in _settings(options.set).items():
+        before = changes.get(field, getattr(recipe, field))
+        if before is None:
+            raise ValueError(f"--set {field}.{next(iter(values))}: the recipe has no {field}; --{field} gives it one.")
+        changes[field] = before.to_dict() | values
     if lines := arguments.given_fields(options, LiNeS, "lines-"):
         before = recipe.layer_scaling if isinstance(recipe.layer_scaling, LiNeS) else LiNeS()
         changes["layer_scaling"] = dataclasses.replace(before, **lines)
     return recipe.replace(**changes)
+
+
+def _settings(given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return hyper-parameters by the recipe's field of which they are: ``calibrate.alpha`` of what calibrates."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in arguments.settings("--set", given).items():
+        field, dot, parameter = name.rpartition(".")
+        if dot:
+            require_known("field of a recipe with hyper-parameters", field, ("rule", *MODIFIERS))
+        found.setdefault(field or "rule", {})[parameter] = value
+    return found
 
 
 def _gates(options: argparse.Namespace, changes: Mapping[str, Any]) -> MergeRecipe:

@@ -15,12 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> Result:
-    """List the merging rules."""
-    from lwptv_lightning.recipe import fields_markdown
-    from lwptv_lightning.rules import rule_entries, rules_markdown
+    """List the merging rules, and what stands beside any of them."""
+    from lwptv_lightning.modifiers import modifier_entries
+    from lwptv_lightning.recipe import choices_markdown, fields_markdown
+    from lwptv_lightning.rules import rule_entries
 
     if options.recipe or options.markdown:
-        text = fields_markdown() if options.recipe else rules_markdown()
+        text = fields_markdown() if options.recipe else choices_markdown()
         return Result({"markdown": text}, [text.removesuffix("\n")])
     lines = []
     for entry in rule_entries():
@@ -30,4 +31,8 @@ def run(options: argparse.Namespace) -> Result:
         lines.append(f"    parts: {entry.parts_in_words}")
         lines.append(f"    tensors: {entry.tensors}")
         lines += [f"    {parameter}" for parameter in entry.parameters]
-    return Result({"rules": rule_entries()}, ["\n".join(lines)])
+    for beside in modifier_entries():
+        lines.append(f"{beside.field}={beside.name}: {beside.summary}")
+        lines.append(f"    {beside.paper}; beside any rule")
+        lines += [f"    {parameter}" for parameter in beside.parameters]
+    return Result({"rules": rule_entries(), "modifiers": modifier_entries()}, ["\n".join(lines)])

@@ -16,8 +16,20 @@ from lwptv_lightning.modifiers._base import (
     make_modifier,
     modifier,
 )
+from lwptv_lightning.modifiers._catalogue import ModifierEntry, modifier_entries, modifiers_markdown
 
-__all__ = ["CALIBRATIONS", "REWEIGHTINGS", "Calibration", "Modifier", "Reweighting", "make_modifier", "modifier"]
+__all__ = [
+    "CALIBRATIONS",
+    "REWEIGHTINGS",
+    "Calibration",
+    "Modifier",
+    "ModifierEntry",
+    "Reweighting",
+    "make_modifier",
+    "modifier",
+    "modifier_entries",
+    "modifiers_markdown",
+]
 
 for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):

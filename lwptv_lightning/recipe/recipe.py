@@ -34,7 +34,6 @@ from lwptv_lightning.registry import (
     choice,
     declared,
     documented,
-    explain_field,
     fraction,
     from_values,
     number,
@@ -53,10 +52,19 @@ if TYPE_CHECKING:
     from lwptv_lightning.saliency import ElementPruning
 
 
+MODIFIERS = ("reweight", "calibrate")
+"""Fields for what stands beside a rule, with hyper-parameters of its own."""
+
+
 @documented
 @dataclass(frozen=True)
 class MergeRecipe:
     """How to prune task vectors and which rule merges what is left.
+
+    Layers are scored, and chosen, on the plain task vectors. Then ``reweight`` acts on each of these, the mask or
+    ``elements`` on what that left, and the rule merges. Its result is multiplied with the scale, treated by
+    ``calibrate``, multiplied with ``layer_scaling``, and added to the base. With ``prune_on="parts"`` reweighting, rule
+    and calibration make the parts, and mask and coefficients act on those.
 
     Raises:
         UnknownNameError: No such rule, score, granularity, ranking, count or dtype.
@@ -124,14 +132,14 @@ class MergeRecipe:
     )
     reweight: Converted[Reweighting | str | Mapping[str, Any] | None, Reweighting | None] = declared(
         None,
-        "monosoup",
+        "what `lwptv rules` lists",
         read_reweight,
         "what acts on each task vector before the rule (MonoSoup), as the rule is given",
         str,
     )
     calibrate: Converted[Calibration | str | Mapping[str, Any] | None, Calibration | None] = declared(
         None,
-        "svc, subspace_boosting",
+        "what `lwptv rules` lists",
         read_calibrate,
         "what acts on the scaled result of the rule (SVC, SubspaceBoosting), given as the rule is",
         str,
@@ -157,6 +165,12 @@ class MergeRecipe:
     def effective_scale(self) -> float:
         """The scaling coefficient in force: ``scale``, or else the rule's own."""
         return self.rule.default_scale if self.scale is None else self.scale
+
+    @property
+    def modifiers(self) -> dict[str, Any]:
+        """What acts before, around or after the rule, by field, in that order; without those that are not given."""
+        given = {name: getattr(self, name) for name in MODIFIERS}
+        return {name: made for name, made in given.items() if made is not None}
 
     @property
     def prunes_layers(self) -> bool:
@@ -232,7 +246,8 @@ class MergeRecipe:
         scaled = ", LiNeS" if isinstance(self.layer_scaling, LiNeS) else ""
         learnt = ", coefficients" if self.coefficients is not None else ""
         own = f" for {self.task}" if self.task is not None else ""
-        return f"{self.rule.name}{own} x {self.effective_scale:g}{learnt}{scaled}{pruned}{inside}"
+        beside = "".join(f", {each.name}" for each in self.modifiers.values())
+        return f"{self.rule.name}{own} x {self.effective_scale:g}{beside}{learnt}{scaled}{pruned}{inside}"
 
 
 def make_recipe(
@@ -258,12 +273,3 @@ def make_recipe(
         description = MergeRecipe.from_dict({"rule": description} if isinstance(description, str) else description)
     changes = {name: value for name in ("dtype", "task") if (value := (options or {}).get(name)) is not None}
     return description.replace(**changes) if changes else description
-
-
-def fields_markdown() -> str:
-    """Return the page ``docs/recipe.md``."""
-    page = "# What a recipe holds\n\nMade by `lwptv rules --recipe > docs/recipe.md`.\n"
-    for name, cls in {"MergeRecipe": MergeRecipe, "layer_scaling=LiNeS": LiNeS}.items():
-        lines = (f"- **{field.name}**: {explain_field(field)}\n" for field in fields(cls))
-        page += f"\n## `{name}(...)`\n\n{''.join(lines)}"
-    return page

@@ -15,6 +15,7 @@ from lwptv_lightning.registry.declared import (
     patterns,
     per_task,
     per_task_by_tensor,
+    unusual,
     whole,
 )
 from lwptv_lightning.registry.given import ConfigurationError, parse_json, require_kind, require_texts, shown

@@ -172,6 +172,15 @@ def explain_field(field: dataclasses.Field[Any]) -> str:
     return f"{field.metadata['help']}{', in' if allowed[0] in '([' else ':'} {allowed}{default}"
 
 
+def unusual(holder: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass whose values are not their defaults."""
+    return {
+        field.name: value
+        for field in dataclasses.fields(holder)
+        if (value := getattr(holder, field.name)) != field.default
+    }
+
+
 def documented(cls: type[Made]) -> type[Made]:
     """Write what the declared fields mean into the dataclass's docstring, between what it does and what it raises."""
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]

@@ -64,7 +64,7 @@ def rule_entries() -> list[RuleEntry]:
 
 
 def rules_markdown() -> str:
-    """Return the page ``docs/rules.md``."""
+    """Return what the page ``docs/rules.md`` says of rules."""
     lines = [
         "| rule | what it does | hyper-parameters = default in range | scale | needs | scope | parts | tensors |",
         "|---|---|---|---|---|---|---|---|",
@@ -108,11 +108,4 @@ rule's source.
 
 SLERP and the Karcher mean of *weights*: a rule never sees the base, so that masks compose with it. Use `nuslerp` for
 two models, `multislerp` or `karcher` for more: the same means of task vectors.
-
-## Modifiers of any rule
-
-`MergeRecipe(layer_scaling=LiNeS(...))` scales the merged task vector by depth (arXiv 2410.17146);
-`layer_scaling={{"blocks.0.attn.qkv": 0.5}}` sets coefficients layer by layer. `MergeRecipe(elements=ElementPruning(
-ratio=...))` prunes the smallest elements inside each layer instead of whole layers. [All that a recipe
-holds](recipe.md), with ranges and defaults, is listed apart.
 """

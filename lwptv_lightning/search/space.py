@@ -1,4 +1,4 @@
-"""What a search tries: rules, scores, ratios and coefficients, as recipes in the order of their worth."""
+"""What a search tries: rules, modifiers, scores, ratios and coefficients, as recipes in the order of their worth."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from lwptv_lightning.recipe import MergeRecipe
+from lwptv_lightning.recipe import MODIFIERS, MergeRecipe
 from lwptv_lightning.registry import (
     UnknownNameError,
     require_finite,
@@ -16,6 +16,7 @@ from lwptv_lightning.registry import (
     require_known,
     require_ratio,
     shown,
+    unusual,
 )
 from lwptv_lightning.rules import RULES, MergeRule, make_rule
 from lwptv_lightning.saliency import require_score
@@ -30,7 +31,7 @@ GATES_FACTORS = (0.5, 0.7, 0.85, 1.0, 1.2)
 """Scales of learnt coefficients, as parts of what was learnt."""
 REFERENCE = "task_arithmetic x 0.3"
 _PUBLISHED = 0.3
-_COMMON = ("granularity", "ranking", "count", "keep", "prune_on", "layer_scaling", "dtype")
+_COMMON = ("granularity", "ranking", "count", "keep", "prune_on", "layer_scaling", "dtype", *MODIFIERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +48,13 @@ class SearchSpace:
         gates: Rules on whose parts `LayerGates` learns coefficients, or one of them, ``True`` for ``"tsv_m"`` and
             ``False`` for none; by default ``"tsv_m"``, where that is tried and there are samples to learn on.
         common: Further fields of all recipes, such as ``{"granularity": "block"}``.
+        modifiers: What stands beside each rule, after it was tried without: mappings such as ``{"calibrate": "svc"}``
+            or ``{"reweight": "monosoup", "calibrate": {"name": "svc", "alpha": [0.1, 1]}}``, where a list stands for
+            each of its values. What a rule refuses is left out of it, as `left_out` says.
 
     Raises:
         UnknownNameError: No such rule, hyper-parameter, score or field.
-        ValueError: A number is out of its range, or there is nothing to try.
+        ValueError: A number is out of its range, there is nothing to try, or no rule takes a modifier.
         TypeError: A value is of the wrong kind.
 
     Example:
@@ -65,6 +69,7 @@ class SearchSpace:
     scales: Sequence[float] | Mapping[str, Sequence[float]] | None = None
     gates: Sequence[str] | str | bool | None = None
     common: Mapping[str, Any] = field(default_factory=dict)
+    modifiers: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
         rules = tuple(dict.fromkeys(rule for given in _listed("rules", self.rules) for rule in _variants(given)))
@@ -81,9 +86,14 @@ class SearchSpace:
             "ratios": (0.0, *(ratio for ratio in ratios if ratio)),
         }
         hold |= {"scales": _scales(self.scales, names), "gates": _gates(self.gates), "common": _common(self.common)}
+        hold["modifiers"] = tuple(_modifiers(self.modifiers))
         for name, value in hold.items():
             object.__setattr__(self, name, value)
         self.recipes()  # what does not fit together says so now
+        for beside in self.modifiers:
+            refused = [why for rule in self.rules if (why := self._refusal(rule, beside))]
+            if len(refused) == len(self.rules):
+                raise ValueError(f"modifiers: no rule of the search takes {_told(beside)}. {refused[0]}")
 
     def scales_of(self, rule: MergeRule[Any]) -> tuple[float, ...]:
         """Return the coefficients that are tried with a rule."""
@@ -96,13 +106,33 @@ class SearchSpace:
         """Return the recipes by name: task arithmetic at 0.3, what prunes nothing, then what prunes."""
         found = {REFERENCE: reference()}
         pruned = [(score, ratio) for ratio in self.ratios if ratio for score in self.scores]
+        tried = [
+            (rule, beside) for beside in ({}, *self.modifiers) for rule in self.rules if not self._refusal(rule, beside)
+        ]
         for score, ratio in [("", 0.0), *pruned]:
-            for rule in self.rules:
-                fields = {**self.common, "rule": rule} | ({"score": score, "ratio": ratio} if ratio else {})
+            for rule, beside in tried:
+                fields = {**self.common, **beside, "rule": rule} | ({"score": score, "ratio": ratio} if ratio else {})
                 for scale in self.scales_of(rule):  # type: ignore[arg-type]
                     recipe = MergeRecipe.from_dict({**fields, "scale": scale})
                     found.setdefault(name_of(recipe), recipe)
         return found
+
+    def left_out(self) -> tuple[str, ...]:
+        """Return which rules do not take which modifiers, and why, in sentences."""
+        return tuple(
+            f"Not tried: {rule.name} with {_told(beside)}. {why}"  # type: ignore[union-attr]
+            for beside in self.modifiers
+            for rule in self.rules
+            if (why := self._refusal(rule, beside))
+        )
+
+    def _refusal(self, rule: Any, beside: Mapping[str, Any]) -> str:
+        """Return why a rule does not take modifiers that it is tried with; empty where it does, or has none."""
+        try:
+            MergeRecipe.from_dict({**self.common, **beside, "rule": rule})
+        except ValueError as error:
+            return str(error) if beside else ""
+        return ""
 
     def gates_rules(self) -> tuple[str, ...]:
         """Return the rules on whose parts coefficients are learnt, whether they were asked for or not."""
@@ -124,16 +154,21 @@ def unpruned(recipe: MergeRecipe) -> MergeRecipe:
 
 
 def name_of(recipe: MergeRecipe) -> str:
-    """Return a recipe in a few words, with the hyper-parameters of its rule that are not as usual.
+    """Return a recipe in a few words, with the hyper-parameters of rule and modifiers that are not as usual.
 
     Example:
         >>> name_of(MergeRecipe({"name": "ties", "density": 0.1}, ratio=0.5))
         'ties x 1, mean_abs 0.5, density 0.1'
     """
-    rule = recipe.rule
-    own = {each.name: (getattr(rule, each.name), each.default) for each in dataclasses.fields(rule)}  # type: ignore[arg-type]
-    told = [f"{name} {_word(value)}" for name, (value, usual) in own.items() if value != usual]
+    told = [f"{name} {_word(value)}" for name, value in unusual(recipe.rule).items()]
+    for each in recipe.modifiers.values():
+        told += [f"{each.name}.{name} {_word(value)}" for name, value in unusual(each).items()]
     return ", ".join([recipe.describe(), *told])
+
+
+def rule_of(recipe: MergeRecipe) -> str:
+    """Return a recipe's rule and what stands beside it, with all hyper-parameters, as a text."""
+    return ", ".join(map(repr, (recipe.rule, *recipe.modifiers.values())))
 
 
 def _word(value: Any) -> str:
@@ -158,10 +193,42 @@ def _variants(given: Any) -> Iterator[MergeRule[Any]]:
     if "name" not in given:
         raise TypeError(f"a rule is given by its name, or as a mapping with a 'name', not as {shown(given)}.")
     require_known("merging rule", given["name"], RULES)
-    defaults = {each.name: each.default for each in dataclasses.fields(RULES[given["name"]])}  # type: ignore[arg-type]
+    yield from map(make_rule, _each_value(given, make_rule(given["name"])))
+
+
+def _each_value(given: Mapping[str, Any], usual: Any) -> Iterator[dict[str, Any]]:
+    """Yield hyper-parameters with each of the values that are listed; ``usual`` holds their defaults."""
+    defaults = {each.name: each.default for each in dataclasses.fields(usual)}
     choices = {name: value if _is_choice(value, defaults.get(name)) else [value] for name, value in given.items()}
     for values in product(*choices.values()):
-        yield make_rule(dict(zip(choices, values, strict=True)))
+        yield dict(zip(choices, values, strict=True))
+
+
+def _modifiers(given: Any) -> Iterator[dict[str, Any]]:
+    """Yield what stands beside a rule, as a recipe's fields, with each of the values that are listed; not nothing."""
+    for beside in _listed("modifiers", given) if given not in ((), []) else ():
+        require_kind("modifiers", beside, Mapping, 'a list of mappings such as {"calibrate": "svc"}')
+        for name in beside:
+            require_known("field of a modifier", name, MODIFIERS)
+        listed = {name: value if isinstance(value, list | tuple) else [value] for name, value in beside.items()}
+        choices = {name: [made for each in values for made in _made(name, each)] for name, values in listed.items()}
+        for values in product(*choices.values()):
+            if any(value is not None for value in values):
+                yield dict(zip(choices, values, strict=True))
+
+
+def _made(field: str, given: Any) -> Iterator[Any]:
+    """Yield a modifier with each of the hyper-parameters that are listed."""
+    if not isinstance(given, Mapping) or "name" not in given:
+        yield MergeRecipe.from_dict({field: given}).modifiers.get(field)
+        return
+    usual = MergeRecipe.from_dict({field: given["name"]}).modifiers[field]
+    for values in _each_value(given, usual):
+        yield MergeRecipe.from_dict({field: values}).modifiers[field]
+
+
+def _told(beside: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={each.name}" for name, each in beside.items() if each is not None)
 
 
 def _is_choice(value: Any, default: Any) -> bool:

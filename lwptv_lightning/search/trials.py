@@ -21,7 +21,7 @@ class Entry:
 
     Attributes:
         candidate: What to evaluate.
-        rule: The rule with its hyper-parameters.
+        rule: The rule and what stands beside it, with their hyper-parameters.
         pruning: Score and ratio, or what is learnt; empty where nothing is pruned.
         scale: The coefficient.
         twin: The name of the candidate that prunes nothing and is the same besides, where that is another one.

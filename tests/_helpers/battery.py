@@ -1,4 +1,4 @@
-"""Experts of many kinds and numbers, on which whatever merges can be tried: tensors of all proportions and of low rank."""
+"""Experts of many kinds and numbers, with tensors of all proportions and of low rank, on which any merge is tried."""
 
 import functools
 

