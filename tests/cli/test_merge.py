@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from lwptv_lightning import LiNeS, MergeRecipe, TaskVectors, merge, merging, save_merged
 from lwptv_lightning.cli import main
+from lwptv_lightning.modifiers import modifier_entries
 
 
 @pytest.fixture
@@ -79,6 +80,7 @@ OPTIONS = [
         {"layer_scaling": {"name": "lines", "alpha": 0.5, "beta": 0.25}},
     ),
 ]
+OPTIONS += [([f"--{entry.field}", entry.name], {entry.field: entry.name}) for entry in modifier_entries()]
 
 
 @pytest.fixture
