@@ -45,6 +45,10 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     treatment = treatment_of(rule, whole)
     if names and ranks.rank == 0 and rule.treated(whole) == ():
         warnings.warn(f"{treatment}; it takes {rule.tensors}.", stacklevel=2)
+    # Parts can be weighed and pruned, after which the sum is another.
+    doubt = None if recipe.prune_on == "parts" else rule.doubt(len(vectors))
+    if doubt is not None and ranks.rank == 0:
+        warnings.warn(doubt, stacklevel=2)
     thins = layers if recipe.elements is not None else None
     if execution.max_memory is not None:  # what layers are pruned is not known yet, and pruning only lessens the need
         require_memory(execution.max_memory, rule, whole, thins)

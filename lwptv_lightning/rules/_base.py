@@ -105,6 +105,10 @@ class MergeRule(ABC, Generic[Survey]):
         """The scaling coefficient where the recipe gives none."""
         return self.published_scale
 
+    def doubt(self, tasks: int) -> str | None:
+        """Return why a merge of a number of tasks may not be what is wanted; planning warns of it."""
+        return None
+
     def survey(self, stream: Stream) -> Survey | None:
         """Gather what `combine` needs to know of the whole model, in one or more passes over its blocks."""
         return None
