@@ -123,7 +123,7 @@ def _made(plan: MergePlan, vectors: TaskVectors, device: torch.device) -> tuple[
     found: dict[str, Tensor] = {}
     squares = torch.zeros(2, dtype=torch.float64)
     for name in plan.stream.names:
-        parts = plan.parts(name)
+        parts = plan.parts(name) * plan.jobs[name].scale
         for place, stack in enumerate((plan.stream.stack(name), parts)):
             squares[place] += float(stack.sum(0).double().square().sum())
         found[name] = parts.to(device, _held_dtype(vectors.headers[name].dtype), copy=True)

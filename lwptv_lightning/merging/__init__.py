@@ -1,6 +1,7 @@
 """A merge is asked for, planned, and poured into a dict, a file, a module or a graph."""
 
 from lwptv_lightning.merging.adapter import SavedAdapter, parse_rank, require_adapter_place, save_adapter
+from lwptv_lightning.merging.alike import made_as, unscaled
 from lwptv_lightning.merging.backbone import find_backbone, named_submodule
 from lwptv_lightning.merging.base_card import BaseCard
 from lwptv_lightning.merging.card import card_beside, card_of, model_card
@@ -27,8 +28,9 @@ from lwptv_lightning.merging.merge import Merge, MergeOptions, SharedOptions, me
 from lwptv_lightning.merging.modified import rule_of
 from lwptv_lightning.merging.output import Beside, Output, base_classifier, plan_output, require_output
 from lwptv_lightning.merging.parts import add_parts
-from lwptv_lightning.merging.plan import MergePlan, provenance_of, treatment_of, unscaled
+from lwptv_lightning.merging.plan import MergePlan, treatment_of
 from lwptv_lightning.merging.precision import in_dtype
+from lwptv_lightning.merging.provenance import provenance_of
 from lwptv_lightning.merging.prune import PruningPlan
 from lwptv_lightning.merging.save import save_merged
 from lwptv_lightning.merging.transform import merge_transform

@@ -30,7 +30,7 @@ from lwptv_lightning.engine import (
     sum_by_tensor,
 )
 from lwptv_lightning.functional import Formula, sum_tasks
-from lwptv_lightning.merging.memory import threads_within
+from lwptv_lightning.merging.memory import bytes_of_tensor, threads_within
 from lwptv_lightning.merging.parts import added, combined, sum_of_tasks
 from lwptv_lightning.merging.precision import in_dtype
 from lwptv_lightning.registry import natural_order
@@ -122,8 +122,8 @@ def added_to_base(pieces: Iterable[Piece], jobs: Mapping[str, Job]) -> Iterator[
         yield from pool.in_order(partial(added, piece) for piece in pieces)
 
 
-def published_alpha(made: Iterable[Piece], pruned: Stream) -> float:
-    """Return LiNeS' coefficient of the first block, ``(|sum_t tau_t|_1 / |merged|_1) / T``; 1 for a zero model.
+def magnitudes(made: Iterable[Piece], pruned: Stream) -> dict[str, Tensor]:
+    """Return ``|sum_t tau_t|_1`` and ``|merged|_1`` of each tensor, ``(2,)``, in an order of their names alone.
 
     The pieces are those of this process, and ``pruned`` is what they are made of.
     """
@@ -134,18 +134,33 @@ def published_alpha(made: Iterable[Piece], pruned: Stream) -> float:
         # Torch would add up in an order that depends on how many threads it has.
         return torch.tensor(np.abs(tau.numpy()).sum(dtype=np.float64))
 
-    def magnitudes(piece: Piece) -> Tensor:
+    def both(piece: Piece) -> Tensor:
         if piece.merged is None:
             return torch.zeros(2, dtype=torch.float64, device=pruned.execution.device)
         summed = sum_tasks(part(pruned.open_stack(piece.name), piece.elements, pruned.like))
         return torch.stack([magnitude(tau) for tau in (summed, piece.merged)])
 
-    own = sum_by_tensor((piece.name, magnitudes(piece)) for piece in made)
+    own = sum_by_tensor((piece.name, both(piece)) for piece in made)
     found = {name: sums for each in pruned.exchange(own) for name, sums in each.items()}
     # In an order that does not depend on whether layers were given.
-    totals = sum((found[name] for name in natural_order(found)), torch.zeros(2, dtype=torch.float64))
-    summed, combined = totals.tolist()
-    return summed / combined / len(pruned.tasks) if combined else 1.0
+    return {name: found[name] for name in natural_order(found)}
+
+
+def published_alpha(sums: Mapping[str, Tensor], tasks: int, scales: Mapping[str, float]) -> float:
+    """Return LiNeS' coefficient of the first block, ``(|sum_t tau_t|_1 / |merged|_1) / T``; 1 for a zero model.
+
+    Args:
+        sums: From `magnitudes`.
+        tasks: The number T.
+        scales: What each merged tensor is multiplied with before; 1 for those not named.
+
+    Example:
+        >>> published_alpha({"w": torch.tensor([6.0, 2.0])}, 2, {}), published_alpha({}, 2, {})
+        (1.5, 1.0)
+    """
+    summed = sum(float(own[0]) for own in sums.values())
+    combined = sum(abs(scales.get(name, 1.0)) * float(own[1]) for name, own in sums.items())
+    return summed / combined / tasks if combined else 1.0
 
 
 @dataclass(frozen=True)
@@ -223,8 +238,8 @@ def _each(jobs: Mapping[str, Job], use: Callable[[_Work], Value]) -> Iterator[Va
     if next(iter(jobs.values())).stream.execution.device.type != "cpu":
         yield from (use(work) for work in _on_device(jobs))
         return
-    kinds = {(id(job.rule), id(job.stream)): job for job in jobs.values()}.values()
-    with Threads(min(threads_within(job.rule, job.stream) for job in kinds)) as threads:
+    most = max(bytes_of_tensor(job.rule, job.stream, name) for name, job in jobs.items())
+    with Threads(threads_within(most, next(iter(jobs.values())).stream.execution)) as threads:
         yield from threads.in_order(partial(use, work) for work in _on_host(jobs, threads))
 
 

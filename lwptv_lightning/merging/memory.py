@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
-from lwptv_lightning.engine import Stream
+from lwptv_lightning.engine import Execution, Stream
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.registry import shown
 from lwptv_lightning.rules import MergeRule
+
+Rules: TypeAlias = Mapping[str, MergeRule[Any]]
 
 _BLOCKS = 16
 """Blocks held at once: the results of operations on one."""
@@ -26,28 +29,35 @@ class MemoryLimitError(ValueError):
     """A merge that cannot be done within ``max_memory``."""
 
 
-def require_memory(limit: int, rule: MergeRule[Any], stream: Stream, thinned: Layers | None = None) -> None:
+def require_memory(limit: int, rules: Rules, stream: Stream, thinned: Layers | None = None) -> None:
     """Raise unless a merge fits into a limit of bytes; see `needed_memory`.
 
     Raises:
         MemoryLimitError: It does not; names the tensor that takes most.
     """
-    needed = needed_memory(rule, stream, thinned)
+    needed = needed_memory(rules, stream, thinned)
     if needed > limit:
-        largest = max(stream.names, key=stream.numel)
+        largest = max(stream.names, key=lambda name: (bytes_of_tensor(rules[name], stream, name), stream.numel(name)))
+        rule = rules[largest].name
         raise MemoryLimitError(
-            f"max_memory is {limit / 1e6:,.0f} MB, but merging {len(stream.tasks)} tasks by {rule.name!r} takes up to "
+            f"max_memory is {limit / 1e6:,.0f} MB, but merging {len(stream.tasks)} tasks by {rule!r} takes up to "
             f"{needed / 1e6:,.0f} MB besides the result; the largest tensor is {shown(largest)} of shape "
             f"{stream.shapes[largest]}. Expected a larger limit, or a rule that works on blocks."
         )
 
 
-def needed_memory(rule: MergeRule[Any], stream: Stream, thinned: Layers | None = None) -> int:
-    """Return how many bytes a merge takes at most; ``thinned`` are layers whose elements are ranked together."""
+def needed_memory(rules: Rules, stream: Stream, thinned: Layers | None = None) -> int:
+    """Return how many bytes a merge takes at most.
+
+    Args:
+        rules: The rule of each of the stream's tensors.
+        stream: The task vectors.
+        thinned: Layers whose elements are ranked together.
+    """
     tasks, itemsize = len(stream.tasks), stream.dtype.itemsize
     needed = _BLOCKS * (stream.execution.block_bytes or stream.execution.usual_block_bytes)
-    needed += _bytes_of_tensor(rule, stream, max(map(stream.numel, stream.names)))
-    if rule.surveys_model():
+    needed += max(bytes_of_tensor(rules[name], stream, name) for name in stream.names)
+    if any(rule.surveys_model() for rule in rules.values()):
         needed += tasks * _SEARCH_OF_A_TASK
     if thinned is not None:
         layer = max(sum(map(stream.numel, layer.tensors)) for layer in thinned)
@@ -55,22 +65,21 @@ def needed_memory(rule: MergeRule[Any], stream: Stream, thinned: Layers | None =
     return needed
 
 
-def threads_within(rule: MergeRule[Any], stream: Stream) -> int:
-    """Return how many threads may merge at a time: fewer than usual where each works on whole tensors that are large.
+def threads_within(each: int, execution: Execution) -> int:
+    """Return how many threads may merge at a time: fewer than usual where each may hold many bytes.
 
     The limit is the execution's, or a quarter of the machine's memory.
     """
-    usual, execution = stream.execution.threads, stream.execution
-    each = _bytes_of_tensor(rule, stream, max(map(stream.numel, stream.names), default=0))
+    usual = execution.threads
     if usual == 1 or each == 0:
         return usual
     limit = _physical_memory() // 4 if execution.max_memory is None else execution.max_memory
     return max(min(usual, limit // each), 1)
 
 
-def _bytes_of_tensor(rule: MergeRule[Any], stream: Stream, elements: int) -> int:
+def bytes_of_tensor(rule: MergeRule[Any], stream: Stream, name: str) -> int:
     """Return what a rule that sees a whole tensor holds for it; a rule that sees blocks holds nothing."""
-    size, tasks = elements * stream.dtype.itemsize, len(stream.tasks)
+    size, tasks = stream.numel(name) * stream.dtype.itemsize, len(stream.tasks)
     return {"element": 0, "task": _COPIES_OF_A_TASK * size, "tensor": _COPIES_OF_A_STACK * tasks * size}[rule.unit]
 
 

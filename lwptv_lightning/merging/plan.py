@@ -15,19 +15,21 @@ from torch import Tensor
 from lwptv_lightning.checkpoints import UNKNOWN, Provenance
 from lwptv_lightning.engine import DataStatistics, Execution, Stream
 from lwptv_lightning.layers import Layers
+from lwptv_lightning.merging.alike import made_as, unscaled
+from lwptv_lightning.merging.calibrated import Calibrated, plain, rules_of
 from lwptv_lightning.merging.combine import (
     Job,
     Piece,
     added_pieces,
     added_to_base,
+    magnitudes,
     merged_pieces,
     published_alpha,
 )
-from lwptv_lightning.merging.data import fingerprint_of_data
 from lwptv_lightning.merging.held import Held, hold
-from lwptv_lightning.merging.memory import needed_memory
-from lwptv_lightning.merging.modified import rule_of
+from lwptv_lightning.merging.memory import needed_memory, require_memory
 from lwptv_lightning.merging.parts import parts_of
+from lwptv_lightning.merging.provenance import provenance_of
 from lwptv_lightning.merging.prune import PruningPlan, plan_layers
 from lwptv_lightning.merging.ties import further_names
 from lwptv_lightning.recipe import MergeRecipe, tensor_factors
@@ -72,9 +74,9 @@ class MergePlan:
     held: Mapping[str, Held] | None = None
 
     def rescaled(self, recipe: MergeRecipe, layers: Layers | None = None) -> MergePlan:
-        """Return the plan of a recipe that differs in scale, layer scaling or task alone; nothing is surveyed again.
+        """Return the plan of a recipe that differs in scale, layer scaling, task or calibration; none surveys again.
 
-        What the plan holds in memory serves that one too, unless it is for another task.
+        What the plan holds in memory serves that one too, where both have the same `made_as`.
 
         Args:
             recipe: The recipe.
@@ -92,9 +94,10 @@ class MergePlan:
             [[0.0, 2.0], [0.0, 1.0]]
         """
         if unscaled(recipe) != unscaled(self.recipe):
-            raise ValueError("rescaled takes a recipe that differs from the plan's in scale, layer_scaling or task.")
+            differs = "scale, layer_scaling, task or calibrate"
+            raise ValueError(f"rescaled takes a recipe that differs from the plan's in {differs}.")
         require_task(recipe, self.vectors)
-        source = self if recipe.task == self.recipe.task else self._for_task(recipe)
+        source = self if made_as(recipe) == made_as(self.recipe) else self._remade(recipe)
         layers = layers if self.layers is None else self.layers
         with self.execution.ranks.sharing_errors(), self.execution.exact():
             scales = source._scales(recipe, layers)
@@ -110,8 +113,8 @@ class MergePlan:
         with ranks.sharing_errors():
             if limit is not None:
                 elements = sum(self.vectors.headers[name].numel for name in names)
-                thins = plan_layers(self.vectors, self.recipe, self.layers) if self.recipe.elements else None
-                needed = needed_memory(rule_of(self.recipe), self.stream, thins) if self.stream.names else 0
+                rules = {name: self.jobs[name].rule for name in self.stream.names}
+                needed = needed_memory(rules, self.stream, self._thinned) if rules else 0
                 if needed + elements * self.stream.dtype.itemsize > limit:
                     return self
             return replace(self, held=hold(self.made(names), self.vectors.headers))
@@ -223,17 +226,32 @@ class MergePlan:
         held = self.held
         return (piece for name in names for piece in held[name].pieces(name, self.vectors.base(name).reshape(-1)))
 
-    def _for_task(self, recipe: MergeRecipe) -> MergePlan:
-        """Return the plan with another task's jobs, of which nothing is made yet."""
-        own = {name: replace(self.jobs[name], task=recipe.task) for name in self.stream.names}
-        return replace(self, recipe=recipe, jobs={**self.jobs, **own}, held=None)
+    def _remade(self, recipe: MergeRecipe) -> MergePlan:
+        """Return the plan with the jobs of another task or calibration, of which nothing is made yet."""
+        names, jobs, limit = self.stream.names, self.jobs, self.execution.max_memory
+        if not names:
+            return replace(self, recipe=recipe)
+        rules = rules_of(recipe, plain(jobs[names[0]].rule), self.stream.shapes, self.vectors.tied)
+        if limit is not None:
+            require_memory(limit, rules, self.stream, self._thinned)
+        treats = recipe.calibrate is None or any(isinstance(rule, Calibrated) for rule in rules.values())
+        if recipe.calibrate is not None and not treats and self.execution.ranks.rank == 0:
+            told = f"treats none of {len(names)} tensors; the rule alone makes them"
+            warnings.warn(f"calibrate={recipe.calibrate.name!r} {told}.", stacklevel=2)
+        own = {name: replace(jobs[name], task=recipe.task, rule=rule) for name, rule in rules.items()}
+        return replace(self, recipe=recipe, jobs={**jobs, **own}, held=None)
+
+    @property
+    def _thinned(self) -> Layers | None:
+        """The layers whose elements are ranked together."""
+        return plan_layers(self.vectors, self.recipe, self.layers) if self.recipe.elements else None
 
     @cached_property
-    def _published_alpha(self) -> float:
+    def _magnitudes(self) -> dict[str, Tensor]:
         rank = self.execution.ranks.rank
         # Of the whole model, also where `only` left tensors out.
         weights = [name for name in self.stream.names if self.jobs[name].owner == rank]
-        return published_alpha(self.made(weights), self.stream)
+        return magnitudes(self.made(weights), self.stream)
 
     def _scales(self, recipe: MergeRecipe, layers: Layers | None) -> dict[str, float]:
         """Return the coefficient of each weight."""
@@ -245,8 +263,16 @@ class MergePlan:
             layers = plan_layers(vectors, recipe, layers)
             further = further_names(vectors, layers)
             scaling = {further.get(name, name): factor for name, factor in scaling.items()}
-        factors = tensor_factors(scaling, tuple(names), layers, lambda: self._published_alpha)
-        scales = {name: recipe.effective_scale * factors[name] for name in self.stream.names}
+        calibrated = {name for name in self.stream.names if isinstance(self.jobs[name].rule, Calibrated)}
+        after = 1.0 if recipe.calibrate is None else recipe.calibrate.scale
+        own = {name: after if name in calibrated else recipe.effective_scale for name in self.stream.names}
+
+        def alpha() -> float:
+            # What a calibration takes holds the scale, so that this is in all that is scaled.
+            return published_alpha(self._magnitudes, len(vectors), {} if recipe.calibrate is None else own)
+
+        factors = tensor_factors(scaling, tuple(names), layers, alpha)
+        scales = {name: scale * factors[name] for name, scale in own.items()}
         limit = torch.finfo(recipe.torch_dtype).max
         if beyond := [name for name, scale in scales.items() if not abs(scale) <= limit]:
             told = f"{scales[beyond[0]]:g} for {beyond[0]!r} is beyond {limit:g}"
@@ -263,51 +289,6 @@ class MergePlan:
     def _empty(self, name: str) -> Tensor:
         header = self.vectors.headers[name]
         return torch.empty(header.shape, dtype=header.dtype, device=self.execution.device)
-
-
-def provenance_of(
-    vectors: TaskVectors,
-    recipe: MergeRecipe,
-    mask: LayerMask | None,
-    layers: Layers | None = None,
-    data: DataStatistics | None = None,
-    known: tuple[str, dict[str, str]] | None = None,
-) -> Provenance:
-    """Return what a file of a merged model says of itself; see `MergePlan.provenance`."""
-    base, tasks = vectors.fingerprints() if known is None else known
-    floating = [name for name in vectors.copied if vectors.headers[name].dtype.is_floating_point]
-    return Provenance(
-        kind="merged",
-        base=base,
-        tasks=tasks,
-        recipe=recipe.to_dict(),
-        scale=recipe.effective_scale,
-        mask=None if mask is None else {task: [name for name in row if row[name]] for task, row in mask},
-        layers=None if layers is None else {layer.name: list(layer.tensors) for layer in layers},
-        excluded=list(vectors.excluded),
-        roles={"averaged": list(vectors.averaged), "copied": floating, "tied": dict(vectors.tied)},
-        data=None if data is None else fingerprint_of_data(data),
-        versions=Provenance.current_versions(**_resampling_version(vectors)),
-        resized=list(vectors.resized),
-    )
-
-
-def _resampling_version(vectors: TaskVectors) -> dict[str, str]:
-    if not vectors.resized:
-        return {}
-    import timm
-
-    return {"timm": timm.__version__}
-
-
-def unscaled(recipe: MergeRecipe) -> MergeRecipe:
-    """Return a recipe without what changes neither what a rule surveys nor what is pruned: coefficients and the task.
-
-    Example:
-        >>> unscaled(MergeRecipe("emr", 0.5, task="a")) == MergeRecipe("emr")
-        True
-    """
-    return recipe.replace(scale=None, layer_scaling=None, task=None)
 
 
 def treatment_of(rule: MergeRule[Any], stream: Stream) -> str | None:

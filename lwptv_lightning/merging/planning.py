@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lwptv_lightning.engine import Execution, Ranks, Stream, divide
 from lwptv_lightning.layers import Layers
+from lwptv_lightning.merging.alike import unscaled
+from lwptv_lightning.merging.calibrated import rules_of
 from lwptv_lightning.merging.coefficients import by_tensor, layer_coefficients, require_tasks, without_zeros
 from lwptv_lightning.merging.combine import Job
 from lwptv_lightning.merging.data import require_data
@@ -19,7 +21,7 @@ from lwptv_lightning.merging.memory import require_memory
 from lwptv_lightning.merging.modified import rule_of
 from lwptv_lightning.merging.plan import MergePlan, require_task, treatment_of
 from lwptv_lightning.merging.prune import plan_layers, prune_layers
-from lwptv_lightning.merging.ties import data_by_first_name, rule_by_first_names
+from lwptv_lightning.merging.ties import by_first_names, data_by_first_name
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import natural_order
 from lwptv_lightning.rules import MergeRule, RunningStatistics
@@ -41,7 +43,7 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     names = vectors.names if layers is None else merged_layers(vectors, layers).tensors
     data = None if merge.data is None else data_by_first_name(merge.data, vectors)
     whole = Stream.of(vectors, names, dtype=recipe.torch_dtype, data=data, execution=execution)
-    rule = rule_by_first_names(rule_of(recipe), vectors.tied)
+    rule = by_first_names(rule_of(recipe), vectors.tied)
     treatment = treatment_of(rule, whole)
     if names and ranks.rank == 0 and rule.treated(whole) == ():
         warnings.warn(f"{treatment}; it takes {rule.tensors}.", stacklevel=2)
@@ -49,9 +51,10 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     doubt = None if recipe.prune_on == "parts" else rule.doubt(len(vectors))
     if doubt is not None and ranks.rank == 0:
         warnings.warn(doubt, stacklevel=2)
+    rules = rules_of(recipe, rule, whole.shapes, vectors.tied)
     thins = layers if recipe.elements is not None else None
     if execution.max_memory is not None:  # what layers are pruned is not known yet, and pruning only lessens the need
-        require_memory(execution.max_memory, rule, whole, thins)
+        require_memory(execution.max_memory, rules, whole, thins)
     pruning = None
     if merge.mask is None and (recipe.prunes_layers or weighs):
         pruning = prune_layers(merge, execution, scored=False)
@@ -66,7 +69,9 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
         own = _jobs(rule, recipe, whole, pruned, by_tensor(coefficients, layers)) if names else {}
         jobs = own | _averaging_jobs(averaged)
     decided: dict[str, Any] = {"pruning": pruning, "mask": mask, "stream": pruned, "jobs": jobs, "owner": owner}
-    given: dict[str, Any] = {"vectors": vectors, "recipe": merge.recipe, "layers": merge.layers, "data": merge.data}
+    # The jobs are of no task yet, and nothing is calibrated.
+    given: dict[str, Any] = {"vectors": vectors, "layers": merge.layers, "data": merge.data}
+    given["recipe"] = unscaled(merge.recipe)
     return MergePlan(execution=execution, treatment=treatment, **given, **decided).rescaled(merge.recipe)
 
 
@@ -111,16 +116,10 @@ def _jobs(
     kept = {name: pruned.kept(name) for name in pruned.names}
     # Where nothing is left to merge, nothing is read.
     survey = rule.survey(seen) if any(bool(tasks.any()) for tasks in kept.values()) else None
-    common: dict[str, Any] = {"survey": survey, "on_parts": on_parts, "task": recipe.task}
+    owner = pruned.owner or {}
+    common: dict[str, Any] = {"rule": rule, "stream": seen, "survey": survey, "on_parts": on_parts}
     return {
-        name: Job(
-            rule=rule,
-            stream=seen,
-            kept=tasks,
-            owner=(pruned.owner or {})[name],
-            coefficients=coefficients.get(name),
-            **common,
-        )
+        name: Job(kept=tasks, owner=owner[name], coefficients=coefficients.get(name), **common)
         for name, tasks in kept.items()
     }
 

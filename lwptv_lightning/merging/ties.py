@@ -11,11 +11,13 @@ import torch
 
 from lwptv_lightning.engine import DataStatistics
 from lwptv_lightning.layers import Layers
+from lwptv_lightning.modifiers import Modifier
 from lwptv_lightning.registry import matches
 from lwptv_lightning.rules import MergeRule
 from lwptv_lightning.task_vectors import TaskVectors
 
 Value = TypeVar("Value")
+Holder = TypeVar("Holder", bound="MergeRule[Any] | Modifier")
 
 
 def data_by_first_name(data: DataStatistics, vectors: TaskVectors) -> DataStatistics:
@@ -59,16 +61,16 @@ def patterns_of_layers(patterns: Sequence[str], layers: Layers, further: Mapping
     return found
 
 
-def rule_by_first_names(rule: MergeRule[Any], tied: Mapping[str, str]) -> MergeRule[Any]:
-    """Return a rule whose patterns of tensors' names match a tied weight's first name where they match another."""
+def by_first_names(holder: Holder, tied: Mapping[str, str]) -> Holder:
+    """Return a rule or modifier whose patterns of names match a tied weight's first name where they match another."""
     changes: dict[str, Any] = {}
-    for field in fields(rule) if tied else ():  # type: ignore[arg-type]
-        value = getattr(rule, field.name)
+    for field in fields(holder) if tied else ():  # type: ignore[arg-type]
+        value = getattr(holder, field.name)
         if isinstance(value, Mapping):
             changes[field.name] = _with_first_names(value, tied)
         elif isinstance(value, tuple) and value and all(isinstance(item, str) for item in value):
             changes[field.name] = tuple(_with_first_names(dict.fromkeys(value), tied))
-    return replace(rule, **changes) if changes else rule  # type: ignore[type-var]
+    return replace(holder, **changes) if changes else holder  # type: ignore[type-var]
 
 
 def _with_first_names(patterns: Mapping[str, Value], tied: Mapping[str, str]) -> dict[str, Value]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor
 
 from lwptv_lightning.engine import Once
+from lwptv_lightning.functional import Triplets
 from lwptv_lightning.registry import Registry, check_parameters, from_values, shown
 
 ModifierType = TypeVar("ModifierType", bound="type[Modifier]")
@@ -54,28 +55,39 @@ class Reweighting(Modifier):
 
 
 class Calibration(Modifier):
-    """Acts on what a rule made of a matrix, times the recipe's scale: it multiplies the matrix from the left.
+    """Acts on what a rule made of a matrix, times the recipe's scale: it weighs that matrix's left singular vectors.
 
-    So it acts on each task's part of a rule that is a sum over tasks too.
+    With ``M = U diag(s) V`` the result is ``scale U diag(gains) U^T M``. So it acts on each task's part of a rule that
+    is a sum over tasks, too. Directions that M has not are in no result.
+
+    Attributes:
+        scale: What the calibrated matrix is multiplied with afterwards.
+        tells_directions_apart: Whether it needs singular values that differ: where all are equal, each singular vector
+            is rounding noise, and so is what it makes of it.
     """
+
+    scale: float = 1.0
+    tells_directions_apart: ClassVar[bool] = False
 
     @abstractmethod
     def treats(self, name: str, shape: Sequence[int]) -> bool:
         """Tell whether a tensor ``(*shape)`` is calibrated, as the matrix ``(shape[0], rest)``."""
 
-    @abstractmethod
-    def gains(self, merged: Tensor, tau: Tensor, once: Once) -> tuple[Tensor, Tensor]:
-        """Return left singular vectors U of a merged task vector, and what each is multiplied with.
+    def row_blocks(self, name: str, shape: Sequence[int]) -> int:
+        """Return into how many blocks of rows a matrix is divided, each of which is calibrated by itself."""
+        return 1
 
-        The calibrated matrix is ``U diag(gains) U^T merged``.
+    @abstractmethod
+    def gains(self, merged: Triplets, tau: Tensor) -> Tensor:
+        """Return what each left singular vector of a merged task vector is multiplied with; finite.
 
         Args:
-            merged: ``(m, n)``, already scaled.
-            tau: The task vectors as the rule saw them, ``(T, m, n)``.
-            once: As in `lwptv_lightning.rules.MergeContext`.
+            merged: All singular triplets of the merged task vector ``(m, n)``, already scaled, in float64; those
+                without weight are zero, vectors too. Not to be written to.
+            tau: The task vectors as the rule saw them, ``(T, m, n)``. Not to be written to.
 
         Returns:
-            ``(m, r)`` and ``(r,)``, in float64.
+            ``(r,)`` in float64, for r triplets.
         """
 
 

@@ -69,7 +69,7 @@ class MergeRecipe:
     Raises:
         UnknownNameError: No such rule, score, granularity, ranking, count or dtype.
         ValueError: A number is out of its range, ``elements`` stands beside a layer ratio, or the rule does not do
-            what ``prune_on`` or ``task`` asks for.
+            what ``prune_on``, ``task`` or ``calibrate`` asks for.
         TypeError: A value is of the wrong kind.
 
     Example:
@@ -160,6 +160,19 @@ class MergeRecipe:
         if self.task is not None and not self.rule.per_task:
             asked = f"task={shown(self.task)}"
             raise ValueError(f"rule {self.rule.name!r} merges all tasks into one model, so {asked} has no meaning.")
+        if self.calibrate is not None:
+            self._check_calibrated(self.calibrate)
+
+    def _check_calibrated(self, calibration: Calibration) -> None:
+        if self.task is not None:
+            one = f"so task={shown(self.task)}, whose own model is none of all tasks, cannot stand beside it"
+            raise ValueError(f"calibrate={calibration.name!r} acts on the model of all tasks, {one}.")
+        if calibration.tells_directions_apart and self.rule.is_isotropic:
+            told = "makes all singular values of a matrix equal, so that its singular vectors are rounding noise"
+            instead = "Calibrate another rule, such as 'tsv_m' or 'task_arithmetic', or leave calibrate out"
+            raise ValueError(
+                f"calibrate={calibration.name!r} cannot stand beside rule {self.rule.name!r}, which {told}. {instead}."
+            )
 
     @property
     def effective_scale(self) -> float:

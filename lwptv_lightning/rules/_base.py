@@ -14,7 +14,9 @@ from typing_extensions import TypeVar
 
 from lwptv_lightning.engine import Once, Stream, anew
 from lwptv_lightning.functional import Triplets, decompose, sum_tasks
-from lwptv_lightning.registry import Registry, check_parameters, from_values, matches, shown
+from lwptv_lightning.layers import is_matrix as is_matrix  # rules import them from here
+from lwptv_lightning.layers import is_pointwise as is_pointwise
+from lwptv_lightning.registry import Registry, check_parameters, from_values, shown
 
 RULES: Registry[type[MergeRule[Any]]] = Registry("merging rule")
 
@@ -76,6 +78,7 @@ class MergeRule(ABC, Generic[Survey]):
         no_parts: Why it has no `parts`, where that is not so for want of them.
         tensors: Which tensors it treats how, in a few words.
         treats: How it treats those that it does not treat like all rules: ``"as matrices"``.
+        is_isotropic: Whether it makes all singular values of a matrix equal, so that singular vectors are noise.
     """
 
     name: ClassVar[str]
@@ -86,6 +89,7 @@ class MergeRule(ABC, Generic[Survey]):
     no_parts: ClassVar[str] = ""
     tensors: ClassVar[str] = "all alike"
     treats: ClassVar[str] = "as matrices"
+    is_isotropic: ClassVar[bool] = False
 
     @property
     def unit(self) -> Unit:
@@ -209,23 +213,3 @@ def make_rule(description: str | Mapping[str, Any] | MergeRule[Any]) -> MergeRul
         rule = get_rule(arguments.pop("name"))
         return from_values(rule, f"hyper-parameter of {rule.name}", arguments)
     raise TypeError(f"rule must be a name, a mapping with a 'name', or a MergeRule, not {shown(description)}.")
-
-
-def is_matrix(shape: Sequence[int], name: str, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> bool:
-    """Tell whether a tensor is a matrix, and its name among ``include`` and not among ``exclude``, which are globs.
-
-    2-D tensors are, and weights of 1x1 convolutions, ``(out, in, 1, 1)``: linear layers at each position. No paper or
-    reference of the rules here makes matrices of larger kernels, nor is a depthwise ``(out, 1, 1, 1)`` one.
-
-    Example:
-        >>> [is_matrix(shape, "conv.weight") for shape in ((4, 2), (4, 2, 1, 1), (4, 2, 3, 3), (4, 1, 1, 1))]
-        [True, True, False, False]
-    """
-    return (len(shape) == 2 or is_pointwise(name, shape)) and matches(name, include) and not matches(name, exclude)
-
-
-def is_pointwise(name: str, shape: Sequence[int]) -> bool:
-    """Tell whether a tensor is the weight of a 1x1 convolution."""
-    # By name too: (heads, 1, 1) may be a temperature.
-    is_weight = name.rpartition(".")[2] == "weight"
-    return is_weight and len(shape) > 2 and shape[1] > 1 and all(size == 1 for size in shape[2:])

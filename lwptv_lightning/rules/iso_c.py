@@ -35,6 +35,7 @@ class IsoC(MergeRule):
     """
 
     tensors = "2-D tensors and 1x1 convolutions as matrices; others averaged"
+    is_isotropic = True
 
     exclude: tuple[str, ...] = patterns(())
 

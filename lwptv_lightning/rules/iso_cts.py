@@ -46,6 +46,7 @@ class IsoCTS(MergeRule):
     """
 
     tensors = "2-D tensors and 1x1 convolutions as matrices; others averaged"
+    is_isotropic = True
 
     common_fraction: float = number(0.8, "[0, 1]")
     exclude: tuple[str, ...] = patterns(())

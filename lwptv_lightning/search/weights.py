@@ -14,7 +14,7 @@ from typing_extensions import TypeIs
 from lwptv_lightning.engine import DataStatistics, Execution
 from lwptv_lightning.evaluation import MergeModule
 from lwptv_lightning.functional import plain_state
-from lwptv_lightning.merging import Merge, MergePlan, in_dtype, installable, unscaled
+from lwptv_lightning.merging import Merge, MergePlan, in_dtype, installable, made_as, unscaled
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
 from lwptv_lightning.registry import require_known
 from lwptv_lightning.saliency import LayerStatistics, collect_statistics
@@ -121,20 +121,20 @@ class Weights:
         began, first = time.perf_counter(), next(iter(asked.values()))
         plan = replace(first.merge, recipe=unscaled(first.merge.recipe)).plan(first.execution)
         seconds = time.perf_counter() - began
-        for names in _groups(asked, lambda name: asked[name].merge.recipe.task):
+        for names in _groups(asked, lambda name: made_as(asked[name].merge.recipe)):
             yield from self._rescaled(plan, {name: asked[name] for name in names}, seconds)
 
     def _rescaled(self, plan: MergePlan, asked: Mapping[str, _Asked], seconds: float) -> Iterator[Made]:
         """Merge recipes that differ in their coefficients alone; ``seconds`` is how long their plan took."""
-        began, first = time.perf_counter(), next(iter(asked.values()))
-        plan = plan.rescaled(plan.recipe.replace(task=first.merge.recipe.task))
+        began, own = time.perf_counter(), next(iter(asked.values())).merge.recipe
+        plan = plan.rescaled(plan.recipe.replace(scale=own.scale, task=own.task, calibrate=own.calibrate))
         if len(asked) > 1:
             plan = plan.holding()
         seconds += time.perf_counter() - began
         for name, each in asked.items():
             began, own = time.perf_counter(), each.merge.recipe
-            recipe = plan.recipe.replace(scale=own.scale, layer_scaling=own.layer_scaling)
-            tensors = dict(plan.rescaled(recipe, each.merge.layers).tensors())
+            changes = {name: getattr(own, name) for name in ("scale", "layer_scaling", "calibrate")}
+            tensors = dict(plan.rescaled(plan.recipe.replace(**changes), each.merge.layers).tensors())
             taken = time.perf_counter() - began
             yield self._made(name, tensors, each.seconds + seconds + taken)
 

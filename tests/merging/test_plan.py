@@ -135,21 +135,6 @@ def test_planning_reads_no_tensor_where_nothing_must_be_known():
     assert all(reader.reads for _, reader in opened.values())
 
 
-def test_a_plan_says_what_its_file_will_say(vectors):
-    layers = layers_from_names(vectors.names)
-    plan = Merge(vectors, MergeRecipe("ties"), mask=mask_of(vectors, layers, {("a", "fc")})).plan()
-    provenance = plan.provenance()
-    base, tasks = vectors.fingerprints()
-    assert (provenance.base, provenance.tasks) == (base, tasks)
-    assert MergeRecipe.from_dict(provenance.recipe) == plan.recipe
-    assert provenance.scale == 1.0
-    assert provenance.mask == {
-        "a": ["stem", "head", "gain"],
-        "b": ["stem", "fc", "head", "gain"],
-        "c": ["stem", "fc", "head", "gain"],
-    }
-
-
 # Plans that differ in their coefficients
 
 COEFFICIENTS = {
@@ -165,6 +150,8 @@ UNSCALED = [
     MergeRecipe("tsv_m", ratio=0.5, dtype="float64"),
     MergeRecipe("magnitude", ratio=0.5, prune_on="parts"),
     MergeRecipe("fisher", ratio=0.5, prune_on="parts"),
+    MergeRecipe("ties", ratio=0.5, calibrate="svc"),
+    MergeRecipe("magnitude", ratio=0.5, prune_on="parts", calibrate={"name": "subspace_boosting", "scale": 0.5}),
 ]
 
 
@@ -226,11 +213,24 @@ def test_another_task_has_the_same_survey_and_nothing_held(vit_case):
         plan.rescaled(MergeRecipe("emr", task="c"))
 
 
+def test_what_calibrates_may_change_and_its_scale_is_a_coefficient(vit_case):
+    vectors, layers = vit_case
+    plan = Merge(vectors, MergeRecipe("ties"), layers).plan().holding()
+    seen = []
+    for calibrate, scale in (("svc", 0.3), ({"name": "svc", "scale": 0.5}, 0.3), ("svc", 1.0), (None, 1.0)):
+        recipe = MergeRecipe("ties", scale, calibrate=calibrate)
+        plan = plan.rescaled(recipe)
+        seen.append(plan.held is not None)
+        plan = plan.holding()
+        assert_same_bits(dict(plan.tensors()), dict(Merge(vectors, recipe, layers).plan().tensors()))
+    assert seen == [False, True, False, False]
+
+
 def test_what_changes_more_than_coefficients_is_no_rescaling(vectors):
     plan = Merge(vectors, MergeRecipe("ties", ratio=0.5)).plan()
     others = [{"rule": "dare"}, {"rule": {"name": "ties", "density": 0.5}}, {"ratio": 0.25}, {"dtype": "float64"}]
     for change in others:
-        with pytest.raises(ValueError, match="differs from the plan's in scale, layer_scaling or task"):
+        with pytest.raises(ValueError, match="differs from the plan's in scale, layer_scaling, task or calibrate"):
             plan.rescaled(plan.recipe.replace(**change))
     with pytest.raises(ValueError, match="scale: 1e\\+39 for 'fc.weight' is beyond"):
         plan.rescaled(plan.recipe.replace(scale=1e39))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lwptv_lightning import TaskVectors, get_rule, layers_from_names
-from lwptv_lightning.merging.ties import data_by_first_name, further_names, patterns_of_layers, rule_by_first_names
+from lwptv_lightning.merging.ties import by_first_names, data_by_first_name, further_names, patterns_of_layers
 
 ONE, TWO = torch.ones(2), torch.full((2,), 2.0)
 
@@ -49,12 +49,12 @@ def test_a_pattern_that_matches_no_layer_may_mean_a_further_name(granularity, ve
 def test_a_rules_patterns_match_by_any_name():
     tied = {"lm_head.weight": "embed[0].weight"}
     rule = get_rule("tsv_m")(exclude=("lm_*", "fc*"))
-    assert rule_by_first_names(rule, tied).exclude == ("lm_*", "embed[[]0].weight", "fc*")
-    assert rule_by_first_names(rule, {}) is rule
-    assert rule_by_first_names(get_rule("tsv_m")(exclude=("*.weight",)), tied).exclude == ("*.weight",)
+    assert by_first_names(rule, tied).exclude == ("lm_*", "embed[[]0].weight", "fc*")
+    assert by_first_names(rule, {}) is rule
+    assert by_first_names(get_rule("tsv_m")(exclude=("*.weight",)), tied).exclude == ("*.weight",)
 
 
 def test_the_first_pattern_that_matches_by_any_name_counts():
     rule = get_rule("adamerging")(coefficients={"lm_*": [0.1], "*": [0.2]})
-    found = rule_by_first_names(rule, {"lm_head.weight": "embed.weight"}).coefficients
+    found = by_first_names(rule, {"lm_head.weight": "embed.weight"}).coefficients
     assert list(found.items()) == [("lm_*", (0.1,)), ("embed.weight", (0.1,)), ("*", (0.2,))]

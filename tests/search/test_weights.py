@@ -72,6 +72,9 @@ UNSCALED = [
     {"rule": "magnitude", "ratio": 0.5, "prune_on": "parts"},
     {"rule": "magnitude", "prune_on": "parts", "coefficients": {task: {"conv": 0, "*": 0.3} for task in "abc"}},
     {"rule": "magnitude", "prune_on": "parts", "coefficients": {task: {"conv": 0, "*": 0.4} for task in "abc"}},
+    {"rule": "ties", "calibrate": {"name": "svc", "alpha": 0.5}},
+    {"rule": "ties", "calibrate": {"name": "svc", "alpha": 0.5, "scale": 0.7}},
+    {"rule": "tsv_m", "ratio": 0.5, "prune_on": "parts", "calibrate": "subspace_boosting"},
 ]
 
 
@@ -135,6 +138,19 @@ def test_recipes_that_differ_in_coefficients_share_one_merged_task_vector(model,
     assert calls.counts["surveys by ties"] == 2
     assert tensors < calls.counts["tensors by ties"] <= 2 * tensors  # a layer that all tasks prune takes no rule
     assert calls.counts["statistics"] == 1
+
+
+def test_calibrations_share_a_survey_and_their_scales_afterwards_a_merged_task_vector(model, calls):
+    module = MergeModule(model, vectors_of(model))
+    recipes = [
+        MergeRecipe("ties", before, calibrate={"name": "svc", "alpha": alpha, "scale": after})
+        for after in (1.0, 0.5, 0.3)
+        for alpha in (0.1, 1.0)
+        for before in (0.5, 1.0)
+    ]
+    assert calls.of(module, recipes) == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
+    assert calls.counts["surveys by ties"] == 1
+    assert calls.counts["tensors by ties"] == 4 * len(module.vectors.names)
 
 
 def test_without_room_for_it_the_survey_is_shared(model, calls, monkeypatch):
