@@ -19,13 +19,18 @@ class TaskBases(NamedTuple):
     left: Tensor
     right: Tensor
 
-    def cores(self, matrices: Tensor) -> Tensor:
-        """Return matrices in the two bases, ``left^T M right^T``: ``(..., m, n) -> (..., T*k, T*k)``, in float64."""
-        return self.left.mT @ matrices.double() @ self.right.mT
+    def core(self, matrix: Tensor) -> Tensor:
+        """Return a matrix in the two bases, ``left^T M right^T``: ``(m, n) -> (T*k, T*k)``, in float64."""
+        return self.left.mT @ matrix.double() @ self.right.mT
 
-    def matrices(self, cores: Tensor) -> Tensor:
-        """Return what cores in the two bases stand for, ``left C right``: ``(..., T*k, T*k) -> (..., m, n)``."""
-        return self.left @ cores @ self.right
+    def of_core(self, core: Tensor) -> Tensor:
+        """Return the matrix that a core stands for, ``left C right``: ``(T*k, T*k) -> (m, n)``."""
+        return self.left @ core @ self.right
+
+    def of_blocks(self, blocks: Tensor) -> Tensor:
+        """Return the matrix of a core that has T blocks on its diagonal alone: ``(T, k, k) -> (m, n)``."""
+        lefts = self.left.chunk(len(blocks), dim=1)
+        return torch.cat([left @ block for left, block in zip(lefts, blocks, strict=True)], dim=1) @ self.right
 
 
 def task_bases(triplets: Triplets, source: torch.dtype | None = None) -> TaskBases:

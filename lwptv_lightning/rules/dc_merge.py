@@ -7,7 +7,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from lwptv_lightning.functional import TaskBases, agreeing_parts, elect_signs, task_bases
+from lwptv_lightning.functional import TaskBases, agreeing_parts, elect_signs, ranked_values, task_bases
 from lwptv_lightning.registry import choice, number, patterns, whole
 from lwptv_lightning.rules._base import MergeContext, MergeRule, is_matrix, merge_rule
 
@@ -74,29 +74,28 @@ class DCMerge(MergeRule):
         """Return each task's share of the means, with the elected signs and the bases held fast, ``(T, *shape)``."""
         if (matrices := self.as_matrices(tau, context)) is None:
             return tau / len(tau)
-        bases, cores = self._elected(matrices, context)
-        return bases.matrices(cores).to(tau.dtype).reshape(tau.shape)
+        bases, blocks = self._elected(matrices, context)
+        return torch.stack([*map(bases.of_blocks, blocks)]).to(tau.dtype).reshape(tau.shape)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Merge one stack, ``(T, *shape) -> (*shape)``."""
         if (matrices := self.as_matrices(tau, context)) is None:
             return tau.mean(0)
-        bases, cores = self._elected(matrices, context)
-        return bases.matrices(cores.sum(0)).to(tau.dtype).reshape(tau.shape[1:])
+        bases, blocks = self._elected(matrices, context)
+        return bases.of_blocks(blocks.sum(0)).to(tau.dtype).reshape(tau.shape[1:])
 
     def _elected(self, matrices: Tensor, context: MergeContext) -> tuple[TaskBases, Tensor]:
-        """Return the bases and each task's part of the merged core, ``(T, T*k, T*k)``."""
+        """Return the bases and each task's part of the merged core's T blocks, ``(T, T, k, k)``."""
         tasks, smaller = len(matrices), min(matrices.shape[1:])
         count = smaller // tasks if self.rank is None else min(self.rank, smaller)
+        number = max(1, int(self.keep * (smaller if self.rank is None else tasks * count) ** 2))
         triplets = context.decompose(matrices).first(count)
         bases = task_bases(triplets, matrices.dtype)
-        inner = (bases.left.mT @ triplets.left) * self._smoothed(triplets.values)[:, None]
-        cores = inner @ (triplets.right @ bases.right.mT)
-        kept = _largest(cores, max(1, int(self.keep * (smaller if self.rank is None else tasks * count) ** 2)))
-        is_tied = kept.sum(0).abs() <= _ROUNDING * kept.abs().sum(0)
-        voting = kept.masked_fill(is_tied, 0)
-        blocks = torch.kron(torch.eye(tasks).to(kept), kept.new_ones(count, count))
-        return bases, agreeing_parts(voting, elect_signs(voting, 0), "mean") * blocks
+        found = zip(triplets.left, self._smoothed(triplets.values), triplets.right, strict=True)
+        cores = (bases.left.mT @ left * values @ (right @ bases.right.mT) for left, values, right in found)
+        blocks = torch.stack([_diagonal_blocks(_keep_largest(core, number), count) for core in cores])
+        blocks.masked_fill_(blocks.sum(0).abs() <= _ROUNDING * blocks.abs().sum(0), 0)
+        return bases, agreeing_parts(blocks, elect_signs(blocks, 0), "mean")
 
     def _smoothed(self, values: Tensor) -> Tensor:
         """Return what becomes of singular values, ``(T, k) -> (T, k)``."""
@@ -110,10 +109,14 @@ class DCMerge(MergeRule):
         return weights * (values.sum(1, keepdim=True) / weights.sum(1, keepdim=True))
 
 
-def _largest(cores: Tensor, number: int) -> Tensor:
-    """Zero all but a number of the largest entries of each core, ``(T, c, c)``, and those that tie with the least."""
-    magnitudes = cores.abs().flatten(1)
-    size = magnitudes.shape[1]
-    least = magnitudes.kthvalue(max(size - number, 0) + 1, dim=1, keepdim=True).values
-    limits = torch.maximum((1 - _ROUNDING) * least, _ROUNDING * magnitudes.amax(1, keepdim=True))
-    return torch.where(cores.abs() >= limits[..., None], cores, 0)
+def _keep_largest(core: Tensor, number: int) -> Tensor:
+    """Zero all but a number of the largest entries of a core, ``(c, c)``, and those that tie with the least."""
+    magnitudes = core.abs()
+    (least,) = ranked_values(magnitudes.flatten(), [max(core.numel() - number, 0) + 1])
+    limit = max((1 - _ROUNDING) * least, _ROUNDING * float(magnitudes.max()))
+    return torch.where(magnitudes >= limit, core, 0)
+
+
+def _diagonal_blocks(core: Tensor, size: int) -> Tensor:
+    """Return the blocks on the diagonal, ``(T*k, T*k) -> (T, k, k)``."""
+    return torch.stack([core[start : start + size, start : start + size] for start in range(0, len(core), size)])

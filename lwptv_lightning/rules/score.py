@@ -1,7 +1,8 @@
 """SCORE: what tasks do to each other's directions, cut where it is strong."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -64,27 +65,30 @@ class SCORE(MergeRule):
         if (matrices := self.as_matrices(tau, context)) is None:
             return tau / len(tau)
         bases, cores = self._kept(matrices, context)
-        return bases.matrices(cores).to(tau.dtype).reshape(tau.shape)
+        return torch.stack([*map(bases.of_core, cores)]).to(tau.dtype).reshape(tau.shape)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Merge one stack, ``(T, *shape) -> (*shape)``."""
         if (matrices := self.as_matrices(tau, context)) is None:
             return tau.mean(0)
         bases, cores = self._kept(matrices, context)
-        return bases.matrices(cores.sum(0)).to(tau.dtype).reshape(tau.shape[1:])
+        return bases.of_core(reduce(torch.add, cores)).to(tau.dtype).reshape(tau.shape[1:])
 
-    def _kept(self, matrices: Tensor, context: MergeContext) -> tuple[TaskBases, Tensor]:
-        """Return the bases and what stays of each task's core, ``(T, T*k, T*k)``."""
+    def _kept(self, matrices: Tensor, context: MergeContext) -> tuple[TaskBases, Iterator[Tensor]]:
+        """Return the bases, and of each task what stays of its core, ``(T*k, T*k)``."""
         tasks = len(matrices)
         strongest = context.decompose(matrices).first(min(matrices.shape[1:]) // tasks)
         bases = task_bases(with_plain_signs(strongest), matrices.dtype)
-        cores = bases.cores(matrices)
-        diagonal = torch.diag_embed(cores.diagonal(dim1=1, dim2=2))
+        return bases, (self._cut(bases.core(matrix), tasks) for matrix in matrices)
+
+    def _cut(self, core: Tensor, tasks: int) -> Tensor:
+        """Return what stays of a task's core, ``(T*k, T*k)``."""
+        diagonal = core.diagonal().diag()
         if not self.off_diagonal:
-            return bases, diagonal
-        others = cores - diagonal
-        away = others - others.mean((1, 2), keepdim=True)
+            return diagonal
+        others = core - diagonal
+        away = others - others.mean()
         # By hand, since torch warns of the deviation of a single entry.
-        variance = away.square().sum((1, 2), keepdim=True) / max(others[0].numel() - 1, 1)
-        limits = _WIDTH * variance.sqrt() / (tasks if self.divide_by_tasks else 1)
-        return bases, diagonal + torch.where(away.abs() <= limits, others, 0)
+        deviation = (away.square().sum() / max(core.numel() - 1, 1)).sqrt()
+        limit = _WIDTH * deviation / (tasks if self.divide_by_tasks else 1)
+        return diagonal + torch.where(away.abs() <= limit, others, 0)

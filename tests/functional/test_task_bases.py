@@ -23,10 +23,16 @@ def test_bases_are_the_polar_factors_of_what_stands_side_by_side(shape, tasks):
 def test_cores_and_matrices_change_between_the_bases():
     stack = random_stack(2, (4, 6))
     bases = task_bases(decompose(stack).first(2))
-    cores = bases.cores(stack)
-    assert cores.dtype == torch.float64
-    assert_near(cores[1], bases.left.T @ stack[1].double() @ bases.right.T)
-    assert_near(bases.matrices(cores), stack.double() @ bases.right.T @ bases.right)
+    core = bases.core(stack[1])
+    assert core.dtype == torch.float64
+    assert_near(core, bases.left.T @ stack[1].double() @ bases.right.T)
+    assert_near(bases.of_core(core), stack[1].double() @ bases.right.T @ bases.right)
+
+
+def test_blocks_are_cores_with_nothing_beside_them():
+    bases = task_bases(decompose(random_stack(3, (7, 8))).first(2))
+    blocks = random_stack(3, (2, 2)).double()
+    assert_near(bases.of_blocks(blocks), bases.of_core(torch.block_diag(*blocks)))
 
 
 def test_absent_directions_are_zero():

@@ -92,10 +92,16 @@ def test_elects_signs_in_shared_directions(shape, tasks, variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize(("tasks", "shape"), [(8, (20, 33)), (8, (16, 16)), (20, (47, 24))])
+@pytest.mark.parametrize(("tasks", "shape"), [(8, (20, 33)), (8, (16, 16)), (20, (41, 21))])
 def test_many_tasks(tasks, shape, variant):
     stack = random_stack(tasks, shape)
     assert_near(merged_stack(stack, DCMerge(**variant)), sum(loop_parts(as_floats(stack), **variant)))
+
+
+def test_each_of_as_many_tasks_as_rows_has_a_direction():
+    # 49 * (1 / 49) is below 1.
+    stack = random_stack(49, (49, 50))
+    assert_near(merged_stack(stack, "dc_merge"), sum(loop_parts(as_floats(stack))))
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)

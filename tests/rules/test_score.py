@@ -68,6 +68,12 @@ def test_many_tasks(tasks, shape, variant):
     assert_near(merged_stack(stack, SCORE(**variant)), sum(loop_parts(as_floats(stack), **variant)))
 
 
+def test_each_of_as_many_tasks_as_rows_has_a_direction():
+    # 49 * (1 / 49) is below 1.
+    stack = random_stack(49, (49, 50))
+    assert_near(merged_stack(stack, "score"), sum(loop_parts(as_floats(stack))))
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("inputs", ["main", "frozen", "pair", "edge"])
 def test_other_variants_on_the_references_inputs(inputs, variant):
