@@ -17,6 +17,11 @@ ASKED = {
     "scope": ("model", "tensor"),
     "plus_plus": (True,),
     "common_fraction": (0, 1),
+    "off_diagonal": (False,),
+    "divide_by_tasks": (False,),
+    "smoothing": ("average", "linear"),
+    "rank": (3,),
+    "keep": (1.0,),
 }
 """Hyper-parameters that choose another way."""
 EVERYWHERE = {"include": ("*",)}

@@ -97,7 +97,8 @@ def assert_merges_as_learnt(gates, module):
         assert torch.equal(tensor, state[name]), name
 
 
-RULES = ["tsv_m", "task_arithmetic", "ties", "consensus_ta", "iso_c", {"name": "dare", "density": 0.5}]
+RULES = ["tsv_m", "task_arithmetic", "ties", "consensus_ta", "iso_c", "score", "dc_merge"]
+RULES = [*RULES, {"name": "dare", "density": 0.5}]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
