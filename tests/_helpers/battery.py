@@ -22,7 +22,7 @@ SHAPES = {
 """A convolution, a vector, and matrices tall, square, wide, of more rows than 20 tasks, of one column."""
 DEFICIENT = "blocks.1.attn.proj.weight"
 """The matrix whose task vectors have rank 2."""
-KINDS = ("different", "one zero", "equal", "mixed")
+KINDS = ("different", "one zero", "equal", "mixed", "zero")
 """What the task vectors are to each other; of mixed ones the last is zero, and the two before it are equal."""
 
 
@@ -33,21 +33,21 @@ def crowds_for(rule):
 
 
 @functools.cache
-def experts(number, kind="different", dtype=torch.float32, size=0.1):
+def experts(number, kind="different", dtype=torch.float32):
     """Task vectors, not to be written to."""
     base = {name: (256 * value).round() / 256 for name, value in random_state(99, shapes=SHAPES).items()}
     states = {}
     for task in range(number):
         twin = kind == "equal" or (kind == "mixed" and task == number - 2)
-        change = _change(task - 1 if twin and kind == "mixed" else 0 if twin else task, size)
-        if kind in ("one zero", "mixed") and task == number - 1:
+        change = _change(task - 1 if twin and kind == "mixed" else 0 if twin else task)
+        if kind == "zero" or (kind in ("one zero", "mixed") and task == number - 1):
             change = {name: torch.zeros_like(value) for name, value in change.items()}
         states[f"task{task}"] = {name: (base[name] + change[name]).to(dtype) for name in SHAPES}
     return open_vectors({name: value.to(dtype) for name, value in base.items()}, states)
 
 
-def _change(seed, size):
-    change = random_state(seed, size, SHAPES)
+def _change(seed):
+    change = random_state(seed, 0.1, SHAPES)
     # Few bits, so that the base's rounding adds no direction.
     left, right = random_state(1000 + seed, 8.0, {"left": (8, 2), "right": (2, 8)}).values()
     change[DEFICIENT] = left.round() @ right.round() / 1024
