@@ -11,6 +11,7 @@ from lwptv_lightning.functional.compiled import (
 from lwptv_lightning.functional.devices import device_of, require_usable
 from lwptv_lightning.functional.draws import draw_key, draw_limit, random_keep, random_uniform
 from lwptv_lightning.functional.formula import Formula, noted
+from lwptv_lightning.functional.least_squares import own_row_terms, row_terms
 from lwptv_lightning.functional.low_rank import factored_error, low_rank_factors
 from lwptv_lightning.functional.masks import compare, count_true, magnitude_probabilities, positions, select, tall_masks
 from lwptv_lightning.functional.matrices import (

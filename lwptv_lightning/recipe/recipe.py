@@ -149,7 +149,7 @@ class MergeRecipe:
         check_parameters(self)
         if self.elements is not None and (self.ratio or self.keep or self.prune):
             raise ValueError("elements prunes inside layers; it takes the place of ratio, keep and prune.")
-        if self.prune_on == "parts" and not self.rule.has_parts():
+        if self.prune_on == "parts" and not self.rule.is_sum:
             why = f": {self.rule.no_parts}" if self.rule.no_parts else ""
             none = f"{self.rule.name!r} is none{why}"
             raise ValueError(f"prune_on='parts' needs a rule that is a sum over tasks; {none}.")

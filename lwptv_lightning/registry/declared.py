@@ -97,8 +97,8 @@ def flag(default: bool, help: str = "") -> Any:
     return declared(default, "true, false", check, help)
 
 
-def choice(default: str, options: Sequence[str], help: str = "") -> Any:
-    """Declare one of several names."""
+def choice(default: str | None, options: Sequence[str], help: str = "") -> Any:
+    """Declare one of several names; ``None`` where it depends on something else."""
 
     def check(name: str, value: Any) -> str:
         require_known(name, value, options)

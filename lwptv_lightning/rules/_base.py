@@ -155,8 +155,13 @@ class MergeRule(ABC, Generic[Survey]):
 
     @classmethod
     def has_parts(cls) -> bool:
-        """Tell whether the rule is a sum over tasks."""
+        """Tell whether the rule is a sum over tasks, with its default hyper-parameters where these decide it."""
         return cls.parts is not MergeRule.parts
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the rule is a sum over tasks as it is set, so that it has `parts`."""
+        return self.has_parts()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the registered name and the hyper-parameters, ready for JSON."""
