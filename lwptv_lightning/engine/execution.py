@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lwptv_lightning.engine.fused import kernels_exist
-from lwptv_lightning.engine.memo import Once, anew
+from lwptv_lightning.engine.memo import Memo, Once, anew
 from lwptv_lightning.engine.ranks import ALONE, Ranks
 from lwptv_lightning.functional import device_of
 from lwptv_lightning.registry import parse_bytes, require_kind
@@ -42,6 +42,8 @@ class Execution:
         compiled: Whether compiled kernels are used where there are some, which is on the CPU in float32; ``None`` is
             for models so large that it pays, where numba is installed.
         block_bytes: Size of the blocks in which rules read the task vectors; by default what suits the device.
+        memo: Remembers decompositions for all merges that are given it; its limit is set by each of them. It changes
+            no bit, and takes no part in equality. ``None`` is one for a merge that asks for the same twice.
 
     Raises:
         ValueError: A size is no number of bytes above 0, or there is no such device.
@@ -58,10 +60,12 @@ class Execution:
     max_memory: int | None = None
     compiled: bool | None = None
     block_bytes: int | None = None
+    memo: Memo | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device", device_of("device", self.device))
         require_kind("ranks", self.ranks, Ranks, "Ranks, of the processes that work together")
+        require_kind("memo", self.memo, Memo | None, "a Memo")
         require_kind("compiled", self.compiled, bool | None, "true, false or None")
         for name in ("max_memory", "block_bytes"):
             if (size := getattr(self, name)) is not None:
@@ -72,7 +76,7 @@ class Execution:
     @property
     def once(self) -> Once:
         """Computes what a pure function makes of a tensor, or remembers it."""
-        return anew
+        return anew if self.memo is None else self.memo
 
     @property
     def threads(self) -> int:

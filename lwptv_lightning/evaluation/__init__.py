@@ -59,6 +59,7 @@ from lwptv_lightning.evaluation.metrics import LoaderMetrics, all_the_same, requ
 from lwptv_lightning.evaluation.module import MergeModule
 from lwptv_lightning.evaluation.named_sets import NamedSet, named_set
 from lwptv_lightning.evaluation.reload import load_merged
+from lwptv_lightning.evaluation.remembering import remembering, with_memo
 from lwptv_lightning.evaluation.shares import Replicas, is_located, share_loaders, share_of
 from lwptv_lightning.evaluation.typed_values import in_our_words
 from lwptv_lightning.evaluation.weights import WeightsOwner, owner_of

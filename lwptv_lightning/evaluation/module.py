@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from lwptv_lightning.checkpoints import Provenance
+from lwptv_lightning.engine import Memo
 from lwptv_lightning.evaluation.averages import accuracies
 from lwptv_lightning.evaluation.contents import Contents
 from lwptv_lightning.evaluation.given_heads import HeadsGiven
@@ -24,6 +25,7 @@ from lwptv_lightning.evaluation.measured import Measured
 from lwptv_lightning.evaluation.merging import merge_model_, require_fit
 from lwptv_lightning.evaluation.metric_choice import MetricChoice, Metrics
 from lwptv_lightning.evaluation.metrics import LoaderMetrics
+from lwptv_lightning.evaluation.remembering import with_memo
 from lwptv_lightning.evaluation.saving import save_module
 from lwptv_lightning.evaluation.steps import EvaluationSteps
 from lwptv_lightning.evaluation.stored import restore_, store
@@ -108,6 +110,8 @@ class MergeModule(EvaluationSteps):
     """What the merge put into the model."""
     measured: Measured | None = None
     """What its last whole evaluation found."""
+    memo: Memo | None = None
+    """Remembers the decompositions of its task vectors, from the second merge on, and for what merges them often."""
 
     def __init__(
         self,
@@ -227,7 +231,9 @@ class MergeModule(EvaluationSteps):
         options = {**self.options, **options, "device": self.device if device is None else device}
         if vectors is self._vectors is None and recipe == self.installed and options.keys() <= {"device", "ranks"}:
             return self  # what was loaded is this merge
-        vectors = self.vectors if vectors is None else vectors
+        if self.installed is not None and self.memo is None:
+            self.memo = Memo()
+        vectors, options = self.vectors if vectors is None else vectors, with_memo(options, self.memo)
         require_fit(self.model, vectors)
         require_same_classifiers(self._heads_of or vectors, vectors, self.heads.own_tasks)
         with Undo() as undo:

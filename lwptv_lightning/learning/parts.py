@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lwptv_lightning.engine import Execution, Stream
-from lwptv_lightning.evaluation import MergeModule
+from lwptv_lightning.evaluation import MergeModule, with_memo
 from lwptv_lightning.layers import Layers
 from lwptv_lightning.merging import Merge, MergePlan, installable
 from lwptv_lightning.recipe import MergeRecipe
@@ -76,7 +76,8 @@ class HeldParts:
         """
         device = like.device
         vectors, names = module.vectors, installable(module.model, module.vectors)
-        merge, execution = Merge.of(vectors, recipe, layers, {**options_of_parts(module), "device": device})
+        options = with_memo({**options_of_parts(module), "device": device}, module.memo)
+        merge, execution = Merge.of(vectors, recipe, layers, options)
         plan = merge.plan(execution)
         parts, ratio = _made(plan, vectors, apart or device)
         averaged = Stream.of(vectors, vectors.averaged, execution=Execution(device=device))

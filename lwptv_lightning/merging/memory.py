@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
+
+import torch
 
 from lwptv_lightning.engine import Execution, Stream
 from lwptv_lightning.layers import Layers
@@ -23,6 +26,12 @@ _COPIES_OF_A_LAYER = 6
 """Copies of a layer's stacks while element pruning ranks them together, their order among them."""
 _COPIES_OF_A_STACK = 14
 """Copies of a stack that rules which see whole tensors hold, float64 and singular vectors among them."""
+_SHARE_OF_MEMO = 8
+"""The part of a machine's memory, or a device's, that what is remembered may take where there is no limit."""
+_NOT_TOLD = 1 << 62
+_ASSUMED = 1 << 33
+"""Memory of a machine that does not tell, to what is remembered."""
+_LIMITS_OF_CONTAINERS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class MemoryLimitError(ValueError):
@@ -77,15 +86,45 @@ def threads_within(each: int, execution: Execution) -> int:
     return max(min(usual, limit // each), 1)
 
 
+def room_to_remember(rules: Rules, stream: Stream, thinned: Layers | None = None) -> int:
+    """Return how many bytes what a merge remembers may take: what its limit leaves, or an eighth of the memory.
+
+    Without a limit, several processes divide the eighth among them, of the machine's memory or of the device's.
+    """
+    execution = stream.execution
+    if execution.max_memory is None:
+        memory = _memory_of(execution.device)
+        return (_ASSUMED if memory == _NOT_TOLD else memory) // (_SHARE_OF_MEMO * execution.ranks.size)
+    if not stream.names:
+        return execution.max_memory
+    each = max(bytes_of_tensor(rules[name], stream, name) for name in stream.names)
+    others = threads_within(each, execution) - 1
+    return max(execution.max_memory - needed_memory(rules, stream, thinned) - others * each, 0)
+
+
 def bytes_of_tensor(rule: MergeRule[Any], stream: Stream, name: str) -> int:
     """Return what a rule that sees a whole tensor holds for it; a rule that sees blocks holds nothing."""
     size, tasks = stream.numel(name) * stream.dtype.itemsize, len(stream.tasks)
     return {"element": 0, "task": _COPIES_OF_A_TASK * size, "tensor": _COPIES_OF_A_STACK * tasks * size}[rule.unit]
 
 
+def _memory_of(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return _physical_memory()
+
+
 def _physical_memory() -> int:
-    """Return the bytes of the machine's memory, or many where the system does not tell."""
+    """Return the bytes of the machine's memory, or of its container's; many where the system does not tell."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
-        return 1 << 62
+        return _NOT_TOLD
+    return min(memory, *map(_limit_in, _LIMITS_OF_CONTAINERS))
+
+
+def _limit_in(file: str) -> int:
+    try:
+        return int(Path(file).read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return _NOT_TOLD

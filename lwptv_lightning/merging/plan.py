@@ -27,7 +27,7 @@ from lwptv_lightning.merging.combine import (
     published_alpha,
 )
 from lwptv_lightning.merging.held import Held, hold
-from lwptv_lightning.merging.memory import needed_memory, require_memory
+from lwptv_lightning.merging.memory import needed_memory, require_memory, room_to_remember
 from lwptv_lightning.merging.parts import parts_of
 from lwptv_lightning.merging.provenance import provenance_of
 from lwptv_lightning.merging.prune import PruningPlan, plan_layers
@@ -115,8 +115,10 @@ class MergePlan:
                 elements = sum(self.vectors.headers[name].numel for name in names)
                 rules = {name: self.jobs[name].rule for name in self.stream.names}
                 needed = needed_memory(rules, self.stream, self._thinned) if rules else 0
-                if needed + elements * self.stream.dtype.itemsize > limit:
+                taken = elements * self.stream.dtype.itemsize
+                if needed + taken > limit:
                     return self
+                self._limit_memo(taken)
             return replace(self, held=hold(self.made(names), self.vectors.headers))
 
     def pieces(self) -> Iterator[tuple[str, slice, Tensor]]:
@@ -239,7 +241,15 @@ class MergePlan:
             told = f"treats none of {len(names)} tensors; the rule alone makes them"
             warnings.warn(f"calibrate={recipe.calibrate.name!r} {told}.", stacklevel=2)
         own = {name: replace(jobs[name], task=recipe.task, rule=rule) for name, rule in rules.items()}
-        return replace(self, recipe=recipe, jobs={**jobs, **own}, held=None)
+        made = replace(self, recipe=recipe, jobs={**jobs, **own}, held=None)
+        made._limit_memo()
+        return made
+
+    def _limit_memo(self, taken: int = 0) -> None:
+        """Let what is remembered have the memory that the merge leaves, besides some bytes that are taken."""
+        if self.execution.memo is not None:
+            rules = {name: self.jobs[name].rule for name in self.stream.names}
+            self.execution.memo.allow(room_to_remember(rules, self.stream, self._thinned) - taken)
 
     @property
     def _thinned(self) -> Layers | None:

@@ -21,6 +21,7 @@ from lwptv_lightning.merging.memory import require_memory
 from lwptv_lightning.merging.modified import rule_of
 from lwptv_lightning.merging.plan import MergePlan, require_task, treatment_of
 from lwptv_lightning.merging.prune import plan_layers, prune_layers
+from lwptv_lightning.merging.remembering import remembering
 from lwptv_lightning.merging.ties import by_first_names, data_by_first_name
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import natural_order
@@ -55,6 +56,8 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     thins = layers if recipe.elements is not None else None
     if execution.max_memory is not None:  # what layers are pruned is not known yet, and pruning only lessens the need
         require_memory(execution.max_memory, rules, whole, thins)
+    execution = remembering(recipe, rules, whole, thins)
+    whole = replace(whole, execution=execution)
     pruning = None
     if merge.mask is None and (recipe.prunes_layers or weighs):
         pruning = prune_layers(merge, execution, scored=False)

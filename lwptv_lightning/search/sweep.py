@@ -16,6 +16,7 @@ from lwptv_lightning.evaluation import (
     Replicas,
     callbacks_of,
     ranks_of,
+    remembering,
     require_results_here,
     uncombined,
 )
@@ -112,7 +113,7 @@ def sweep(
         asked.keys = Keys.of(trainer, module, dataloaders, asked.options)
         with ranks_of(trainer).sharing_errors():
             asked.store = Store.at(store)  # on each process: those that a launcher started have not met yet
-    with _shown(trainer, progress) as watcher:
+    with remembering(module), _shown(trainer, progress) as watcher:
         learnt = asked.learnt(wanted, watcher)
         found = asked.stored(learnt)
         missing = {name: each for name, each in learnt.items() if name not in found}

@@ -12,7 +12,7 @@ from typing import Any, Unpack
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lwptv_lightning.evaluation import MergeModule, norms_of, of_norms, on_rank_zero
+from lwptv_lightning.evaluation import MergeModule, norms_of, of_norms, on_rank_zero, remembering
 from lwptv_lightning.files import write_whole
 from lwptv_lightning.merging import MergeOptions, require_options
 from lwptv_lightning.recipe import MergeRecipe
@@ -113,18 +113,20 @@ def tune(
     prepared = Prepared.of(module, validation, test, space, samples, recalibrate, seed, options)
     began = time.monotonic()
     run = _Run(trainer, module, prepared, at_once, None if store is None else Path(store), options, progress)
-    trials, searched = run.search(budget, strategy, seed)
-    picked = run.choose(trials.whole, choice, masks)
-    run.keep(CHOICE_FILE, picked.told())
+    with remembering(module):
+        trials, searched = run.search(budget, strategy, seed)
+        picked = run.choose(trials.whole, choice, masks)
+        run.keep(CHOICE_FILE, picked.told())
+        tested, data, norms = run.test(picked), run.data(picked.recipe), run.norms(picked.recipe)
     return TuneResult(
         recipes=run.recipes,
         candidates=trials.tried,
         chosen=picked.chosen,
         choice=choice,
         validation=picked.validation,
-        test=run.test(picked),
-        data=run.data(picked.recipe),
-        norms=run.norms(picked.recipe),
+        test=tested,
+        data=data,
+        norms=norms,
         experts={task: f"expert {task}" for task in module.vectors.tasks},
         unpruned=picked.unpruned,
         masks=tuple(picked.masks),

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import TypeIs
 
 from lwptv_lightning.engine import DataStatistics, Execution
-from lwptv_lightning.evaluation import MergeModule
+from lwptv_lightning.evaluation import MergeModule, with_memo
 from lwptv_lightning.functional import plain_state
 from lwptv_lightning.merging import Merge, MergePlan, in_dtype, installable, made_as, unscaled
 from lwptv_lightning.recipe import MergeRecipe, make_recipe
@@ -100,7 +100,7 @@ class Weights:
         options = {"device": self.device, **self.options}
         if recipe.rule.needs and self.data is not None and not holds_data(options):
             options["data"] = self.data(recipe.rule.needs)
-        merge, execution = Merge.of(self.module.vectors, recipe, None, options)
+        merge, execution = Merge.of(self.module.vectors, recipe, None, with_memo(options, self.module.memo))
         if merge.needs_layers:
             merge = replace(merge, layers=self.module.layers(recipe.granularity))
         seconds = 0.0
@@ -118,25 +118,33 @@ class Weights:
 
     def _merged(self, asked: Mapping[str, _Asked]) -> Iterator[Made]:
         """Merge recipes with one survey."""
-        began, first = time.perf_counter(), next(iter(asked.values()))
+        first = next(iter(asked.values()))
+        began = self._clock(first)
         plan = replace(first.merge, recipe=unscaled(first.merge.recipe)).plan(first.execution)
-        seconds = time.perf_counter() - began
+        seconds = self._clock(first) - began
         for names in _groups(asked, lambda name: made_as(asked[name].merge.recipe)):
             yield from self._rescaled(plan, {name: asked[name] for name in names}, seconds)
 
     def _rescaled(self, plan: MergePlan, asked: Mapping[str, _Asked], seconds: float) -> Iterator[Made]:
         """Merge recipes that differ in their coefficients alone; ``seconds`` is how long their plan took."""
-        began, own = time.perf_counter(), next(iter(asked.values())).merge.recipe
+        first = next(iter(asked.values()))
+        began, own = self._clock(first), first.merge.recipe
         plan = plan.rescaled(plan.recipe.replace(scale=own.scale, task=own.task, calibrate=own.calibrate))
         if len(asked) > 1:
             plan = plan.holding()
-        seconds += time.perf_counter() - began
+        seconds += self._clock(first) - began
         for name, each in asked.items():
-            began, own = time.perf_counter(), each.merge.recipe
+            began, own = self._clock(each), each.merge.recipe
             changes = {name: getattr(own, name) for name in ("scale", "layer_scaling", "calibrate")}
             tensors = dict(plan.rescaled(plan.recipe.replace(**changes), each.merge.layers).tensors())
-            taken = time.perf_counter() - began
+            taken = self._clock(each) - began
             yield self._made(name, tensors, each.seconds + seconds + taken)
+
+    @staticmethod
+    def _clock(asked: _Asked) -> float:
+        """Return seconds that pass also with what others have computed, so that a merge takes what it takes alone."""
+        memo, threads = asked.execution.memo, asked.execution.threads
+        return time.perf_counter() + (0.0 if memo is None else memo.spared / threads)
 
     def _made(self, name: str, weights: Mapping[str, Tensor], seconds: float) -> Made:
         own = self._own
