@@ -1,6 +1,7 @@
 """Pure functions of tensors; nothing of the library is imported here."""
 
 from lwptv_lightning.functional.calls import Replaceable, call_with, drop_caches_
+from lwptv_lightning.functional.common_space import LEAST_SINGULAR_VALUE, common_basis
 from lwptv_lightning.functional.compiled import (
     keep_plain_names_,
     plain_module,

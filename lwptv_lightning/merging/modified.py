@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lwptv_lightning.recipe import MergeRecipe
-from lwptv_lightning.rules import MergeRule
+from lwptv_lightning.rules import InSubspace, MergeRule
 
 
 def rule_of(recipe: MergeRecipe) -> MergeRule[Any]:
@@ -15,4 +15,6 @@ def rule_of(recipe: MergeRecipe) -> MergeRule[Any]:
         >>> rule_of(MergeRecipe("ties"))
         TIES(density=0.2, reduce='mean', scope='model')
     """
-    return recipe.rule
+    if recipe.subspace is None:
+        return recipe.rule
+    return InSubspace(rule=recipe.rule, include=recipe.subspace.include)

@@ -66,7 +66,9 @@ def by_first_names(holder: Holder, tied: Mapping[str, str]) -> Holder:
     changes: dict[str, Any] = {}
     for field in fields(holder) if tied else ():  # type: ignore[arg-type]
         value = getattr(holder, field.name)
-        if isinstance(value, Mapping):
+        if isinstance(value, MergeRule):  # that a rule holds
+            changes[field.name] = by_first_names(value, tied)
+        elif isinstance(value, Mapping):
             changes[field.name] = _with_first_names(value, tied)
         elif isinstance(value, tuple) and value and all(isinstance(item, str) for item in value):
             changes[field.name] = tuple(_with_first_names(dict.fromkeys(value), tied))

@@ -1,6 +1,6 @@
-"""What acts on task vectors before any merging rule, or on what a rule made, one per file.
+"""What acts on task vectors before any merging rule, around it, or on what it made, one per file.
 
-A new file here registers its modifier; a recipe's fields ``reweight`` and ``calibrate`` take it by name.
+A new file here registers its modifier; a recipe's fields ``reweight``, ``subspace`` and ``calibrate`` take it by name.
 """
 
 from importlib import import_module
@@ -10,9 +10,11 @@ from typing import Any
 from lwptv_lightning.modifiers._base import (
     CALIBRATIONS,
     REWEIGHTINGS,
+    SUBSPACES,
     Calibration,
     Modifier,
     Reweighting,
+    Subspace,
     make_modifier,
     modifier,
 )
@@ -21,10 +23,12 @@ from lwptv_lightning.modifiers._catalogue import ModifierEntry, modifier_entries
 __all__ = [
     "CALIBRATIONS",
     "REWEIGHTINGS",
+    "SUBSPACES",
     "Calibration",
     "Modifier",
     "ModifierEntry",
     "Reweighting",
+    "Subspace",
     "make_modifier",
     "modifier",
     "modifier_entries",
@@ -35,7 +39,7 @@ for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):
         import_module(f"{__name__}.{_module.name}")
 
-_CLASSES = {cls.__name__: cls for registry in (REWEIGHTINGS, CALIBRATIONS) for cls in registry.values()}
+_CLASSES = {cls.__name__: cls for registry in (REWEIGHTINGS, SUBSPACES, CALIBRATIONS) for cls in registry.values()}
 
 
 def __getattr__(name: str) -> Any:

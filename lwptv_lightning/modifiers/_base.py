@@ -1,4 +1,4 @@
-"""What a modifier of any merging rule is: one that acts on task vectors before a rule, or on what a rule made."""
+"""What a modifier of any merging rule is: it acts before a rule, around it, or on what it made."""
 
 from __future__ import annotations
 
@@ -91,8 +91,24 @@ class Calibration(Modifier):
         """
 
 
+class Subspace(Modifier):
+    """Says in the common space of which matrices a rule works; `lwptv_lightning.rules.InSubspace` takes it there.
+
+    Attributes:
+        include: Globs of tensor names; other tensors stay as they are in the base.
+    """
+
+    include: tuple[str, ...]
+
+
 REWEIGHTINGS: Registry[type[Reweighting]] = Registry("reweighting")
 CALIBRATIONS: Registry[type[Calibration]] = Registry("calibration")
+SUBSPACES: Registry[type[Subspace]] = Registry("subspace")
+_REGISTRIES: dict[type[Modifier], Registry[Any]] = {
+    Reweighting: REWEIGHTINGS,
+    Calibration: CALIBRATIONS,
+    Subspace: SUBSPACES,
+}
 
 
 def modifier(name: str, *, paper: str) -> Callable[[ModifierType], ModifierType]:
@@ -100,8 +116,7 @@ def modifier(name: str, *, paper: str) -> Callable[[ModifierType], ModifierType]
 
     def register(cls: ModifierType) -> ModifierType:
         cls.name, cls.paper = name, paper
-        registry: Registry[Any] = REWEIGHTINGS if issubclass(cls, Reweighting) else CALIBRATIONS
-        registry.register(name, cls)
+        next(registry for kind, registry in _REGISTRIES.items() if issubclass(cls, kind)).register(name, cls)
         return cls
 
     return register
@@ -113,7 +128,7 @@ def make_modifier(field: str, value: Any, kind: type[Kind], registry: Registry[t
     Args:
         field: What the value is for, for messages.
         value: The name, mapping or modifier.
-        kind: `Reweighting` or `Calibration`.
+        kind: `Reweighting`, `Calibration` or `Subspace`.
         registry: The one of that kind.
 
     Raises:

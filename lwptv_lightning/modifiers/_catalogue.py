@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 from dataclasses import dataclass
 
-from lwptv_lightning.modifiers._base import CALIBRATIONS, REWEIGHTINGS, Modifier
+from lwptv_lightning.modifiers._base import CALIBRATIONS, REWEIGHTINGS, SUBSPACES, Modifier
 from lwptv_lightning.registry import describe_field
 
 
@@ -29,7 +29,7 @@ def modifier_entries() -> list[ModifierEntry]:
     """Return an entry for each registered modifier, those that act first before the others, by name."""
     registered: list[tuple[str, str, type[Modifier]]] = [
         (field, name, cls)
-        for field, registry in (("reweight", REWEIGHTINGS), ("calibrate", CALIBRATIONS))
+        for field, registry in (("reweight", REWEIGHTINGS), ("subspace", SUBSPACES), ("calibrate", CALIBRATIONS))
         for name, cls in sorted(registry.items())
     ]
     return [
@@ -58,8 +58,8 @@ _SECTION = """## Modifiers of any rule
 
 {table}
 
-`lwptv merge --reweight NAME --calibrate NAME --set calibrate.alpha=0.5` asks for them; in a configuration they stand
-under `recipe:`, as a name or as a mapping with the name and hyper-parameters.
+`lwptv merge --reweight NAME --subspace NAME --calibrate NAME --set calibrate.alpha=0.5` asks for them; in a
+configuration they stand under `recipe:`, as a name or as a mapping with the name and hyper-parameters.
 
 `MergeRecipe(layer_scaling=LiNeS(...))` scales the merged task vector by depth (arXiv 2410.17146);
 `layer_scaling={{"blocks.0.attn.qkv": 0.5}}` sets coefficients layer by layer. `MergeRecipe(elements=ElementPruning(
@@ -71,7 +71,9 @@ holds](recipe.md), with ranges and defaults, is listed apart.
 1. Layers are scored, and chosen, on the plain task vectors.
 2. `reweight` acts on each plain task vector.
 3. The mask prunes layers of what that left; `elements` ranks and prunes elements of what that left.
-4. The rule merges.
+4. The rule merges; with a `subspace`, what is left of all tasks is mapped into the space that it spans, where the rule
+   surveys and merges, and the result, or each part, is mapped back. Matrices that are not in `include`, and all other
+   tensors, stay the base's.
 5. `scale` multiplies what the rule made.
 6. `calibrate` acts on the product, and sees the task vectors as the rule did. So what it makes of a scale that comes
    before it is its own affair.

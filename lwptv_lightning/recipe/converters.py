@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lwptv_lightning.registry import require_known, require_ratio, shown
 
 if TYPE_CHECKING:
-    from lwptv_lightning.modifiers import Calibration, Reweighting
+    from lwptv_lightning.modifiers import Calibration, Reweighting, Subspace
     from lwptv_lightning.rules import MergeRule
     from lwptv_lightning.saliency import ElementPruning
 
@@ -37,6 +37,13 @@ def read_calibrate(name: str, value: Any) -> Calibration:
     from lwptv_lightning.modifiers import CALIBRATIONS, Calibration, make_modifier
 
     return make_modifier(name, value, Calibration, CALIBRATIONS)  # type: ignore[type-abstract]
+
+
+def read_subspace(name: str, value: Any) -> Subspace:
+    """Return in which space a rule works."""
+    from lwptv_lightning.modifiers import SUBSPACES, Subspace, make_modifier
+
+    return make_modifier(name, value, Subspace, SUBSPACES)
 
 
 def read_score(name: str, value: Any) -> str:

@@ -22,6 +22,7 @@ from lwptv_lightning.recipe.converters import (
     read_reweight,
     read_rule,
     read_score,
+    read_subspace,
     read_task,
 )
 from lwptv_lightning.recipe.scaling import LiNeS, read_layer_scaling
@@ -47,12 +48,12 @@ from lwptv_lightning.registry import (
 if TYPE_CHECKING:
     import torch
 
-    from lwptv_lightning.modifiers import Calibration, Reweighting
+    from lwptv_lightning.modifiers import Calibration, Reweighting, Subspace
     from lwptv_lightning.rules import MergeRule
     from lwptv_lightning.saliency import ElementPruning
 
 
-MODIFIERS = ("reweight", "calibrate")
+MODIFIERS = ("reweight", "subspace", "calibrate")
 """Fields for what stands beside a rule, with hyper-parameters of its own."""
 
 
@@ -62,14 +63,14 @@ class MergeRecipe:
     """How to prune task vectors and which rule merges what is left.
 
     Layers are scored, and chosen, on the plain task vectors. Then ``reweight`` acts on each of these, the mask or
-    ``elements`` on what that left, and the rule merges. Its result is multiplied with the scale, treated by
-    ``calibrate``, multiplied with ``layer_scaling``, and added to the base. With ``prune_on="parts"`` reweighting, rule
-    and calibration make the parts, and mask and coefficients act on those.
+    ``elements`` on what that left, and the rule merges, in the ``subspace`` if there is one. Its result is multiplied
+    with the scale, treated by ``calibrate``, multiplied with ``layer_scaling``, and added to the base. With
+    ``prune_on="parts"`` reweighting, rule and calibration make the parts, and mask and coefficients act on those.
 
     Raises:
         UnknownNameError: No such rule, score, granularity, ranking, count or dtype.
         ValueError: A number is out of its range, ``elements`` stands beside a layer ratio, or the rule does not do
-            what ``prune_on``, ``task`` or ``calibrate`` asks for.
+            what ``prune_on``, ``task``, ``subspace`` or ``calibrate`` asks for.
         TypeError: A value is of the wrong kind.
 
     Example:
@@ -144,6 +145,13 @@ class MergeRecipe:
         "what acts on the scaled result of the rule (SVC, SubspaceBoosting), given as the rule is",
         str,
     )
+    subspace: Converted[Subspace | str | Mapping[str, Any] | None, Subspace | None] = declared(
+        None,
+        "what `lwptv rules` lists",
+        read_subspace,
+        "the space of each matrix in which the rule works on elements (KnOTS), given as the rule is",
+        str,
+    )
 
     def __post_init__(self) -> None:
         check_parameters(self)
@@ -155,6 +163,8 @@ class MergeRecipe:
             raise ValueError(f"prune_on='parts' needs a rule that is a sum over tasks; {none}.")
         if self.prune_on == "parts" and self.elements is not None:
             raise ValueError("prune_on='parts' prunes whole layers; elements cannot stand beside it.")
+        if self.subspace is not None and (why := self.rule.why_no_subspace()):
+            raise ValueError(f"subspace={shown(self.subspace.name)} is of no use to rule {self.rule.name!r}: {why}.")
         if self.coefficients is not None and self.prune_on != "parts":
             raise ValueError("coefficients act on what a rule makes of each task; give prune_on='parts' with them.")
         if self.task is not None and not self.rule.per_task:
@@ -211,7 +221,7 @@ class MergeRecipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, ready for JSON or YAML."""
         values = asdict(self) | {"rule": self.rule.to_dict()}
-        for name in ("reweight", "calibrate"):
+        for name in MODIFIERS:
             made = getattr(self, name)
             values[name] = made and made.to_dict()
         if isinstance(self.layer_scaling, LiNeS):

@@ -12,6 +12,7 @@ from lwptv_lightning.engine import DataStatistics
 from lwptv_lightning.rules._base import RULES, MergeContext, MergeRule, get_rule, make_rule, merge_rule
 from lwptv_lightning.rules._catalogue import RuleEntry, rule_entries, rules_markdown
 from lwptv_lightning.rules._running_statistics import RunningStatistics
+from lwptv_lightning.rules._subspace import InSubspace
 from lwptv_lightning.task_vectors import running_statistics
 
 __all__ = ["RULES", "DataStatistics", "MergeContext", "MergeRule", "get_rule", "make_rule", "merge_rule"]

@@ -163,6 +163,15 @@ class MergeRule(ABC, Generic[Survey]):
         """Whether the rule is a sum over tasks as it is set, so that it has `parts`."""
         return self.has_parts()
 
+    @classmethod
+    def why_no_subspace(cls) -> str:
+        """Return why the rule cannot work on elements in a space that the tasks share; empty where it can."""
+        if cls.needs:
+            return f"its {cls.needs} on each task's data is of the tensors as they are"
+        if cls.works_on_matrices():
+            return "it treats matrices in a way of its own"
+        return "it makes a model for each task" if cls.per_task else ""
+
     def to_dict(self) -> dict[str, Any]:
         """Return the registered name and the hyper-parameters, ready for JSON."""
         return {"name": self.name, **dataclasses.asdict(self)}  # type: ignore[call-overload]

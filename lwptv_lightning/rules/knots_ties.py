@@ -1,18 +1,16 @@
 """KnOTS-TIES."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lwptv_lightning.engine import Stream
 from lwptv_lightning.registry import choice, number, patterns
-from lwptv_lightning.rules._base import MergeContext, MergeRule, is_matrix, merge_rule
-from lwptv_lightning.rules._trim import TrimSurvey, survey_trim, trim_elect_merge_, trim_elect_parts_
-from lwptv_lightning.task_vectors import HeldStack, Stack
-
-_LEAST_SINGULAR_VALUE = 1e-5
+from lwptv_lightning.rules._base import MergeContext, MergeRule, merge_rule
+from lwptv_lightning.rules._subspace import InSubspace
+from lwptv_lightning.rules._trim import TrimSurvey
+from lwptv_lightning.rules.ties import TIES
 
 
 @merge_rule("knots_ties", paper="https://arxiv.org/abs/2410.19735", scale=0.6)
@@ -23,9 +21,8 @@ class KnOTSTIES(MergeRule[TrimSurvey]):
     With the T task vectors side by side, ``[tau_1 ... tau_T] = U diag(s) [V_1 ... V_T]``, of which singular values
     above 1e-5 stay, task t becomes ``diag(s) V_t = U^T tau_t``. TIES merges these, trimming over all matrices of the
     model together, and U maps the result back. The weight ``(out, in, 1, 1)`` of a 1x1 convolution is a matrix too.
-    Every other tensor stays as it is in the base.
-
-    So that no basis is kept, each pass over the model, of which there are five in float32, decomposes anew.
+    Every other tensor stays as it is in the base. ``MergeRecipe(TIES(density=0.2), scale=0.6, subspace="knots")`` is
+    the same; `KnOTS` puts other rules there.
 
     Args:
         density: The fraction to keep, in (0, 1]; 1 trims nothing.
@@ -33,6 +30,7 @@ class KnOTSTIES(MergeRule[TrimSurvey]):
         include: Globs of tensor names; the 2-D ones and the 1x1 convolutions among them are merged.
 
     Example:
+        >>> import torch
         >>> from lwptv_lightning import MergeRecipe, TaskVectors, merge
         >>> tasks = {"a": {"fc.weight": torch.tensor([[4.0, 0.0]])}, "b": {"fc.weight": torch.tensor([[2.0, -1.0]])}}
         >>> vectors = TaskVectors.open({"fc.weight": torch.zeros(1, 2)}, tasks)
@@ -51,46 +49,23 @@ class KnOTSTIES(MergeRule[TrimSurvey]):
     reduce: str = choice("mean", ("mean", "sum", "max"))
     include: tuple[str, ...] = patterns(("*.weight",))
 
+    @property
+    def _inside(self) -> InSubspace:
+        return InSubspace(rule=TIES(density=self.density, reduce=self.reduce), include=self.include)
+
     def treats_as_matrix(self, name: str, shape: Sequence[int], tasks: int) -> bool:
         """Tell whether a tensor is one of the wanted matrices."""
-        return is_matrix(shape, name, self.include)
+        return self._inside.treats_as_matrix(name, shape, tasks)
 
     def survey(self, stream: Stream) -> TrimSurvey | None:
-        """Survey the aligned task vectors as TIES does; None where there are none."""
-        matrices = aligned(stream, self.matrices(stream))
-        return survey_trim(matrices, self.density) if matrices.names else None
+        """Survey the task vectors in their space as TIES does; None where there are none."""
+        survey: TrimSurvey | None = self._inside.survey(stream)
+        return survey
 
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return U times each task's part of what TIES merges, ``(T, *shape)``."""
-        matrices = self.as_matrices(tau, context)
-        if context.survey is None or matrices is None:
-            return torch.zeros_like(tau)
-        basis, coordinates = align(matrices)
-        return (basis @ trim_elect_parts_(coordinates, context.survey, self.reduce)).reshape(tau.shape)
+        return self._inside.parts(tau, context)
 
     def combine(self, tau: Tensor, context: MergeContext) -> Tensor:
-        """Align, merge and map back one stack, ``(T, *shape) -> (*shape)``."""
-        matrices = self.as_matrices(tau, context)
-        if context.survey is None or matrices is None:
-            return torch.zeros_like(tau[0])
-        basis, coordinates = align(matrices)
-        return (basis @ trim_elect_merge_(coordinates, context.survey, self.reduce)).reshape(tau.shape[1:])
-
-
-def aligned(stream: Stream, names: Iterable[str]) -> Stream:
-    """Return the matrices of some names among the task vectors, each in the basis that its tasks share."""
-    shapes = stream.each(lambda name: tuple(align(stream.stack(name).flatten(2))[1].shape[1:]), names)
-    left = {name: shape for name, shape in shapes.items() if shape[0]}
-
-    def open_stack(name: str) -> Stack:
-        return HeldStack(align(stream.stack(name).flatten(2))[1], torch.zeros(()).expand(left[name]))
-
-    return replace(stream, shapes=left, open_stack=open_stack)
-
-
-def align(tau: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the basis of the tasks' joint column space, ``(m, r)``, and tau in it, ``(T, m, n) -> (T, r, n)``."""
-    exact = tau.double()
-    left, values, _ = torch.linalg.svd(torch.cat([*exact], dim=1), full_matrices=False)
-    basis = left[:, values > _LEAST_SINGULAR_VALUE]
-    return basis.to(tau.dtype), (basis.T @ exact).to(tau.dtype)
+        """Merge one stack in its space and map it back, ``(T, *shape) -> (*shape)``."""
+        return self._inside.combine(tau, context)

@@ -33,6 +33,7 @@ RECIPES = {rule: {"rule": rule} for rule in sorted(RULES)} | {
     "blocks pruned": {"rule": "dare_ties", "ratio": 0.5, "granularity": "block"},
     "elements pruned": {"rule": "task_arithmetic", "elements": {"ratio": 0.5}},
     "parts pruned": {"rule": "magnitude", "ratio": 0.5, "prune_on": "parts"},
+    "pruned in a subspace": {"rule": "dare_ties", "subspace": "knots", "ratio": 0.5},
     "lines": {"rule": "ties", "layer_scaling": LiNeS(alpha=None)},
 }
 RESCALED = ("tsv_m", "layers pruned", "everything pruned", "parts pruned")

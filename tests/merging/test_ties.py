@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lwptv_lightning import TaskVectors, get_rule, layers_from_names
+from lwptv_lightning import MergeRecipe, TaskVectors, get_rule, layers_from_names
+from lwptv_lightning.merging import rule_of
 from lwptv_lightning.merging.ties import by_first_names, data_by_first_name, further_names, patterns_of_layers
 
 ONE, TWO = torch.ones(2), torch.full((2,), 2.0)
@@ -52,6 +53,15 @@ def test_a_rules_patterns_match_by_any_name():
     assert by_first_names(rule, tied).exclude == ("lm_*", "embed[[]0].weight", "fc*")
     assert by_first_names(rule, {}) is rule
     assert by_first_names(get_rule("tsv_m")(exclude=("*.weight",)), tied).exclude == ("*.weight",)
+
+
+def test_so_do_those_of_a_subspace_and_of_the_rule_in_it():
+    recipe = MergeRecipe(
+        {"name": "adamerging", "coefficients": {"lm_*": [0.1]}}, subspace={"name": "knots", "include": ["lm_*"]}
+    )
+    found = by_first_names(rule_of(recipe), {"lm_head.weight": "embed.weight"})
+    assert found.include == ("lm_*", "embed.weight")
+    assert list(found.rule.coefficients) == ["lm_*", "embed.weight"]
 
 
 def test_the_first_pattern_that_matches_by_any_name_counts():

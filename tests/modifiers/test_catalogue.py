@@ -1,12 +1,12 @@
 """The list of modifiers says something of each, and in which order they act."""
 
-from lwptv_lightning.modifiers import CALIBRATIONS, REWEIGHTINGS, modifier_entries, modifiers_markdown
+from lwptv_lightning.modifiers import CALIBRATIONS, REWEIGHTINGS, SUBSPACES, modifier_entries, modifiers_markdown
 from lwptv_lightning.recipe import MODIFIERS
 
 
 def test_every_modifier_has_a_summary_a_paper_and_ranges():
     entries = modifier_entries()
-    assert [entry.name for entry in entries] == [*sorted(REWEIGHTINGS), *sorted(CALIBRATIONS)]
+    assert [entry.name for entry in entries] == [*sorted(REWEIGHTINGS), *sorted(SUBSPACES), *sorted(CALIBRATIONS)]
     for entry in entries:
         assert entry.field in MODIFIERS
         assert entry.summary.rstrip(".")

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lwptv_lightning import ElementPruning, MergeRecipe
+from lwptv_lightning.modifiers import KnOTS
 from lwptv_lightning.recipe import LiNeS, make_recipe
 from lwptv_lightning.registry import UnknownNameError
 from lwptv_lightning.rules import RULES, get_rule
@@ -35,6 +36,7 @@ OTHER_VALUES = {
     "task": ["a"],
     "reweight": [],
     "calibrate": [],
+    "subspace": ["knots", {"name": "knots", "include": ["*.weight", "head*"]}, KnOTS(include=())],
 }
 
 

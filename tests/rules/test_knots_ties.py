@@ -3,9 +3,10 @@ import pytest
 import torch
 from _helpers.small_matrices import as_floats, assert_near, merged_stack, random_stack, vectors_of
 from _helpers.small_models import ties
+from _helpers.states import assert_same_bits
 
 from lwptv_lightning import MergeRecipe, merge
-from lwptv_lightning.rules.knots_ties import KnOTSTIES, align
+from lwptv_lightning.rules.knots_ties import KnOTSTIES
 
 SHAPES = {"a.weight": (4, 3), "b.weight": (3, 5), "b.bias": (3,), "c.weight": (6, 2), "table": (4, 4), "d.weight": (3,)}
 MATRICES = ("a.weight", "b.weight", "c.weight")
@@ -56,6 +57,13 @@ def test_included_names_are_merged_and_no_others():
         assert {name for name, tensor in result.items() if tensor.any()} == moved
 
 
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+def test_is_ties_in_the_space_of_knots_bit_for_bit(reduce):
+    vectors = vectors_of(random_model(3))
+    recipe = MergeRecipe({"name": "ties", "reduce": reduce}, 0.6, subspace="knots")
+    assert_same_bits(merge(vectors, recipe), merge(vectors, MergeRecipe({"name": "knots_ties", "reduce": reduce})))
+
+
 def test_published_scale_is_that_of_the_authors():
     assert MergeRecipe(rule="knots_ties").effective_scale == 0.6
 
@@ -64,18 +72,6 @@ def test_published_scale_is_that_of_the_authors():
 def test_one_task_untrimmed_is_kept(shape):
     stack = random_stack(1, shape)
     assert_near(merged_stack(stack, KnOTSTIES(density=1)), stack[0])
-
-
-def test_alignment_loses_nothing_and_keeps_zeros():
-    stack = random_stack(3, (5, 4), rank=1)
-    stack[1] = 0
-    stack[2, :, 1] = 0
-    basis, aligned = align(stack)
-    assert basis.shape == (5, 2)
-    assert aligned.shape == (3, 2, 4)
-    assert_near(basis @ aligned, stack)
-    assert not aligned[1].any()
-    assert not aligned[2, :, 1].any()
 
 
 def test_a_pruned_task_does_not_count_among_those_that_agree():
