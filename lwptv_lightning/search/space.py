@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -197,11 +198,16 @@ def _variants(given: Any) -> Iterator[MergeRule[Any]]:
 
 
 def _each_value(given: Mapping[str, Any], usual: Any) -> Iterator[dict[str, Any]]:
-    """Yield hyper-parameters with each of the values that are listed; ``usual`` holds their defaults."""
-    defaults = {each.name: each.default for each in dataclasses.fields(usual)}
-    choices = {name: value if _is_choice(value, defaults.get(name)) else [value] for name, value in given.items()}
+    """Yield hyper-parameters with each of the values that are listed; ``usual`` has the same ones."""
+    checks = {each.name: each.metadata["check"] for each in dataclasses.fields(usual)}
+    choices = {
+        name: value if _is_choice(partial(checks[name], name), value) else [value]
+        for name, value in given.items()
+        if name in checks
+    }
+    rest = {name: value for name, value in given.items() if name not in checks}
     for values in product(*choices.values()):
-        yield dict(zip(choices, values, strict=True))
+        yield rest | dict(zip(choices, values, strict=True))
 
 
 def _modifiers(given: Any) -> Iterator[dict[str, Any]]:
@@ -231,11 +237,17 @@ def _told(beside: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={each.name}" for name, each in beside.items() if each is not None)
 
 
-def _is_choice(value: Any, default: Any) -> bool:
+def _is_choice(check: Callable[[Any], Any], value: Any) -> bool:
     """Tell whether a list is of several values, and not a value itself, as of globs or of a number for each task."""
-    if not isinstance(value, list | tuple) or not value:
-        return False
-    return isinstance(default, str | int | float) or all(isinstance(item, list | tuple) for item in value)
+
+    def fits(each: Any) -> bool:
+        try:
+            check(each)
+        except (TypeError, ValueError):
+            return False
+        return True
+
+    return isinstance(value, list | tuple) and not fits(value) and any(map(fits, value))
 
 
 def _scales(given: Any, rules: set[str]) -> Any:

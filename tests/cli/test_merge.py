@@ -80,6 +80,10 @@ OPTIONS = [
         {"layer_scaling": {"name": "lines", "alpha": 0.5, "beta": 0.25}},
     ),
 ]
+OPTIONS += [
+    (["--calibrate", "svc", "--set", "calibrate.alpha=0.25"], {"calibrate": {"name": "svc", "alpha": 0.25}}),
+    (["--rule", "ties", "--set", "rule.density=0.5"], {"rule": {"name": "ties", "density": 0.5}}),
+]
 OPTIONS += [([f"--{entry.field}", entry.name], {entry.field: entry.name}) for entry in modifier_entries()]
 
 
@@ -104,6 +108,24 @@ def written(files, monkeypatch):
 @pytest.mark.parametrize(("options", "fields"), OPTIONS, ids=lambda value: " ".join(value))
 def test_options_are_the_recipes_fields(written, options, fields):
     assert written(*options)[0] == MergeRecipe(**fields)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (
+            ["--set", "calibrate.alpha=1"],
+            "--set calibrate.alpha: the recipe has no calibrate; --calibrate gives it one",
+        ),
+        (["--calibrate", "svc", "--set", "calibrate.alhpa=1"], "unknown hyper-parameter of svc 'alhpa'. Did you mean"),
+        (["--calibrate", "svc", "--set", "calibrat.alpha=1"], "'calibrat'. Did you mean 'calibrate'"),
+        (["--calibrate", "scv"], "unknown calibration 'scv'. Did you mean 'svc'"),
+        (["--calibrate", "svc", "--rule", "iso_c"], "iso_c"),
+    ],
+)
+def test_what_is_wrong_of_a_modifier_is_told(files, options, told):
+    with pytest.raises(SystemExit, match=re.escape(told)):
+        run_merge(files, *options)
 
 
 def test_every_field_has_an_option():

@@ -111,3 +111,45 @@ def test_gates_are_learnt_where_they_are_asked_for_or_their_rule_is_tried():
 def test_any_rule_can_be_tried(name):
     recipes = SearchSpace(rules=[name], scores="mean_abs", ratios=[0.5], scales=[0.5]).recipes()
     assert f"{name} x 0.5, mean_abs 0.5" in recipes
+
+
+def test_modifiers_are_tried_beside_each_rule_after_it_was_tried_without():
+    beside = [{"calibrate": ["svc", {"name": "subspace_boosting", "beta": [0.1, 0.5]}]}]
+    recipes = SearchSpace(rules=["ties", "dare"], ratios=[0.5], scores="l2", scales=1, modifiers=beside).recipes()
+    plain = [name for name, recipe in recipes.items() if not recipe.prunes_layers]
+    assert plain[:5] == [REFERENCE, "ties x 1", "dare x 1", "ties x 1, svc", "dare x 1, svc"]
+    assert plain[5] == "ties x 1, subspace_boosting, subspace_boosting.beta 0.1"
+    assert len(recipes) == 1 + 2 * 4 * 2
+    assert all(unpruned(recipe) in recipes.values() for recipe in recipes.values())
+
+
+def test_what_all_recipes_have_may_be_a_modifier():
+    recipes = SearchSpace(rules="ties", scales=1, ratios=0, common={"calibrate": {"name": "svc", "alpha": 1}}).recipes()
+    assert list(recipes) == [REFERENCE, "ties x 1, svc, svc.alpha 1"]
+
+
+def test_a_rule_that_refuses_a_modifier_is_left_out_of_it():
+    space = SearchSpace(rules=["iso_c", "ties"], scales=1, ratios=0, modifiers=[{"calibrate": "svc"}])
+    assert list(space.recipes())[1:] == ["iso_c x 1", "ties x 1", "ties x 1, svc"]
+    (told,) = space.left_out()
+    assert told.startswith("Not tried: iso_c with calibrate=svc. ")
+    with pytest.raises(ValueError, match=r"modifiers: no rule of the search takes calibrate=svc\. .*iso_c"):
+        SearchSpace(rules="iso_c", modifiers=[{"calibrate": "svc"}])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([{"calibrat": "svc"}], "Did you mean 'calibrate'"),
+        ([{"calibrate": "scv"}], "Did you mean 'svc'"),
+        ([{"calibrate": {"name": "svc", "alhpa": 1}}], "Did you mean 'alpha'"),
+        ([{"calibrate": {"name": "svc", "alpha": [0.1, -1]}}], "alpha must be a number in"),
+        ([{"calibrate": {"alpha": 1}}], "calibrate must be one of"),
+        (["svc"], "modifiers must be a list of mappings"),
+        ({"calibrate": 3}, "calibrate must be one of"),
+    ],
+)
+def test_what_is_no_modifier_is_named(given, told):
+    with pytest.raises((ValueError, TypeError)) as raised:
+        SearchSpace(modifiers=given)
+    assert told in str(raised.value)
