@@ -52,7 +52,7 @@ class Memo:
 
     A value is known by the function and by what the tensor holds, its dtype, shape and device: whatever view, mask or
     modifier made a tensor, equal ones have one value, and others never do. Two threads that ask for the same compute it
-    once.
+    once. With another number of threads within torch it is another value, since its last bits may be others.
 
     Values together take at most ``limit`` bytes. The one that was asked for least recently makes room for a new one,
     unless all were asked for not long ago: then the new one is not kept. The tensors of a model that is too large, for
@@ -187,11 +187,12 @@ def _require_of_module(function: Callable[..., Any]) -> None:
 
 
 def _content(tensor: Tensor) -> Hashable:
-    """Return what tells a tensor's values from others."""
+    """Return what tells a tensor, and how it is computed with, from others."""
     from blake3 import blake3
 
     host: Any = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy()
-    return tensor.dtype, tuple(tensor.shape), tensor.device, blake3(host).digest()
+    threads = torch.get_num_threads() if tensor.device.type == "cpu" else 0
+    return tensor.dtype, tuple(tensor.shape), tensor.device, threads, blake3(host).digest()
 
 
 def _bytes_of(value: Any) -> int:

@@ -79,6 +79,14 @@ def test_other_functions_values_shapes_and_dtypes_are_others():
     assert len(CALLS) == len(others) + 1
 
 
+def test_what_other_numbers_of_threads_within_torch_make_is_kept_apart(use_threads):
+    memo = Memo()
+    for threads in (1, 2, 1, 2):
+        use_threads(threads)
+        memo(doubled, torch.ones(2))
+    assert len(CALLS) == 2
+
+
 @pytest.mark.parametrize("once", [anew, Memo(), Memo(0)])
 def test_functions_that_cannot_be_known_again_are_refused(once):
     for function in (lambda tensor: tensor, functools.partial(torch.add, 1)):

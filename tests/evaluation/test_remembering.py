@@ -19,7 +19,9 @@ _base = import_module("lwptv_lightning.rules._base")
 RULES = ("tsv_m", "iso_c", "iso_cts")
 BY_DEPTH = LiNeS(alpha=None, blocks=r"^(\d+)\.")
 FIELDS = [{}, {"scale": 0.5}, {"ratio": 0.5}, {"ratio": 0.5, "prune_on": "parts"}, {"layer_scaling": BY_DEPTH}]
+CALIBRATIONS = [{"name": "subspace_boosting", "beta": beta} for beta in (0.1, 0.4)]
 RECIPES = {f"{rule} {fields}": MergeRecipe(rule, **fields) for rule in RULES for fields in FIELDS}
+RECIPES |= {f"tsv_m {each}": MergeRecipe("tsv_m", calibrate=each) for each in (*CALIBRATIONS, "svc")}
 SEEN = []
 
 
