@@ -10,7 +10,7 @@ from lwptv_lightning.engine.fused import (
     merge_fused,
     statistics_fused,
 )
-from lwptv_lightning.engine.memo import Memo, Once, anew
+from lwptv_lightning.engine.memo import Memo, Once, anew, of_each
 from lwptv_lightning.engine.order_statistics import Transform, kth_smallest_magnitude, order_statistics
 from lwptv_lightning.engine.program import START, Program, merging_program
 from lwptv_lightning.engine.ranks import ALONE, RankFailedError, Ranks, divide

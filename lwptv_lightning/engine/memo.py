@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 Value = TypeVar("Value")
+Several = TypeVar("Several", bound=tuple[Tensor, ...])
+"""A named tuple of tensors."""
 
 _Key: TypeAlias = tuple[Callable[[Tensor], Any], Hashable]
 
@@ -45,6 +47,29 @@ def anew(function: Callable[[Tensor], Value], tensor: Tensor, /) -> Value:
         return function(tensor.contiguous())
     with torch.inference_mode(False), torch.no_grad():
         return function(tensor.contiguous())
+
+
+def of_each(once: Once, function: Callable[[Tensor], Several], stack: Tensor) -> list[Several]:
+    """Return what a function that takes stacks makes of each tensor of a stack.
+
+    On the CPU this is computed of one after the other, so that no bit depends on what stands together; on an
+    accelerator, where starting an operation takes longer than a small one, at once.
+    """
+    if stack.device.type == "cpu":
+        return [once(function, each) for each in stack]
+    return once.at_once(function, [*stack]) if isinstance(once, Memo) else unstacked(anew(function, stack))
+
+
+def unstacked(stacks: Several) -> list[Several]:
+    """Return named tuples of single tensors, in memory of their own, for one of stacks.
+
+    Example:
+        >>> from lwptv_lightning.functional import decompose
+        >>> [each.values.shape for each in unstacked(decompose(torch.ones(3, 2, 4)))]
+        [torch.Size([2]), torch.Size([2]), torch.Size([2])]
+    """
+    kind = type(stacks)
+    return [kind(*(part.clone() for part in parts)) for parts in zip(*stacks, strict=True)]
 
 
 class Memo:
@@ -139,11 +164,26 @@ class Memo:
             while self._held > self._limit:
                 self._drop_oldest()
 
-    def missing(self, function: Callable[[Tensor], Any], tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return those of some tensors of which nothing is remembered, each once."""
-        keys = {(function, _content(tensor)): tensor for tensor in reversed(tensors)}
+    def at_once(self, function: Callable[[Tensor], Several], tensors: Sequence[Tensor]) -> list[Several]:
+        """Return what a function that takes stacks makes of each of some tensors of one shape.
+
+        What is not remembered is computed as one stack, whose last bits may depend on what else is in it.
+        """
+        keys: list[_Key] = [(function, _content(tensor)) for tensor in tensors]
+        of = dict(zip(reversed(keys), reversed(tensors), strict=True))
         with self._lock:
-            return [tensor for key, tensor in reversed(keys.items()) if self._known(key) is None]
+            self._asked += 1
+            found = {key: known.value for key in of if (known := self._known(key)) is not None}
+        missing = [key for key in dict.fromkeys(keys) if key not in found]
+        if missing:
+            start = time.perf_counter()
+            made = anew(function, torch.stack([of[key] for key in missing]))
+            seconds = (time.perf_counter() - start) / len(missing)
+            with self._lock:
+                for key, own in zip(missing, unstacked(made), strict=True):
+                    found[key] = own
+                    self._keep(key, own, seconds)
+        return [found[key] for key in keys]
 
     def _known(self, key: _Key) -> _Known | None:
         known = self._values.get(key)

@@ -30,6 +30,7 @@ from lwptv_lightning.engine import (
     sum_by_tensor,
 )
 from lwptv_lightning.functional import Formula, sum_tasks
+from lwptv_lightning.merging.ahead import decomposed_ahead
 from lwptv_lightning.merging.memory import bytes_of_tensor, threads_within
 from lwptv_lightning.merging.parts import added, combined, sum_of_tasks
 from lwptv_lightning.merging.precision import in_dtype
@@ -299,7 +300,7 @@ def _on_device(jobs: Mapping[str, Job]) -> Iterator[_Work]:
     for (in_blocks, _), group in groupby(jobs, way):
         names = list(group)
         if not in_blocks:
-            yield from (_whole(name, jobs[name]) for name in names)
+            yield from (_whole(name, jobs[name]) for name in decomposed_ahead(jobs, names))
             continue
         for block in jobs[names[0]].stream.blocks(names):
             job = jobs[block.name]

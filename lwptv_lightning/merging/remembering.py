@@ -6,12 +6,13 @@ from dataclasses import replace
 
 from lwptv_lightning.engine import Execution, Memo, Stream
 from lwptv_lightning.layers import Layers
+from lwptv_lightning.merging.calibrated import plain
 from lwptv_lightning.merging.memory import Rules, room_to_remember
 from lwptv_lightning.recipe import LiNeS, MergeRecipe
 
 
 def remembering(recipe: MergeRecipe, rules: Rules, stream: Stream, thinned: Layers | None) -> Execution:
-    """Return a stream's execution, with a memo where the merge goes over the model more than once.
+    """Return a stream's execution, with a memo where the merge goes over the model more than once, or works ahead.
 
     The memo may take what `room_to_remember` gives. A merge of one pass asks for nothing twice, and remembers nothing
     unless it is given the memo of others, as the candidates of a sweep are.
@@ -26,7 +27,8 @@ def remembering(recipe: MergeRecipe, rules: Rules, stream: Stream, thinned: Laye
     asks_twice = any(rule.surveys_model() for rule in rules.values()) or (
         isinstance(scaling, LiNeS) and scaling.alpha is None
     )
-    if execution.memo is None and asks_twice:
+    works_ahead = execution.device.type != "cpu" and any(plain(rule).decomposes_tasks for rule in rules.values())
+    if execution.memo is None and (asks_twice or works_ahead):
         execution = replace(execution, memo=Memo())
     if execution.memo is not None:
         execution.memo.allow(room_to_remember(rules, stream, thinned))

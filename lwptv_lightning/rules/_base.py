@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from lwptv_lightning.engine import Once, Stream, anew
+from lwptv_lightning.engine import Once, Stream, anew, of_each
 from lwptv_lightning.functional import Triplets, decompose, sum_tasks
 from lwptv_lightning.layers import is_matrix as is_matrix  # rules import them from here
 from lwptv_lightning.layers import is_pointwise as is_pointwise
@@ -54,11 +54,12 @@ class MergeContext:
     def decompose(self, matrices: Tensor) -> Triplets:
         """Return all singular triplets of a matrix ``(m, n)``, or of each of a stack ``(T, m, n)``, in float64.
 
-        Those of a matrix are computed once for all rules, modifiers and candidates that ask.
+        Those of a matrix are computed once for all rules, modifiers and candidates that ask; see
+        `MergeRule.decomposes_tasks`.
         """
         if matrices.dim() == 2:
             return self.once(decompose, matrices)
-        return Triplets(*map(torch.stack, zip(*(self.once(decompose, each) for each in matrices), strict=True)))
+        return Triplets(*map(torch.stack, zip(*of_each(self.once, decompose, matrices), strict=True)))
 
 
 class MergeRule(ABC, Generic[Survey]):
@@ -75,6 +76,8 @@ class MergeRule(ABC, Generic[Survey]):
         published_scale: The scaling coefficient that its source uses.
         needs: The kind of data statistics without which it cannot merge, such as ``"fisher"``; empty for none.
         per_task: Whether it can make a model for each task besides the merged one.
+        decomposes_tasks: Whether it decomposes each task's matrix, where it treats a tensor as matrices; on an
+            accelerator those of several tensors are decomposed at once then.
         no_parts: Why it has no `parts`, where that is not so for want of them.
         tensors: Which tensors it treats how, in a few words.
         treats: How it treats those that it does not treat like all rules: ``"as matrices"``.
@@ -86,6 +89,7 @@ class MergeRule(ABC, Generic[Survey]):
     published_scale: ClassVar[float]
     needs: ClassVar[str] = ""
     per_task: ClassVar[bool] = False
+    decomposes_tasks: ClassVar[bool] = False
     no_parts: ClassVar[str] = ""
     tensors: ClassVar[str] = "all alike"
     treats: ClassVar[str] = "as matrices"

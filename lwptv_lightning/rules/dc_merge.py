@@ -58,6 +58,7 @@ class DCMerge(MergeRule):
         there. ``int(min(shape) * (1 / T))`` is one short there for some T; a matrix smaller than T is averaged.
     """
 
+    decomposes_tasks = True
     tensors = "2-D tensors and 1x1 convolutions as matrices, where min(shape) >= T or with a rank; others averaged"
 
     smoothing: str = choice("none", ("none", "average", "linear"))

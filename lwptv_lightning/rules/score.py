@@ -50,6 +50,7 @@ class SCORE(MergeRule):
         directions are arbitrary there.
     """
 
+    decomposes_tasks = True
     tensors = "2-D tensors and 1x1 convolutions as matrices, where min(shape) >= T; others averaged"
 
     off_diagonal: bool = flag(True)

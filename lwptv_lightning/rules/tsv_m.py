@@ -37,6 +37,7 @@ class TSVM(MergeRule):
         the authors' code leaves the base.
     """
 
+    decomposes_tasks = True
     tensors = "2-D tensors and 1x1 convolutions as matrices, where min(shape) >= T; others averaged"
 
     exclude: tuple[str, ...] = patterns(())

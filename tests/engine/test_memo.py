@@ -4,11 +4,12 @@ import copy
 import functools
 import pickle
 import threading
+from typing import NamedTuple
 
 import pytest
 import torch
 
-from lwptv_lightning.engine import Execution, Memo, anew
+from lwptv_lightning.engine import Execution, Memo, anew, of_each
 from lwptv_lightning.engine.memo import _OVERHEAD, _PATIENCE
 
 CALLS = []
@@ -77,6 +78,41 @@ def test_other_functions_values_shapes_and_dtypes_are_others():
     assert len(CALLS) == len(others)
     memo(halves, ones)
     assert len(CALLS) == len(others) + 1
+
+
+class Pair(NamedTuple):
+    twice: torch.Tensor
+    sums: torch.Tensor
+
+
+def pairs(tensor):
+    CALLS.append(tensor)
+    return Pair(2 * tensor, tensor.sum(-1))
+
+
+def test_of_several_tensors_what_is_not_known_is_computed_as_one_stack():
+    memo, numbers = Memo(), [torch.full((2,), float(number)) for number in range(3)]
+    first = memo(pairs, numbers[1])
+    found = memo.at_once(pairs, [*numbers, numbers[0].clone()])
+    assert [tuple(each.shape) for each in CALLS] == [(2,), (2, 2)]
+    assert found[1] is first
+    assert found[0] is found[3] is memo(pairs, numbers[0])
+    assert [each.sums.item() for each in found] == [0, 2, 4, 0]
+    assert found[2].twice.untyped_storage().nbytes() == 8  # not that of the whole stack
+    assert memo.at_once(pairs, numbers) == found[:3]
+    assert len(CALLS) == 2
+    assert Memo(0).at_once(pairs, numbers)[2].sums == 4
+
+
+@pytest.mark.parametrize("once", [anew, Memo()])
+def test_on_the_cpu_each_tensor_of_a_stack_is_computed_alone_and_elsewhere_all_at_once(once):
+    found = of_each(once, pairs, torch.arange(6.0).reshape(3, 2))
+    assert [each.sums.item() for each in found] == [1, 5, 9]
+    assert [tuple(each.shape) for each in CALLS] == [(2,)] * 3
+    CALLS.clear()
+    if once is anew:
+        assert len(of_each(once, pairs, torch.ones(3, 2, device="meta"))) == 3
+        assert [tuple(each.shape) for each in CALLS] == [(3, 2)]
 
 
 def test_what_other_numbers_of_threads_within_torch_make_is_kept_apart(use_threads):
