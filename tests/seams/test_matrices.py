@@ -19,7 +19,7 @@ from lwptv_lightning.evaluation.data_statistics import input_grams
 from lwptv_lightning.merging import Merge
 from lwptv_lightning.rules import RULES, rules_markdown
 
-AVERAGING = ("dc_merge", "iso_c", "iso_cts", "regmean", "score", "tsv_m")
+AVERAGING = ("actmat", "dc_merge", "iso_c", "iso_cts", "regmean", "score", "tsv_m")
 AT_THE_BASE = ("knots_ties", "wudi")
 MATRIX_RULES = sorted(AVERAGING + AT_THE_BASE)
 EVERY_MATRIX_RULE = pytest.mark.parametrize("rule", MATRIX_RULES)
