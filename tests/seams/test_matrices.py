@@ -19,7 +19,7 @@ from lwptv_lightning.evaluation.data_statistics import input_grams
 from lwptv_lightning.merging import Merge
 from lwptv_lightning.rules import RULES, rules_markdown
 
-AVERAGING = ("actmat", "dc_merge", "iso_c", "iso_cts", "regmean", "score", "tsv_m")
+AVERAGING = ("actmat", "cart", "dc_merge", "iso_c", "iso_cts", "regmean", "score", "tsv_m")
 AT_THE_BASE = ("knots_ties", "wudi")
 MATRIX_RULES = sorted(AVERAGING + AT_THE_BASE)
 EVERY_MATRIX_RULE = pytest.mark.parametrize("rule", MATRIX_RULES)
@@ -61,7 +61,7 @@ def test_these_are_the_rules_that_work_on_matrices():
 @pytest.mark.parametrize("kernel", [(1,), (1, 1), (1, 1, 1)])
 def test_a_1x1_convolution_is_merged_as_its_matrix(rule, kernel):
     name = "mlp.fc1.weight"
-    matrix, convolution = vectors_with({name: (6, 4)}), vectors_with({name: (6, 4, *kernel)})
+    matrix, convolution = (vectors_with({name: shape}, tasks=3) for shape in ((6, 4), (6, 4, *kernel)))
     expected, found = merged(rule, matrix)[name], merged(rule, convolution)[name]
     assert torch.equal(found.reshape(6, 4), expected)
     assert not torch.allclose(expected, unfilled(rule, matrix)[name], atol=1e-4)
@@ -91,7 +91,7 @@ CNN = {"conv1.weight": (4, 3, 3, 3), "bn1.weight": (4,), "bn1.bias": (4,), "conv
 
 @EVERY_MATRIX_RULE
 def test_a_rule_without_a_matrix_warns_by_name(rule):
-    vectors = vectors_with(CNN)
+    vectors = vectors_with(CNN, tasks=3)
     with pytest.warns(UserWarning, match=f"rule '{rule}' treated 0 of 4 tensors as matrices") as caught:
         merged(rule, vectors)
     assert len(caught) == 1
@@ -125,7 +125,7 @@ def test_other_rules_without_anything_of_theirs_warn_too(rule, words):
 
 @EVERY_MATRIX_RULE
 def test_one_matrix_is_no_reason_to_warn(rule):
-    vectors = vectors_with(CNN | {"conv3.weight": (8, 4, 1, 1)})
+    vectors = vectors_with(CNN | {"conv3.weight": (8, 4, 1, 1)}, tasks=3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plan = Merge(vectors, MergeRecipe(rule), data=data_for(rule, vectors)).plan()
@@ -161,7 +161,7 @@ def test_several_tensors_are_counted_whatever_is_pruned(rule):
     other = unfilled(rule, vectors)
     differing = {name for name in vectors.names if not torch.allclose(result[name], other[name], atol=1e-5)}
     assert differing <= names
-    if rule != "regmean":  # whose equal Gram matrices make it the average
+    if rule not in ("regmean", "cart"):  # averages, by equal Gram matrices and as of any two tasks
         assert differing == names
 
 
