@@ -23,8 +23,8 @@ from lwptv_lightning.learning.samples import Steps, read_samples, require_own_lo
 from lwptv_lightning.learning.substituted import Substituted, evaluating
 from lwptv_lightning.learning.teachers import Lesson, teach
 from lwptv_lightning.merging import installable, merge, rule_of
-from lwptv_lightning.recipe import MergeRecipe
-from lwptv_lightning.registry import require_finite, require_kind, require_whole
+from lwptv_lightning.recipe import MODIFIERS, MergeRecipe
+from lwptv_lightning.registry import require_finite, require_kind, require_known, require_whole
 from lwptv_lightning.rules import MergeRule
 from lwptv_lightning.saliency import LayerTable, merged_layers
 
@@ -53,6 +53,7 @@ class LayerGates(LightningModule):
         lr: Adam's learning rate as a fraction of the start; it falls to zero.
         most: The largest coefficient, as a fraction of ``k``.
         seed: Of what is drawn.
+        modifiers: What stands beside the rule, as fields of a recipe: ``{"calibrate": "svc"}``.
         parts_on: Where the parts are held, such as ``"cpu"``, from which they are then taken tensor by tensor; by
             default where the model runs.
 
@@ -89,11 +90,15 @@ class LayerGates(LightningModule):
         lr: float = 0.08,
         most: float = 1.5,
         seed: int = 0,
+        modifiers: Mapping[str, Any] | None = None,
         parts_on: str | torch.device | None = None,
     ) -> None:
         super().__init__()
         require_kind("module", module, MergeModule, "a MergeModule")
-        self._recipe = MergeRecipe(rule, 1.0, prune_on="parts", dtype=module.recipe.dtype)
+        require_kind("modifiers", modifiers, Mapping | None, "a mapping of a recipe's fields")
+        for name in modifiers or {}:
+            require_known("modifier", name, MODIFIERS)
+        self._recipe = MergeRecipe(rule, 1.0, prune_on="parts", dtype=module.recipe.dtype, **(modifiers or {}))
         # In a list, so that the model's own weights are no parameters of this module.
         self._held = [module]
         self.layers = merged_layers(module.vectors, module.layers("module"))
@@ -116,7 +121,14 @@ class LayerGates(LightningModule):
         self._lessons: list[Lesson] = []
         given = {"rule": self._recipe.rule.to_dict(), "images": self.images, "batch_size": self.batch_size}
         given |= {name: getattr(self, name) for name in ("anchor", "start", "lr", "most", "seed")}
+        if beside := self._beside():
+            given["modifiers"] = beside
         self.save_hyperparameters(given)
+
+    def _beside(self) -> dict[str, Any]:
+        """Return what stands beside the rule, as plain values."""
+        plain = self._recipe.to_dict()
+        return {name: plain[name] for name in MODIFIERS if plain[name] is not None}
 
     @property
     def merge_module(self) -> MergeModule:
@@ -231,19 +243,22 @@ class LayerGates(LightningModule):
     def get_extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint holds besides the coefficients."""
         names = {"tasks": list(self.merge_module.vectors.tasks), "layers": list(self.layers.names)}
-        return {**names, "rule": self._recipe.to_dict()["rule"], "begun_at": self._begun_at, "drawn": self._drawn}
+        rule = {"rule": self._recipe.to_dict()["rule"], "modifiers": self._beside()}
+        return {**names, **rule, "begun_at": self._begun_at, "drawn": self._drawn}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take what a checkpoint holds; a `ValueError` says where it is of other tasks, layers or another rule."""
         own = self.get_extra_state()
-        for name in ("tasks", "layers", "rule"):
-            if state[name] != own[name]:
-                told = f"of the {name} {state[name]}, and these LayerGates of {own[name]}"
+        for name in ("tasks", "layers", "rule", "modifiers"):
+            if (stored := state.get(name, {})) != own[name]:
+                told = f"of the {name} {stored}, and these LayerGates of {own[name]}"
                 raise ValueError(f"the checkpoint is {told}.")
         self._begun_at, self._drawn = state["begun_at"], state["drawn"]
 
     def recipe(self) -> MergeRecipe:
         """Return a recipe with the coefficients as they are now; ``recipe().replace(scale=0.8)`` takes less of all.
+
+        Not so with what calibrates, which acts on the scale: there, smaller coefficients take less.
 
         Raises:
             ValueError: Nothing was learnt yet.

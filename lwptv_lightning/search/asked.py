@@ -100,7 +100,7 @@ class Asked:
                     key = str(sorted(candidate.key(self.module).items()))
                     if key not in known:
                         known[key] = self._learnt(candidate)
-                    found[name] = known[key].replace(scale=candidate.scale)
+                    found[name] = candidate.scaled(known[key])
                     advance()
         return found
 

@@ -26,10 +26,10 @@ class Gates:
         rule: A rule that is a sum over tasks, by name, as a mapping or as a `MergeRule`.
         scale: What multiplies all that was learnt.
         steps: How long to learn.
-        images, batch_size, anchor, start, lr, most, seed: As for `lwptv_lightning.LayerGates`.
+        images, batch_size, anchor, start, lr, most, seed, modifiers: As for `lwptv_lightning.LayerGates`.
 
     Raises:
-        ValueError: The scale is not finite, or there is no step.
+        ValueError: The scale is not finite, or below 0 beside what calibrates, or there is no step.
 
     Example:
         >>> {f"gates x {scale}": Gates(rule="tsv_m", scale=scale) for scale in (0.6, 0.8, 1.0)}["gates x 0.8"].scale
@@ -46,15 +46,27 @@ class Gates:
     lr: float = 0.08
     most: float = 1.5
     seed: int = 0
+    modifiers: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         require_finite("scale", self.scale)
+        if self.scale < 0 and (self.modifiers or {}).get("calibrate") is not None:
+            raise ValueError(f"scale must be at least 0 beside what calibrates, not {self.scale:g}.")
         require_whole("steps", self.steps, 1)
 
     def of(self, module: MergeModule) -> LayerGates:
         """Return what learns them for a module; it raises where something of it does not fit."""
         given = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("scale", "steps")}
         return LayerGates(module, **given)
+
+    def scaled(self, learnt: MergeRecipe) -> MergeRecipe:
+        """Return the recipe that takes the candidate's scale of what was learnt."""
+        if learnt.calibrate is None or learnt.coefficients is None:
+            return learnt.replace(scale=self.scale)
+        # A calibration acts on the recipe's scale; coefficients act on what it made.
+        rows = learnt.coefficients.items()
+        scaled = {task: {layer: self.scale * value for layer, value in row.items()} for task, row in rows}
+        return learnt.replace(coefficients=scaled)
 
     def key(self, module: MergeModule) -> dict[str, Any]:
         """Return all that decides what is learnt, besides model, task vectors, heads and samples, as plain values."""

@@ -8,9 +8,9 @@ from lwptv_lightning.learning.parts import HeldParts, options_of_parts
 from lwptv_lightning.saliency import merged_layers
 
 
-def held(module, rule="task_arithmetic"):
+def held(module, rule="task_arithmetic", **fields):
     layers = merged_layers(module.vectors, module.layers("module"))
-    recipe = MergeRecipe(rule, 1.0, prune_on="parts")
+    recipe = MergeRecipe(rule, 1.0, prune_on="parts", **fields)
     return HeldParts.of(module, recipe, layers, torch.empty(0)), layers, recipe
 
 
@@ -19,10 +19,11 @@ def coefficients(layers, seed=0):
     return torch.where(drawn < 0.4, 0, drawn)
 
 
+@pytest.mark.parametrize("calibrate", [None, {"name": "svc", "scale": 0.5}])
 @pytest.mark.parametrize("rule", ["tsv_m", "task_arithmetic"])
-def test_the_model_is_what_the_recipe_merges(rule):
+def test_the_model_is_what_the_recipe_merges(rule, calibrate):
     module = gated_module()
-    parts, layers, recipe = held(module, rule)
+    parts, layers, recipe = held(module, rule, calibrate=calibrate)
     given = coefficients(layers)
     rows = zip(TASKS, given.tolist(), strict=True)
     recipe = recipe.replace(coefficients={task: dict(zip(layers.names, row, strict=True)) for task, row in rows})

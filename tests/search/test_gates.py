@@ -3,7 +3,7 @@ import torch
 from _helpers.swept import small_loaders, small_module, small_samples, validated
 from lightning.pytorch import Trainer
 
-from lwptv_lightning import LayerGates
+from lwptv_lightning import LayerGates, MergeRecipe, merge
 from lwptv_lightning.registry import UnknownNameError
 from lwptv_lightning.search import Gates, sweep
 
@@ -27,6 +27,26 @@ def test_gates_are_what_layer_gates_learn_and_learnt_once(make_trainer, monkeypa
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
+def test_the_scale_takes_less_of_all_that_was_learnt_also_of_what_is_calibrated():
+    module = small_module()
+    row = dict.fromkeys(LayerGates(module).layers.names, 0.5)
+    learnt = MergeRecipe(
+        "task_arithmetic", 1.0, prune_on="parts", coefficients=dict.fromkeys(module.vectors.tasks, row)
+    )
+    calibrated = learnt.replace(calibrate="svc")
+    base = {name: module.vectors.base(name) for name in module.vectors.names}
+    for recipe in (learnt, calibrated):
+        whole, half = (merge(module.vectors, Gates(scale=scale).scaled(recipe)) for scale in (1.0, 0.5))
+        for name, tensor in half.items():
+            if name in base:
+                torch.testing.assert_close(tensor - base[name], 0.5 * (whole[name] - base[name]))
+    own = Gates(modifiers={"calibrate": "svc"}).of(module)
+    assert own.hparams["modifiers"]["calibrate"]["name"] == "svc"
+    assert "modifiers" not in Gates().of(module).hparams
+    with pytest.raises(ValueError, match="checkpoint is of the modifiers"):
+        own.set_extra_state(Gates().of(module).get_extra_state())
+
+
 def test_what_does_not_fit_is_named_before_anything_is_learnt(make_trainer):
     module, loaders, samples = small_module(), small_loaders(), small_samples()
 
@@ -35,6 +55,10 @@ def test_what_does_not_fit_is_named_before_anything_is_learnt(make_trainer):
 
     with pytest.raises(ValueError, match=r"candidate 'mine': gates are learnt on samples=\.\.\., and none are given"):
         run(Gates(), None)
+    with pytest.raises(ValueError, match="candidate 'mine': calibrate='svc' cannot stand beside rule 'iso_c'"):
+        run(Gates(rule="iso_c", modifiers={"calibrate": "svc"}))
+    with pytest.raises(UnknownNameError, match="candidate 'mine': unknown modifier 'calibrates'"):
+        run(Gates(modifiers={"calibrates": "svc"}))
     with pytest.raises(ValueError, match="candidate 'mine': task 'b' has no loader 'id/b'"):
         run(Gates(), {"id/a": samples["id/a"]})
     with pytest.raises(ValueError, match="candidate 'mine': prune_on='parts' needs a rule that is a sum"):
