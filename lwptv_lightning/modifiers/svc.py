@@ -42,8 +42,9 @@ class SVC(Calibration):
         Singular value calibration, arXiv 2602.05536. The authors use alpha 1, 1/8 and 0.1 in different places. Where
         all singular values are equal, as after Iso-C, singular vectors are rounding noise, and a recipe is refused.
         Deviations: tasks whose matrix is zero are left out of the mean, where the authors' code counts alpha for each,
-        which makes the rest larger; a task's share of a direction counts as zero beside 1e-6 of its largest, where the
-        authors' code has at least 1e-12 for ``|b|^2`` whatever the size of the weights; 1x1 convolutions are matrices.
+        which makes the rest larger; so are those below 1e-6 of the largest, and so small a share that a task has of a
+        direction beside its largest counts as zero, where the authors' code has at least 1e-12 for ``|b|^2`` whatever
+        the size of the weights; 1x1 convolutions are matrices.
     """
 
     tells_directions_apart = True
@@ -59,14 +60,15 @@ class SVC(Calibration):
     def gains(self, merged: Triplets, tau: Tensor) -> Tensor:
         """Return ``1 / mean_t max(c_rt, alpha)`` of each direction, ``(r,)``; 1 where all tasks are zero."""
         alpha = 1 / len(tau) if self.alpha is None else self.alpha
-        held = [_held(merged, task).clamp_(min=alpha) for task in tau if task.any()]
+        sizes = tau.abs().flatten(1).amax(1).double() if tau.numel() else tau.new_zeros(len(tau)).double()
+        real = (sizes > NEGLIGIBLE * sizes.max()).nonzero().flatten()
+        held = [_held(merged, tau[task], sizes[task]).clamp_(min=alpha) for task in real.tolist()]
         return 1 / torch.stack(held).mean(0) if held else torch.ones_like(merged.values)
 
 
-def _held(merged: Triplets, task: Tensor) -> Tensor:
+def _held(merged: Triplets, task: Tensor, largest: Tensor) -> Tensor:
     """Return how many times over a merged matrix holds each of its directions of one task, ``(r,)``."""
     # Both divided by the task's largest value, whose square neither vanishes nor overflows then.
-    largest = task.abs().max().double()
     own = merged.left.mT @ (task.double() / largest)
     products = (merged.right * own).sum(1) * (merged.values / largest)
     squares = own.square().sum(1)

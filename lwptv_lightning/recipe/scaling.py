@@ -64,7 +64,7 @@ class LiNeS:
         None,
         "(-inf, inf)",
         "the first block's coefficient, by default the published quotient `(|sum_t tau_t|_1 / |merged|_1) / T` over "
-        "the whole model, before the recipe's scale",
+        "the whole model, before the recipe's scale; with `calibrate`, which comes after it, of what that made",
     )
     beta: float = number(0.5, "(-inf, inf)", "how much the last block's coefficient is larger")
     blocks: str | None = declared(

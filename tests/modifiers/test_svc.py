@@ -125,6 +125,12 @@ def test_tasks_that_are_zero_do_not_inflate_the_rest():
     assert_near(calibrated(silent, alpha=0.25), counted)
 
 
+def test_rounding_of_a_frozen_matrix_is_no_task():
+    stack = random_stack(3, (5, 4))
+    stack[2] *= 1e-8
+    assert_near(calibrated(stack, alpha=0.25), calibrated(stack[:2], alpha=0.25))
+
+
 def test_what_is_zero_stays_zero():
     assert not calibrated(torch.zeros(3, 5, 4)).any()
     one = random_stack(1, (5, 4))[0]
