@@ -55,7 +55,18 @@ def treated(calibrate, vectors):
 @pytest.mark.parametrize("calibrate", CALIBRATIONS, ids=lambda each: each.name)
 @pytest.mark.parametrize("rule", OTHERS)
 def test_what_any_rule_made_and_the_scale_is_calibrated(rule, calibrate):
-    vectors, recipe = vectors_for(rule), MergeRecipe(rule, 0.7, dtype="float64")
+    require_calibrated(MergeRecipe(rule, 0.7, dtype="float64"), calibrate)
+
+
+@pytest.mark.parametrize("calibrate", CALIBRATIONS, ids=lambda each: each.name)
+@pytest.mark.parametrize("rule", ["ties", "task_arithmetic"])
+def test_what_a_rule_made_in_a_subspace_is_calibrated(rule, calibrate):
+    require_calibrated(MergeRecipe(rule, 0.7, subspace="knots", dtype="float64"), calibrate)
+
+
+def require_calibrated(recipe, calibrate):
+    """Check each tensor against the same recipe without what calibrates."""
+    vectors = vectors_for(recipe.rule.name)
     alone, found = (merged(recipe.replace(calibrate=each), vectors) for each in (None, calibrate))
     base = random_state(0, shapes=SHAPES)
     names = treated(calibrate, vectors)
