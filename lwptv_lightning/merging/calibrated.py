@@ -41,6 +41,10 @@ class Calibrated(MergeRule[Any]):
         """What it is called in messages."""
         return f"{self.rule.name} and {self.calibration.name}"
 
+    def surveys_model(self) -> bool:  # type: ignore[override]
+        """Tell whether the rule looks at the whole model before it combines a single tensor."""
+        return self.rule.surveys_model()
+
     def parts(self, tau: Tensor, context: MergeContext) -> Tensor:
         """Return each task's part, multiplied from the left with what calibrates the sum of all, ``(T, *shape)``."""
         parts = self.rule.parts(tau.clone(), context)

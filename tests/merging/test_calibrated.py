@@ -153,6 +153,7 @@ def test_other_tensors_keep_the_rule_and_its_way(vectors):
         assert job.scale == (1.0 if name in around else 0.4)
         assert (job.rule.unit == "element") == (name not in around)
         assert plain(job.rule) is plain(plan.jobs["fc.weight"].rule)
+        assert job.rule.surveys_model()
 
 
 @pytest.mark.parametrize("calibrate", CALIBRATIONS, ids=lambda each: each.name)
