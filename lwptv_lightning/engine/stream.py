@@ -49,6 +49,7 @@ class Stream:
         data: What was collected on data, for rules that need it.
         execution: Where and how to read.
         owner: Tensor name to the number of the process that reads it; one process alone reads all.
+        held_bytes: Returns what a tensor's stack takes in memory while it is read, besides blocks and mapped files.
 
     Example:
         >>> vectors = TaskVectors.open({"w": torch.zeros(2)}, {"a": {"w": torch.tensor([3.0, -4.0])}})
@@ -65,6 +66,7 @@ class Stream:
     data: DataStatistics | None = None
     execution: Execution = field(default_factory=Execution)
     owner: Mapping[str, int] | None = None
+    held_bytes: Callable[[str], int] = lambda name: 0
 
     @classmethod
     def of(cls, vectors: TaskVectors, names: Sequence[str] | None = None, **attributes: Any) -> Stream:
@@ -124,7 +126,7 @@ class Stream:
                 tau = part(stack, slice(None, None, stride), self.like)
                 return function(Block(name, 0, tau, stack.base[::stride]))
 
-        with Threads(self.execution.threads) as threads:
+        with Threads(self._threads) as threads:
             return list(threads.in_order(partial(drawn, name, self.open_stack(name)) for name in self.own_names))
 
     def map(
@@ -160,7 +162,7 @@ class Stream:
                 for span in spans(self.numel(name), element, size if quick is None else self.execution.fused_bytes):
                     yield partial(self._apply, function, quick, name, stack, span)
 
-        with Threads(self.execution.threads) as threads:
+        with Threads(self._threads) as threads:
             yield from threads.in_order(calls())
 
     def _apply(
@@ -233,6 +235,12 @@ class Stream:
         with Threads(self.execution.threads if self.execution.max_memory is None else 1) as threads:
             found = threads.in_order(partial(compute, name) for name in own)
             return self._join(dict(zip(own, found, strict=True)), names)
+
+    @property
+    def _threads(self) -> int:
+        """How many threads read blocks: one where the tensors that several hold might exceed a limit."""
+        limited = self.execution.max_memory is not None and any(map(self.held_bytes, self.shapes))
+        return 1 if limited else self.execution.threads
 
     def exchange(self, value: Value) -> list[Value]:
         """Return what each process gave, in the processes' order; every process must call it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby
 from typing import Any, TypeVar, cast
 
@@ -135,10 +135,12 @@ def magnitudes(made: Iterable[Piece], pruned: Stream) -> dict[str, Tensor]:
         # Torch would add up in an order that depends on how many threads it has.
         return torch.tensor(np.abs(tau.numpy()).sum(dtype=np.float64))
 
+    open_stack = lru_cache(maxsize=1)(pruned.open_stack)  # the pieces of a tensor follow each other
+
     def both(piece: Piece) -> Tensor:
         if piece.merged is None:
             return torch.zeros(2, dtype=torch.float64, device=pruned.execution.device)
-        summed = sum_tasks(part(pruned.open_stack(piece.name), piece.elements, pruned.like))
+        summed = sum_tasks(part(open_stack(piece.name), piece.elements, pruned.like))
         return torch.stack([magnitude(tau) for tau in (summed, piece.merged)])
 
     own = sum_by_tensor((piece.name, both(piece)) for piece in made)

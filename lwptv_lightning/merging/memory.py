@@ -103,9 +103,10 @@ def room_to_remember(rules: Rules, stream: Stream, thinned: Layers | None = None
 
 
 def bytes_of_tensor(rule: MergeRule[Any], stream: Stream, name: str) -> int:
-    """Return what a rule that sees a whole tensor holds for it; a rule that sees blocks holds nothing."""
+    """Return what a tensor's stack takes, and a rule that sees whole tensors; one that sees blocks takes nothing."""
     size, tasks = stream.numel(name) * stream.dtype.itemsize, len(stream.tasks)
-    return {"element": 0, "task": _COPIES_OF_A_TASK * size, "tensor": _COPIES_OF_A_STACK * tasks * size}[rule.unit]
+    own = {"element": 0, "task": _COPIES_OF_A_TASK * size, "tensor": _COPIES_OF_A_STACK * tasks * size}[rule.unit]
+    return own + stream.held_bytes(name)
 
 
 def _memory_of(device: torch.device) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from lwptv_lightning.merging.plan import MergePlan, require_task, treatment_of
 from lwptv_lightning.merging.prune import plan_layers, prune_layers
 from lwptv_lightning.merging.remembering import remembering
 from lwptv_lightning.merging.ties import by_first_names, data_by_first_name
+from lwptv_lightning.modifiers import Reweighting, reweighted
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import natural_order
 from lwptv_lightning.rules import MergeRule, RunningStatistics
@@ -43,21 +45,19 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     coefficients = None if layers is None else layer_coefficients(vectors, recipe, layers)
     names = vectors.names if layers is None else merged_layers(vectors, layers).tensors
     data = None if merge.data is None else data_by_first_name(merge.data, vectors)
-    whole = Stream.of(vectors, names, dtype=recipe.torch_dtype, data=data, execution=execution)
+    plain = Stream.of(vectors, names, dtype=recipe.torch_dtype, data=data, execution=execution)
     rule = by_first_names(rule_of(recipe), vectors.tied)
+    reweighting = None if recipe.reweight is None else by_first_names(recipe.reweight, vectors.tied)
+    whole = reweighted(plain, reweighting)
     treatment = treatment_of(rule, whole)
-    if names and ranks.rank == 0 and rule.treated(whole) == ():
-        warnings.warn(f"{treatment}; it takes {rule.tensors}.", stacklevel=2)
-    # Parts can be weighed and pruned, after which the sum is another.
-    doubt = None if recipe.prune_on == "parts" else rule.doubt(len(vectors))
-    if doubt is not None and ranks.rank == 0:
-        warnings.warn(doubt, stacklevel=2)
+    if ranks.rank == 0:
+        for doubt in _doubts(recipe, rule, reweighting, whole):
+            warnings.warn(doubt, stacklevel=2)
     rules = rules_of(recipe, rule, whole.shapes, vectors.tied)
     thins = layers if recipe.elements is not None else None
     if execution.max_memory is not None:  # what layers are pruned is not known yet, and pruning only lessens the need
         require_memory(execution.max_memory, rules, whole, thins)
     execution = remembering(recipe, rules, whole, thins)
-    whole = replace(whole, execution=execution)
     pruning = None
     if merge.mask is None and (recipe.prunes_layers or weighs):
         pruning = prune_layers(merge, execution, scored=False)
@@ -65,8 +65,9 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     if mask is not None and layers is not None:
         mask = without_zeros(mask, coefficients, layers)
     owner = _owner(vectors, names, thins, ranks)
-    whole = replace(whole, owner=owner)
-    pruned, averaged = _views(merge, layers, mask, whole)
+    plain = replace(plain, owner=owner, execution=execution)
+    whole = reweighted(plain, reweighting)
+    pruned, averaged = _views(merge, layers, mask, plain, whole)
     with ranks.sharing_errors(), execution.exact():
         vectors.sample.require_differences({name: pruned.kept(name).tolist() for name in names})
         own = _jobs(rule, recipe, whole, pruned, by_tensor(coefficients, layers)) if names else {}
@@ -76,6 +77,18 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     given: dict[str, Any] = {"vectors": vectors, "layers": merge.layers, "data": merge.data}
     given["recipe"] = unscaled(merge.recipe)
     return MergePlan(execution=execution, treatment=treatment, **given, **decided).rescaled(merge.recipe)
+
+
+def _doubts(recipe: MergeRecipe, rule: MergeRule[Any], reweighting: Reweighting | None, whole: Stream) -> Iterator[str]:
+    """Say what of a recipe has no effect on these task vectors, or hardly the one that is wanted."""
+    if whole.names and rule.treated(whole) == ():
+        yield f"{treatment_of(rule, whole)}; it takes {rule.tensors}."
+    # Parts can be weighed and pruned, after which the sum is another.
+    if recipe.prune_on != "parts" and (doubt := rule.doubt(len(whole.tasks))) is not None:
+        yield doubt
+    if reweighting is not None and whole.names and not any(itertools.starmap(reweighting.treats, whole.shapes.items())):
+        told = f"treats none of {len(whole.names)} tensors; their task vectors stay as they are"
+        yield f"reweight={reweighting.name!r} {told}."
 
 
 def _owner(vectors: TaskVectors, names: Sequence[str], thins: Layers | None, ranks: Ranks) -> dict[str, int]:
@@ -88,10 +101,15 @@ def _owner(vectors: TaskVectors, names: Sequence[str], thins: Layers | None, ran
     return divide([*groups, *rest], vectors.headers, ranks.size)
 
 
-def _views(merge: Merge, layers: Layers | None, mask: LayerMask | None, whole: Stream) -> tuple[Stream, Stream]:
-    """Return what is left of the weights, and of what is averaged, where something is pruned."""
+def _views(
+    merge: Merge, layers: Layers | None, mask: LayerMask | None, plain: Stream, whole: Stream
+) -> tuple[Stream, Stream]:
+    """Return what is left of the weights, and of what is averaged, where something is pruned.
+
+    The weights' task vectors are reweighted in ``whole``; what is averaged is not.
+    """
     vectors, elements = merge.vectors, merge.recipe.elements
-    averaged = replace(whole, shapes={name: vectors.headers[name].shape for name in vectors.averaged}, data=None)
+    averaged = replace(plain, shapes={name: vectors.headers[name].shape for name in vectors.averaged}, data=None)
     if layers is not None and mask is not None:
         ordered = mask.in_order_of(layers.names)
         order = _order(vectors, merge.layers)

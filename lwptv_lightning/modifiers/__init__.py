@@ -19,6 +19,7 @@ from lwptv_lightning.modifiers._base import (
     modifier,
 )
 from lwptv_lightning.modifiers._catalogue import ModifierEntry, modifier_entries, modifiers_markdown
+from lwptv_lightning.modifiers._view import reweighted
 
 __all__ = [
     "CALIBRATIONS",
@@ -33,6 +34,7 @@ __all__ = [
     "modifier",
     "modifier_entries",
     "modifiers_markdown",
+    "reweighted",
 ]
 
 for _module in iter_modules(__path__):

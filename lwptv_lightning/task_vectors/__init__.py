@@ -14,7 +14,7 @@ from lwptv_lightning.task_vectors.judgement import (
 )
 from lwptv_lightning.task_vectors.origin import checkpoints_of
 from lwptv_lightning.task_vectors.roles import with_roles
-from lwptv_lightning.task_vectors.stacks import HeldStack, Stack, StoredStack, part, whole
+from lwptv_lightning.task_vectors.stacks import ChangedStack, HeldStack, Stack, StoredStack, part, whole
 from lwptv_lightning.task_vectors.state import running_statistics, state_among
 from lwptv_lightning.task_vectors.task_vectors import TaskVectors
 from lwptv_lightning.task_vectors.ties import find_ties, tied_in

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TypeAlias
 
@@ -126,7 +127,66 @@ class HeldStack:
         return HeldStack(self._rows[task].reshape(1, *self.shape[1:]), self.base)
 
 
-Stack: TypeAlias = StoredStack | HeldStack
+class ChangedStack:
+    """Task vectors each of which a function changes, as a whole: when it is first asked for, and once.
+
+    Args:
+        stack: The task vectors before.
+        change: Returns a task vector, changed, from that and the base's tensor, both ``(*shape)``; it may be called in
+            several threads at a time. One of zeros must stay what it is.
+        like: A tensor of the dtype and in the place in which it is computed.
+    """
+
+    def __init__(self, stack: Stack, change: Callable[[Tensor, Tensor], Tensor], like: Tensor) -> None:
+        self.shape = stack.shape
+        self._stack, self._change, self._like = stack, change, like
+        self._made: list[Tensor | None] = [None] * len(self)
+        self._locks = [threading.Lock() for _ in self._made]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def base(self) -> Tensor:  # noqa: D102 (as a StoredStack does)
+        return self._stack.base
+
+    def read(self) -> None:  # noqa: D102 (as a StoredStack does)
+        self._stack.read()
+
+    def _rows(self) -> list[Tensor]:
+        """Return each task vector, flattened. Threads that want them at a time make one each, then wait for others."""
+        for waits in (False, True):
+            for task, lock in enumerate(self._locks):
+                if self._made[task] is None and lock.acquire(blocking=waits):
+                    try:
+                        if self._made[task] is None:
+                            self._made[task] = self._row(task)
+                    finally:
+                        lock.release()
+        return [row for row in self._made if row is not None]
+
+    def _row(self, task: int) -> Tensor:
+        before = whole(self._stack.only(task), self._like)[0]
+        return self._change(before, self.base.reshape(self.shape[1:])).reshape(-1)
+
+    def sources(self, elements: slice) -> list[Tensor]:  # noqa: D102 (as a StoredStack does)
+        return [self.base[elements], *(row[elements] for row in self._rows())]
+
+    def operands(self, elements: slice) -> tuple[Tensor, list[tuple[Tensor, bool] | None]]:  # noqa: D102
+        return self.base[elements], [(row[elements], True) for row in self._rows()]
+
+    def tau(self, base: Tensor, others: Sequence[Tensor]) -> Tensor:  # noqa: D102 (as a StoredStack does)
+        return torch.stack([row.to(base.device, base.dtype) for row in others])
+
+    def where(self, kept: Iterable[bool]) -> ChangedStack:
+        """Return the same task vectors with those of some tasks zero, which are neither read nor changed."""
+        return ChangedStack(self._stack.where(kept), self._change, self._like)
+
+    def only(self, task: int) -> ChangedStack:  # noqa: D102 (as a StoredStack does)
+        return ChangedStack(self._stack.only(task), self._change, self._like)
+
+
+Stack: TypeAlias = StoredStack | HeldStack | ChangedStack
 """The task vectors of one tensor, wherever they come from; nothing is read before it is asked for."""
 
 
