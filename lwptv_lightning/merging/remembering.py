@@ -27,6 +27,8 @@ def remembering(recipe: MergeRecipe, rules: Rules, stream: Stream, thinned: Laye
     asks_twice = any(rule.surveys_model() for rule in rules.values()) or (
         isinstance(scaling, LiNeS) and scaling.alpha is None
     )
+    # Whoever learns on parts reads a tensor's task vectors beside them.
+    asks_twice |= recipe.reweight is not None and recipe.prune_on == "parts"
     works_ahead = execution.device.type != "cpu" and any(plain(rule).decomposes_tasks for rule in rules.values())
     if execution.memo is None and (asks_twice or works_ahead):
         execution = replace(execution, memo=Memo())

@@ -81,7 +81,7 @@ class MonoSoup(Reweighting):
         left, values, right = once(decompose, delta.flatten(1))
         shares = values / values[0]
         strong = self._strong(shares)
-        if strong == len(values):
+        if not shares[strong:].any():
             return delta
         rho, energies = float(shares[strong]) ** 2, shares.square()
         low = rho + (1 - rho) * math.sqrt(float(energies[strong:].sum() / energies.sum()))

@@ -138,7 +138,7 @@ class ChangedStack:
     """
 
     def __init__(self, stack: Stack, change: Callable[[Tensor, Tensor], Tensor], like: Tensor) -> None:
-        self.shape = stack.shape
+        self.shape: tuple[int, ...] = stack.shape
         self._stack, self._change, self._like = stack, change, like
         self._made: list[Tensor | None] = [None] * len(self)
         self._locks = [threading.Lock() for _ in self._made]

@@ -102,7 +102,7 @@ def test_what_is_small_beside_the_base_stays():
 @pytest.mark.parametrize("version", ["effective_rank", "variance"])
 def test_where_all_that_there_is_is_strong_nothing_changes(delta, version):
     found = reweighted(delta, version=version, threshold=None if version == "effective_rank" else 1.0)
-    torch.testing.assert_close(found, delta, rtol=1e-6, atol=1e-6)
+    assert torch.equal(found, delta)
 
 
 def test_treats_what_has_two_rows_and_columns():

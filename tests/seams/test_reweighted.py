@@ -132,6 +132,20 @@ def test_what_is_pruned_is_neither_read_nor_decomposed(counting_checkpoint, monk
     assert sum(decomposed) == sum(SOUP.treats(name, SHAPES[name]) for names in kept.values() for name in names)
 
 
+def test_passes_of_a_merge_decompose_each_task_vector_once(monkeypatch):
+    decomposed, usual = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (decomposed.append(1), usual(matrix))[1])
+    vectors = vectors_for("ties")
+    merge(vectors, MergeRecipe("ties", reweight=SOUP, layer_scaling=LiNeS()))
+    assert len(decomposed) == 3 * sum(SOUP.treats(name, shape) for name, shape in SHAPES.items())
+    decomposed.clear()
+    plan = Merge(vectors, MergeRecipe("simple_average", reweight=SOUP, prune_on="parts")).plan()
+    assert torch.equal(
+        plan.parts("blocks.0.attn.qkv.weight").sum(0), plan.stream.stack("blocks.0.attn.qkv.weight").div(3).sum(0)
+    )
+    assert len(decomposed) == 3
+
+
 def test_a_base_that_is_not_zero_and_of_half_precision():
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         vectors = vectors_for("task_arithmetic", dtype)
