@@ -8,7 +8,7 @@ from lwptv_lightning import LayerMask, Merge, MergeRecipe, layers_from_names, me
 from lwptv_lightning.engine import Execution, Memo
 from lwptv_lightning.functional import decompose
 from lwptv_lightning.merging.ahead import decomposed_ahead
-from lwptv_lightning.merging.combine import _on_device, merged_pieces
+from lwptv_lightning.merging.combine import merged_pieces
 from lwptv_lightning.merging.memory import bytes_of_tensor
 
 SHAPES = {f"blocks.{block}.{name}": shape for block in range(3) for name, shape in (("qkv", (6, 4)), ("fc", (4, 6)))}
@@ -82,14 +82,6 @@ def test_where_all_is_pruned_nothing_is_read(two, stacks):
     plan = plan_of(two, MergeRecipe("tsv_m"), layers=layers, mask=mask)
     list(decomposed_ahead(plan.jobs, list(plan.jobs)))
     assert not stacks
-
-
-def test_a_device_works_ahead(two, stacks):
-    plan = plan_of(two, MergeRecipe("tsv_m"))
-    work = _on_device(plan.jobs)
-    next(work)
-    assert stacks[0] == (6, 4, 4)
-    assert [each.name for each in work] == list(plan.jobs)[1:]
 
 
 @pytest.mark.gpu

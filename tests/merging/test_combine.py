@@ -11,6 +11,7 @@ from _helpers.states import SHAPES, noise, open_vectors, random_state
 from lwptv_lightning import (
     LayerMask,
     LiNeS,
+    Merge,
     MergeRecipe,
     MergeRule,
     TaskVectors,
@@ -18,7 +19,7 @@ from lwptv_lightning import (
     merge,
     save_merged,
 )
-from lwptv_lightning.engine import Execution
+from lwptv_lightning.engine import Execution, Memo
 from lwptv_lightning.functional import sum_tasks, trim_
 
 _combine = import_module("lwptv_lightning.merging.combine")
@@ -277,3 +278,16 @@ def test_a_rule_that_gets_tasks_one_by_one_counts_one():
     recipe = MergeRecipe(rule=Share(), scale=1.0)
     for compiled in (False, True):
         assert merge(vectors, recipe, execution=Execution(compiled=compiled))["w"].tolist() == [2.0] * 3
+
+
+def test_on_a_device_the_matrices_of_tensors_of_one_shape_are_decomposed_at_once(monkeypatch):
+    seen, plain = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda gram: seen.append(tuple(gram.shape)) or plain(gram))
+    base = {f"blocks.{block}.weight": torch.zeros(6, 4) for block in range(3)}
+    tasks = {task: {name: torch.randn(6, 4) for name in base} for task in "ab"}
+    plan = Merge(TaskVectors.open(base, tasks), MergeRecipe("tsv_m")).plan(Execution(memo=Memo()))
+    work = _combine._on_device(plan.jobs)
+    next(work)
+    assert seen == [(6, 4, 4)]
+    assert [each.name for each in work] == list(plan.jobs)[1:]
+    assert len(seen) == 1
