@@ -18,6 +18,9 @@ class KnOTS(Subspace):
     their place there, and by the names of tensor and task. The zeros of a pruned task are zeros there too. Every tensor
     that is no wanted matrix stays as it is in the base.
 
+    Of directions with the same singular value no basis is the right one; there, what a rule makes of single elements
+    hangs on which one is found. A sign is settled: the largest entry of each direction is positive.
+
     Rules that treat matrices in a way of their own, need data or make a model for each task are refused.
 
     Args:

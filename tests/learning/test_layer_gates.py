@@ -231,6 +231,12 @@ def test_a_fit_that_was_stored_midway_ends_the_same(fitted, make_trainer, tmp_pa
         make_trainer(**storing()).fit(other, loaders(), ckpt_path=tmp_path / "whole" / "step=5.ckpt")
 
 
+def test_a_rule_in_a_subspace_is_learnt_as_knots_ties_is(fitted):
+    inside = fitted(rule="ties", modifiers={"subspace": "knots"}, steps=2)
+    assert torch.equal(learnt(inside), learnt(fitted(rule="knots_ties", steps=2)))
+    assert inside.recipe().subspace == MergeRecipe("ties", subspace="knots").subspace
+
+
 def test_batches_may_be_accumulated(fitted):
     one = fitted(steps=1, batch_size=30)  # all samples, whose order makes no difference
     two = fitted(steps=1, batch_size=30, trainer={"accumulate_grad_batches": 2})
