@@ -1,167 +1,147 @@
-"""Every merging rule on the zoo, unpruned and pruned, at its published and at its best coefficient.
+"""Every merging rule and modifier on the zoo, unpruned and pruned, tuned on a validation draw and compared in pairs.
 
-    python benchmarks/rules_on_zoo.py            # writes docs/benchmark.md and docs/benchmark.csv, about 15 minutes
+    python benchmarks/rules_on_zoo.py --store DIR                  # writes docs/benchmark.md and docs/benchmark.csv
+    python benchmarks/rules_on_zoo.py --store DIR --rules ties     # measures one rule anew, with its modifiers
+    python benchmarks/rules_on_zoo.py --small --rules ties --out DIR
 
-The best coefficient is the one with the best ID average on the validation draw. Figures are means over three disjoint
-parts of the test draw, with the largest distance of a part from the mean. `nuslerp` merges the first two tasks, every
-other rule all five.
+Hyper-parameters and coefficients are chosen by the ID average on the validation draw; test images are read once all
+choices are made. What was measured is kept in the store, so that a run that was stopped goes on where it was. After a
+change of a rule's code name another store.
 """
 
+from __future__ import annotations
+
 import argparse
-import csv
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.progress import track
-from torch.utils.data import DataLoader
+from zoo_lines import BASE, FINER, IDENTITY, SIZES, Line, Lines, read, renewed, write
+from zoo_page import write_page
+from zoo_rows import REFERENCE, Row, all_rules, rows, words_of
+from zoo_subject import Subject
+from zoo_tuning import Grid, Tuned, refine, tune
 
-from lwptv_lightning import CollectDataStatistics, MergeModule, MergeRecipe, TaskVectors, merge, zoo
-from lwptv_lightning.report import markdown_table
-from lwptv_lightning.rules import RULES, DataStatistics
-from lwptv_lightning.search import SweepResult, sweep
-from lwptv_lightning.zoo import zoo_module
-from lwptv_lightning.zoo.demo import quiet_lightning, quiet_trainer
+from lwptv_lightning import MergeRecipe
+from lwptv_lightning.search import SweepResult
+from lwptv_lightning.zoo.demo import quiet_lightning
 
-RATIO = 0.5
-FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # of the published coefficient
-PARTS = 3
-OVERS = {"id": "ID", "ood/near": "near OOD", "ood/far": "far OOD"}
-"""What figures are averaged over, in words."""
+SMALL = {"size": 6, "validation": 4, "samples": 2, "draws": 20, "merges": 1}
+SMALL_GRID = Grid(coarse=(-8, 0), reaches=(), finer=(-1,))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parsed(arguments)
+    kept = [] if options.rules is None else read(options.out, _sizes(options))
+    began = time.process_time()
+    with quiet_lightning():
+        found = measured(options.rules or all_rules(), options)
+    lines = renewed(kept, found, options.rules or ())
+    write(lines, options.out)
+    write_page(lines, options.out)
+    print(f"{time.process_time() - began:.0f} s of the processor", flush=True)
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs"), help="where to write benchmark.md and benchmark.csv")
-    parser.add_argument("--size", type=int, default=450, help="test images in each set")
+    parser.add_argument("--store", type=Path, help="a folder to keep what was measured in")
+    parser.add_argument("--size", type=int, default=300, help="test images in each set")
+    parser.add_argument("--validation", type=int, default=200, help="validation images in each ID set")
     parser.add_argument("--samples", type=int, default=128, help="training images of each task for Fisher and Gram")
-    parser.add_argument("--rules", nargs="+", choices=sorted(RULES), help="measure only these anew")
-    options = parser.parse_args()
-
-    rows = [] if options.rules is None else read(options.out, options.rules)
-    module = zoo_module()
-    statistics = collect_statistics(module, options.samples)
-    test_sets = zoo.loaders("test", size=options.size)
-    validation_sets = zoo.loaders("validation", size=150, sets=zoo.ID_SETS)
-    with quiet_lightning():
-        for name in track(options.rules or sorted(RULES), description="rules"):
-            for ratio in (0.0, RATIO):
-                rows.append(measure(module, MergeRecipe(name, ratio=ratio), statistics, test_sets, validation_sets))
-    write(sorted(rows, key=lambda row: (row["rule"], row["pruned"])), options)
+    parser.add_argument("--draws", type=int, default=1000, help="of the bootstrap")
+    parser.add_argument("--merges", type=int, default=3, help="how often each merge is timed")
+    parser.add_argument("--rules", nargs="+", choices=all_rules(), help="measure only these anew, with their modifiers")
+    parser.add_argument("--small", action="store_true", help="few images and coefficients, to see that it runs")
+    options = parser.parse_args(arguments)
+    if options.small:
+        vars(options).update({name: min(vars(options)[name], few) for name, few in SMALL.items()})
+    return options
 
 
-def collect_statistics(module: MergeModule, samples: int) -> dict[str, DataStatistics]:
-    loaders = zoo.loaders("train", size=samples, sets=zoo.ID_SETS)
-    collected = {}
-    for kind in ("fisher", "gram"):
-        collector = CollectDataStatistics(kind, samples=samples)
-        quiet_trainer(callbacks=[collector]).validate(module, loaders, verbose=False)
-        collected[kind] = collector.statistics
-    return collected
+@dataclass(frozen=True)
+class Choices:
+    """What was chosen on the validation draw, and what a finer grid would have chosen."""
+
+    subject: Subject
+    tuned: Mapping[Row, Tuned]
+    finer: Mapping[Row, Tuned]
+
+    @classmethod
+    def of(cls, subject: Subject, wanted: Sequence[Row], grid: Grid) -> Choices:
+        """Tune rules, then their modifiers beside what was chosen for the rules."""
+        tuned = tune(subject.validate, [row for row in wanted if not row.modifier], grid)
+        alone = {row: tuned[row.alone] for row in wanted if row.modifier}
+        modified = [row.beside(each.recipe, each.chosen.settings) for row, each in alone.items()]
+        tuned |= tune(subject.validate, modified, grid)
+        finer = refine(subject.validate, {row: each for row, each in tuned.items() if not row.ratio}, grid)
+        return cls(subject, tuned, finer)
+
+    def changed(self, row: Row) -> bool:
+        """Tell whether a finer grid was tried, and has another choice."""
+        return row in self.finer and self.finer[row].chosen != self.tuned[row].chosen
+
+    def test(self) -> SweepResult:
+        """Evaluate all that was chosen, and the base, on the test draw."""
+        recipes = {BASE: MergeRecipe(scale=0.0)}
+        recipes |= {row.name: each.recipe for row, each in self.tuned.items()}
+        recipes |= {_finer(row): each.recipe for row, each in self.finer.items() if self.changed(row)}
+        return self.subject.test(recipes)
 
 
-def measure(
-    module: MergeModule,
-    recipe: MergeRecipe,
-    statistics: Mapping[str, DataStatistics],
-    test_sets: Mapping[str, DataLoader],
-    validation_sets: Mapping[str, DataLoader],
-) -> dict[str, object]:
-    vectors = module.vectors.select(module.vectors.tasks[:2]) if recipe.rule.name == "nuslerp" else module.vectors
-    began = time.perf_counter()
-    merged = merge(vectors, recipe, module.layers(), statistics=statistics.get(recipe.rule.needs))
-    seconds = time.perf_counter() - began
-
-    def candidates(factors: Iterable[float]) -> dict[str, dict[str, torch.Tensor]]:
-        return {f"{factor}": scaled(vectors, merged, factor) for factor in factors}
-
-    validation = sweep(quiet_trainer(), module, candidates(FACTORS), validation_sets)
-    best = max(FACTORS, key=lambda factor: validation.figures(f"{factor}")["id/avg"])
-    test = sweep(quiet_trainer(), module, candidates({1.0, best}), test_sets)
-    row = {"rule": recipe.rule.name, "pruned": recipe.ratio, "seconds": seconds, "best": best * recipe.effective_scale}
-    row["published"] = recipe.effective_scale
-    for label, factor in (("published", 1.0), ("best", best)):
-        for over in OVERS:
-            row[f"{over} {label}"], row[f"{over} {label} spread"] = over_parts(test, f"{factor}", over)
-    return row
+def measured(rules: Iterable[str], options: argparse.Namespace) -> list[Line]:
+    """Return the lines of the table for some rules."""
+    grid = SMALL_GRID if options.small else Grid()
+    asked = list(rows(rules))
+    wanted = list(dict.fromkeys([*(row.reference for row in asked), *asked]))
+    groups = {
+        tasks: [row for row in wanted if row.tasks == tasks] for tasks in dict.fromkeys(row.tasks for row in wanted)
+    }
+    chosen = [Choices.of(Subject(tasks, options), group, grid) for tasks, group in groups.items()]
+    # All choices are made; no test image was read so far.
+    found = []
+    for choices in chosen:
+        lines = Lines(choices.test(), options.draws)
+        reference = Row(REFERENCE, tasks=len(choices.subject.tasks))
+        found.append({**_identity(replace(reference, rule=BASE)), **lines.figures(BASE, reference.name)})
+        found += [_line(row, choices, lines) for row in choices.tuned if row in asked]
+    return [{**line, **_sizes(options)} for line in found]
 
 
-def scaled(vectors: TaskVectors, merged: dict[str, torch.Tensor], factor: float) -> dict[str, torch.Tensor]:
-    """Return the model whose merged task vector is ``factor`` times as long."""
-    return {name: torch.lerp(vectors.base(name).float(), merged[name].float(), factor) for name in vectors.names}
+def _sizes(options: argparse.Namespace) -> dict[str, str]:
+    return dict(zip(SIZES, map(str, (options.size, options.validation, options.samples)), strict=True))
 
 
-def over_parts(test: SweepResult, name: str, over: str) -> tuple[float, float]:
-    """Return the mean over disjoint parts of the test draw and the largest distance from it, in percent."""
-    averages = torch.zeros(PARTS, dtype=torch.float64)
-    loaders = [loader for loader in test.outcomes if loader.startswith(f"{over}/")]
-    for loader in loaders:
-        outcomes = test.correct(name)[loader].double()
-        # Every PARTS-th sample, so that each part has all classes.
-        averages += torch.stack([outcomes[part::PARTS].mean() for part in range(PARTS)]) / len(loaders)
-    return 100 * float(averages.mean()), 100 * float((averages - averages.mean()).abs().max())
+def _identity(row: Row) -> dict[str, str]:
+    values = (row.rule, row.form, row.modifier, f"{row.ratio:g}", str(row.tasks))
+    return dict(zip(IDENTITY, values, strict=True))
 
 
-def read(folder: Path, anew: Iterable[str]) -> list[dict[str, object]]:
-    """Return the rows that are there, but for those of rules that are measured anew."""
-    with (folder / "benchmark.csv").open(newline="") as file:
-        found = [
-            {column: text if column == "rule" else float(text) for column, text in row.items()}
-            for row in csv.DictReader(file)
-        ]
-    if absent := [over for over in OVERS if not all(f"{over} best" in row for row in found)]:
-        raise SystemExit(
-            f"{folder / 'benchmark.csv'} has no column of {absent[0]}: measure all rules, without --rules."
-        )
-    return [row for row in found if row["rule"] not in anew]
+def _line(row: Row, choices: Choices, lines: Lines) -> Line:
+    tuned = choices.tuned[row]
+    line = _identity(row) | _choice("", tuned) | lines.figures(row.name, row.reference.name, row.plain.name)
+    if row in choices.finer:
+        other = _finer(row) if choices.changed(row) else row.name
+        line |= _choice("finer ", choices.finer[row]) | lines.compared(FINER, other, row.name)
+        line["seconds"] = f"{choices.subject.seconds(tuned.recipe):.4g}"
+    return line
 
 
-def write(rows: list[dict[str, object]], options: argparse.Namespace) -> None:
-    options.out.mkdir(parents=True, exist_ok=True)
-    with (options.out / "benchmark.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    headings = ["rule", "pruned", "scale", *OVERS.values(), "best scale", *OVERS.values(), "seconds"]
-    lines = [
-        [
-            f"`{row['rule']}`",
-            f"{row['pruned']:.0%}",
-            f"{row['published']:g}",
-            *(f"{row[f'{over} published']:.1f} ± {row[f'{over} published spread']:.1f}" for over in OVERS),
-            f"{row['best']:g}",
-            *(f"{row[f'{over} best']:.1f} ± {row[f'{over} best spread']:.1f}" for over in OVERS),
-            f"{row['seconds']:.2f}",
-        ]
-        for row in rows
-    ]
-    text = PAGE.format(table=markdown_table(headings, lines), size=options.size, parts=PARTS, samples=options.samples)
-    (options.out / "benchmark.md").write_text(text)
+def _choice(prefix: str, tuned: Tuned) -> Line:
+    point = tuned.chosen
+    return {
+        f"{prefix}settings": words_of(point.settings),
+        f"{prefix}scale": f"{tuned.row.scale_of(tuned.recipe):.4g}",
+        f"{prefix}validation id": f"{100 * tuned.averages[point]:.3f}",
+    }
 
 
-PAGE = """# Every rule on the zoo
+def _finer(row: Row) -> str:
+    return f"{row.name}, finer"
 
-Made by `python benchmarks/rules_on_zoo.py`. Accuracy in %, averaged over the five ID, the five near OOD and the five
-far OOD sets of the zoo, {size} images in each (300 of handwriting); the mean over {parts} disjoint parts of them ± the
-largest distance of a part from it. "pruned" is the share of layers that `mean_abs` drops from each task vector before
-the rule. The first scale is the rule's published one; the best one has the best ID average on a separate validation
-draw, among 0.25 to 3 times the published. `nuslerp` merges two tasks, the others five; Fisher information and Gram
-matrices come from {samples} training images of each task. Seconds are those of one merge in one thread of a busy
-machine, saliency included.
-
-A rule's published scale was chosen for other models, often much larger ones, so compare rules at their best scale. And
-compare pruned with unpruned at the best scale of each: what pruning gains at a fixed scale, a smaller scale often gives
-as well. The scales here are few: [study.md](study.md) compares methods on fine grids, with intervals, on several
-zoos.
-
-Of the zoo's sets, merging lowers the average of the far ones, of unseen classes in unseen styles, and raises that of
-the near ones, of unseen classes in the tasks' styles. Where it raises the average, as on the usual CLIP suites too,
-pruning towards the base may lower it:
-[examples/clip_benchmark](../examples/clip_benchmark/README.md#what-to-expect-of-pruning-here). Measure it on your data.
-
-{table}
-"""
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main()

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lwptv_lightning
 from lwptv_lightning import open_checkpoint
 from lwptv_lightning.cli import learn, main
+from lwptv_lightning.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -189,6 +190,10 @@ def test_the_block_in_training_code_runs(tmp_path, monkeypatch):
 
 def test_no_block_of_python_is_left_out():
     assert len(blocks("python")) == 2
+
+
+def test_rules_are_counted():
+    assert set(re.findall(r"any of (\d+)", TEXT)) == {str(len(RULES))}
 
 
 def test_what_readme_links_to_is_there():
