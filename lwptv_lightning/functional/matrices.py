@@ -109,13 +109,16 @@ def _by_squares(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if matrix.shape[-2] > matrix.shape[-1]:
         left, values, right = _by_squares(matrix.mT)
         return right.mT, values, left.mT
+    # By a power of two, which rounds nothing: squares of float64 may vanish or overflow.
+    exponent = torch.frexp(matrix.abs().amax(dim=(-2, -1), keepdim=True))[1].clamp(-1000, 1000).double()
+    matrix = matrix * torch.exp2(-exponent)
     left = torch.linalg.eigh(matrix @ matrix.mT)[1]
     right = left.mT @ matrix
     # Their lengths are nearer to the singular values than roots of the eigenvalues, which may be negative.
     values, order = torch.linalg.vector_norm(right, dim=-1).sort(dim=-1, descending=True, stable=True)
     left = left.take_along_dim(order[..., None, :], dim=-1)
     right = right.take_along_dim(order[..., None], dim=-2)
-    return left, values, right * inverses(values)[..., None]
+    return left, values * torch.exp2(exponent).squeeze(-1), right * inverses(values)[..., None]
 
 
 def inverse_root(matrix: Tensor, source: torch.dtype | None = None) -> Tensor:

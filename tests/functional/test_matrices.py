@@ -130,6 +130,14 @@ def test_nothing_is_decomposed_into_nothing(shape, dtype, monkeypatch):
     assert left.dtype == values.dtype == right.dtype == torch.float64
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200, 1e300])
+def test_float64_of_any_scale_has_the_triplets_of_scale_one(scale):
+    (matrix,) = random_stack(1, (4, 6)).double()
+    found, expected = (leading_triplets(each, source=torch.float32) for each in (scale * matrix, matrix))
+    np.testing.assert_allclose(found.values / scale, expected.values, rtol=1e-12)
+    assert_near(found.left * found.values / scale @ found.right, matrix, 1e-12)
+
+
 def test_zeros_beside_others_are_zeros():
     stack = torch.stack([torch.zeros(3, 4), *random_stack(1, (3, 4)), torch.zeros(3, 4)])
     for each, alone in zip(decompose(stack), decompose(stack[1]), strict=True):
