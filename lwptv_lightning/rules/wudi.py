@@ -55,7 +55,7 @@ class WUDI(MergeRule):
             them. By default the base with Adam, the mean in closed form.
 
     Raises:
-        ValueError: ``rtol`` is given without the closed form.
+        ValueError: ``rtol`` is given with Adam, or ``steps`` or ``lr`` with the closed form.
 
     Example:
         >>> tau = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
@@ -87,6 +87,9 @@ class WUDI(MergeRule):
         super().__post_init__()
         if self.rtol is not None and not self.is_sum:
             raise ValueError(f"rtol is of solver='closed_form'; {self.solver!r} has none, so leave it out.")
+        usual = {"steps": type(self).steps, "lr": type(self).lr}
+        if self.is_sum and (given := [name for name in usual if getattr(self, name) != usual[name]]):
+            raise ValueError(f"{' and '.join(given)} is of solver='adam'; {self.solver!r} has none, so leave it out.")
 
     @classmethod
     def has_parts(cls) -> bool:

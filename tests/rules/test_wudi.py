@@ -178,9 +178,11 @@ def test_only_the_closed_form_has_parts():
     assert_near(merge(vectors_of({"mlp.fc1.weight": stack}), recipe)["mlp.fc1.weight"], parts[0] + parts[2] / 2)
 
 
-def test_a_cut_off_is_none_of_adams():
-    with pytest.raises(ValueError, match="rtol is of solver='closed_form'; 'adam' has none"):
-        WUDI(rtol=1e-3)
+@pytest.mark.parametrize(("solver", "setting"), [("adam", "rtol"), ("closed_form", "steps"), ("closed_form", "lr")])
+def test_a_solver_refuses_what_is_of_the_other(solver, setting):
+    with pytest.raises(ValueError, match=f"{setting} is of solver='.*; '{solver}' has none"):
+        WUDI(solver=solver, **{setting: 1 if setting == "steps" else 1e-3})
+    assert WUDI(solver=solver, steps=300, lr=1e-5).solver == solver
 
 
 @pytest.mark.parametrize("arguments", [{"steps": -1}, {"lr": 0}, {"lr": -1e-5}, {"solver": "sgd"}, {"others": "sum"}])
