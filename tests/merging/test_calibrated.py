@@ -64,6 +64,19 @@ def test_what_a_rule_made_in_a_subspace_is_calibrated(rule, calibrate):
     require_calibrated(MergeRecipe(rule, 0.7, subspace="knots", dtype="float64"), calibrate)
 
 
+@pytest.mark.parametrize("prune_on", ["task_vectors", "parts"])
+@pytest.mark.parametrize("calibrate", CALIBRATIONS, ids=lambda each: each.name)
+def test_what_calibrates_sees_reweighted_task_vectors_as_the_rule_does(calibrate, prune_on):
+    vectors, alone = vectors_for("tsv_m", torch.float64), MergeRecipe("task_arithmetic", 1.0, dtype="float64")
+    reweighted = {task: merge(vectors.select([task]), alone.replace(reweight="monosoup")) for task in vectors.tasks}
+    recipe = MergeRecipe("tsv_m", 0.7, dtype="float64", calibrate=calibrate, prune_on=prune_on)
+    found = merge(vectors, recipe.replace(reweight="monosoup"))
+    base = {name: vectors.base(name) for name in SHAPES}
+    expected = merge(open_vectors(base, reweighted), recipe)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+
+
 def require_calibrated(recipe, calibrate):
     """Check each tensor against the same recipe without what calibrates."""
     vectors = vectors_for(recipe.rule.name)
