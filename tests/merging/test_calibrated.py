@@ -18,7 +18,8 @@ from lwptv_lightning.modifiers import SVC, SubspaceBoosting
 from lwptv_lightning.rules import RULES
 
 CALIBRATIONS = [SVC(alpha=0.5, scale=0.8), SubspaceBoosting(beta=0.5, split=("*qkv*.weight",), exclude=("*.1.*",))]
-OTHERS = sorted(name for name, rule in RULES.items() if not rule.is_isotropic)
+OTHERS = ["task_arithmetic", "ties", "dare_ties", "fisher", "breadcrumbs", "tsv_m", "regmean", "sce"]
+"""Some that work on elements, on tasks and on tensors, survey, draw, and need data."""
 SUMS = [name for name in OTHERS if RULES[name].has_parts()]
 
 

@@ -40,8 +40,7 @@ def test_equals_the_reference():
 
 
 @pytest.mark.parametrize("split", [(), FUSED], ids=["whole", "apart"])
-@pytest.mark.parametrize("beta", [0.01, 0.1, 0.5])
-@pytest.mark.parametrize("rule", ["task_arithmetic", "tsv_m"])
+@pytest.mark.parametrize(("rule", "beta"), [("task_arithmetic", 0.01), ("task_arithmetic", 0.1), ("tsv_m", 0.5)])
 def test_each_matrix_is_that_of_a_loop(rule, beta, split):
     vectors = golden_vectors("main")
     calibrate = SubspaceBoosting(beta=beta, include=BLOCKS, split=split)
