@@ -14,12 +14,13 @@ _NAMES_IN = {
     "checkpoints": "CheckpointError Provenance open_checkpoint",
     "layers": "Layer Layers layers_from_names trace_layers",
     "task_vectors": "TaskVectors",
-    "engine": "Execution Stream",
+    "engine": "Execution Memo Stream",
     "saliency": (
         "ElementPruning LayerMask LayerStatistics LayerTable collect_statistics keep_most_salient "
         "saliency_score score_layers"
     ),
     "rules": "MergeContext MergeRule get_rule merge_rule",
+    "modifiers": "KnOTS MonoSoup SVC SubspaceBoosting",
     "recipe": "LiNeS MergeRecipe make_recipe",
     "merging": (
         "Merge MergeOptions MergePlan install_ merge merge_transform model_card plan_pruning save_adapter save_merged"
