@@ -103,6 +103,11 @@ def test_what_stands_in_the_way_of_a_key_is_opened_or_named(tmp_path):
     assert values["recipe"]["ratio"] == 0.5
     with pytest.raises(ConfigurationError, match="base.x: base is 'b.pt', which has no keys"):
         put(values, ["base", "x"], 1, "")
+    values = {"recipe": {"rule": "ties", "calibrate": "svc"}}
+    put(values, ["recipe", "calibrate", "alpha"], 0.1, "")
+    put(values, ["recipe", "subspace", "name"], "knots", "")
+    assert values["recipe"]["calibrate"] == {"name": "svc", "alpha": 0.1}
+    assert values["recipe"]["subspace"] == {"name": "knots"}
     values = {"data": {"class_path": "a.B"}}
     put(values, ["data", "size"], 3, "")
     assert values["data"] == {"class_path": "a.B", "init_args": {"size": 3}}
