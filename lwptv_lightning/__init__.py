@@ -41,9 +41,10 @@ __all__ = ["__version__", *_ROOM_OF]
 def __getattr__(name: str) -> Any:
     if name in _ROOM_OF:
         return getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
-    # A merging rule's class; rules register themselves, so they stand in no list here.
-    if name[:1].isupper() and hasattr(rules := import_module(f"{__name__}.rules"), name):
-        return getattr(rules, name)
+    # The class of a merging rule or a modifier; they register themselves, so they stand in no list here.
+    for room in ("rules", "modifiers") if name[:1].isupper() else ():
+        if hasattr(found := import_module(f"{__name__}.{room}"), name):
+            return getattr(found, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -20,3 +20,10 @@ def test_the_page_has_every_modifier_and_the_place_of_each_field():
     order = page.partition("### The order")[2]
     places = [order.index(f"`{field}`") for field in (*MODIFIERS, "layer_scaling")]
     assert places == sorted(places)
+
+
+def test_classes_of_modifiers_are_public_names():
+    import lwptv_lightning
+
+    registered = [*REWEIGHTINGS.values(), *SUBSPACES.values(), *CALIBRATIONS.values()]
+    assert all(getattr(lwptv_lightning, cls.__name__) is cls for cls in registered)
