@@ -22,6 +22,7 @@ ASKED = {
     "smoothing": ("average", "linear"),
     "rank": (3,),
     "keep": (1.0,),
+    "solver": ("closed_form",),
 }
 """Hyper-parameters that choose another way."""
 EVERYWHERE = {"include": ("*",)}
@@ -30,13 +31,19 @@ CENTRED = {"cart"}
 
 
 def ways():
-    """Each rule with parts as it is by default, and with each other way that it knows."""
+    """Each rule as it is by default, and with each other way that it knows, where that has parts."""
     for name, rule in sorted(RULES.items()):
-        if rule.has_parts():
-            fields = {field.name for field in dataclasses.fields(rule)}
-            common = {key: value for key, value in EVERYWHERE.items() if key in fields}
-            yield {"name": name, **common}
-            yield from ({"name": name, **common, key: each} for key in ASKED if key in fields for each in ASKED[key])
+        ranges = {field.name: field.metadata["range"] for field in dataclasses.fields(rule)}
+        common = {"name": name} | {key: value for key, value in EVERYWHERE.items() if key in ranges}
+        # What is a flag of one rule may be a number of another.
+        asked = [
+            {key: each}
+            for key in ASKED
+            if key in ranges
+            for each in ASKED[key]
+            if not isinstance(each, bool) or ranges[key] == "true, false"
+        ]
+        yield from (way for other in ({}, *asked) if make_rule(way := common | other).is_sum)
 
 
 WAYS = list(ways())
