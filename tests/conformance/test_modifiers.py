@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from _helpers.battery import SHAPES, crowds_for, experts, statistics_of
+from _helpers.battery import SHAPES, experts, statistics_of
 from _helpers.composed import composed
 from _helpers.every_rule import TWO_TASKS
 from _helpers.processes import launch, report
@@ -121,7 +121,7 @@ def test_all_act_in_the_stated_order(rule, fields):
 
 
 @pytest.mark.parametrize("beside", BESIDE[1:], ids=lambda beside: "-".join(beside.values()))
-@pytest.mark.parametrize(("number", "kind"), [crowd for crowd in crowds_for("ties") if crowd != (2, "different")])
+@pytest.mark.parametrize(("number", "kind"), [(1, "different"), (2, "one zero"), (2, "equal"), (20, "mixed")])
 def test_any_number_of_tasks_of_any_kind_is_taken(beside, number, kind):
     vectors = experts(number, kind)
     recipe = MergeRecipe("task_arithmetic", **beside)  # no choice between values, which rounding could turn
@@ -161,8 +161,8 @@ def test_blocks_and_threads_change_no_bit():
 
 
 def digests(**options):
-    """Of what each case merges."""
-    states = (merged(*case.values, **options) for case in CASES)
+    """Of what every third case merges, among which are all modifiers and all ways to prune."""
+    states = (merged(*case.values, **options) for case in CASES[::3])
     bits = (b"".join(as_bytes(state[name]) for name in SHAPES) for state in states)
     return [hashlib.sha256(each).hexdigest() for each in bits]
 
