@@ -7,8 +7,9 @@ import hashlib
 import os
 import sys
 from functools import cache
-from itertools import cycle, product
+from itertools import product
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -68,13 +69,10 @@ def kinds():
 
 def together():
     """Each set of modifiers with each way to prune, by rules of all kinds in turn, with each way to scale layers."""
-    scaled = cycle(SCALED)
-    for beside in BESIDE:
-        rules = cycle([rule for rule in kinds() if not refuses(rule, beside)])
-        for way, pruned in PRUNED.items():
-            yield pytest.param(
-                next(rules), {**beside, **pruned, **next(scaled)}, id=f"{'-'.join(beside.values())}-{way}"
-            )
+    for turn, (beside, (way, pruned)) in enumerate(product(BESIDE, PRUNED.items())):
+        rules = [rule for rule in kinds() if not refuses(rule, beside)]
+        fields = {**beside, **pruned, **SCALED[turn % len(SCALED)]}
+        yield pytest.param(rules[turn % len(rules)], fields, id="-".join([*beside.values(), way]))
 
 
 CASES = list(together())
@@ -161,8 +159,8 @@ def test_blocks_and_threads_change_no_bit():
 
 
 def digests(**options):
-    """Of what every third case merges, among which are all modifiers and all ways to prune."""
-    states = (merged(*case.values, **options) for case in CASES[::3])
+    """Of what some of the cases merge, drawn at random."""
+    states = (merged(*case.values, **options) for case in Random(1).sample(CASES, 24))
     bits = (b"".join(as_bytes(state[name]) for name in SHAPES) for state in states)
     return [hashlib.sha256(each).hexdigest() for each in bits]
 
