@@ -91,7 +91,8 @@ class Keys:
 
 def _of_module(module: MergeModule) -> str:
     """Return a merge module's class, with the settings that a class of one's own has besides."""
-    usual = vars(MergeModule(nn.Identity()))
+    # Also what it sets where an attribute of the class stood before, as a sweep does with the memo.
+    usual = {*vars(MergeModule), *vars(MergeModule(nn.Identity()))}
     return f"{type(module).__module__}.{type(module).__qualname__} {digest_of(settings_of(module, usual))}"
 
 

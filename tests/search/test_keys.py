@@ -7,6 +7,7 @@ from _helpers.swept import small_module
 from torch import nn
 
 from lwptv_lightning import LayerMask, MergeModule, MergeRecipe, TaskVectors, trace_layers
+from lwptv_lightning.evaluation import remembering
 from lwptv_lightning.search import Gates
 from lwptv_lightning.search.keys import Keys
 
@@ -148,4 +149,6 @@ def test_a_setting_of_a_module_of_ones_own_is_told_and_what_a_merge_leaves_is_no
     module = shifted(0.0)
     module.merge_()
     module.treatment = "treated"
+    with remembering(module):  # as in a sweep, after which another one finds what it measured
+        assert key_of(make_trainer, module) == key_of(make_trainer, shifted(0.0))
     assert key_of(make_trainer, module) == key_of(make_trainer, shifted(0.0))
