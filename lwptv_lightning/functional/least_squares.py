@@ -18,7 +18,7 @@ def own_row_terms(
     """Yield the terms, one for each task, of the matrix X that treats the tasks' own rows as their own matrices do.
 
     X minimises ``sum_t |(X - D_t) S_t^T|_F^2``, where the rows ``S_t`` are those of ``D_t``. Where a single task is
-    not zero, X is its matrix.
+    not zero, and all of its rows stay, X is its matrix.
 
     Args:
         matrices: D, ``(T, m, n)``; may be written to.
@@ -34,7 +34,8 @@ def own_row_terms(
         >>> sum(own_row_terms(torch.tensor([[[1.0, 0.0]], [[2.0, 0.0]]])))
         tensor([[1.8000, 0.0000]], dtype=torch.float64)
     """
-    if (matrices.flatten(1) != 0).any(1).sum() <= 1:
+    tasks = (matrices.flatten(1) != 0).any(1).sum()
+    if tasks == 0 or (tasks == 1 and kept in (None, 1)):
         yield from matrices.double()
         return
     # Brought to size 1, so that no power of the entries leaves the range of float64.

@@ -22,8 +22,9 @@ class ACTMat(MergeRule):
 
     RegMean without data: ``(sum_t tau_t C_t) (sum_t C_t)^+``, where the task vector's own Gram matrix
     ``C_t = tau_t^T tau_t``, ``(in, in)``, stands for that of the layer's inputs. A zero task vector takes no part; one
-    that is alone on a tensor stays as it is. Matrices are 2-D tensors, whose last dimension must be that of the inputs,
-    and the weights ``(out, in, 1, 1)`` of 1x1 convolutions. Other tensors are averaged.
+    that is alone on a tensor stays as it is, if ``trim`` takes nothing of it. Matrices are 2-D tensors, whose last
+    dimension must be that of the inputs, and the weights ``(out, in, 1, 1)`` of 1x1 convolutions. Other tensors are
+    averaged.
 
     It blows up at the interpolation threshold: where ``T * out`` is about ``in``, as in the second matrix of an MLP,
     the sum of the Gram matrices is all but singular, and the result is some ten times as long as the mean. How much
@@ -37,7 +38,7 @@ class ACTMat(MergeRule):
             length; that is WUDI in closed form.
         trim: The fraction of a task vector's elements of which ``C_t`` is made, in (0, 1]: TACT. The
             ``round(trim * elements)`` largest magnitudes of a tensor stay, at least one, and what ties with the last.
-            ``None`` keeps all, as 1 does.
+            ``None`` keeps all, as 1 does. What a task alone has outside the rows that are left is lost.
         split: Globs of weights ``(3 * out, in)`` that hold queries, keys and values, which are merged apart.
         exclude: Globs of tensor names that are averaged although they are matrices.
 
@@ -53,8 +54,8 @@ class ACTMat(MergeRule):
         ACTMat, arXiv 2604.01329. The authors' code averages names that hold ``text_projection``:
         ``exclude=("*text_projection*",)``, and with ``--mha=split`` merges ``split=("*in_proj_weight",)`` apart.
         Deviations: float64, with the cut-off of the authors' float32 made explicit; the pseudo-inverse of the smaller
-        side; matrices with a side of 20000 or more are merged as others are; of one task alone nothing is cut off, also
-        with ``trim``; of equal magnitudes at the end of a trim all stay.
+        side; matrices with a side of 20000 or more are merged as others are; of one task alone nothing is cut off
+        without ``trim``; of equal magnitudes at the end of a trim all stay.
     """
 
     tensors = "2-D tensors and 1x1 convolutions as matrices; others averaged"

@@ -16,8 +16,8 @@ IN_PROJ = ("*in_proj_weight",)
 def merged_matrix(stack, rtol=None, weights="equal", trim=None):
     """The formula with explicit Gram matrices and numpy's pseudo-inverse."""
     matrices = [matrix for matrix in as_floats(stack) if matrix.any()]
-    if len(matrices) < 2:
-        return matrices[0] if matrices else np.zeros(stack.shape[1:])
+    if not matrices or (len(matrices) == 1 and trim in (None, 1)):
+        return sum(matrices, np.zeros(stack.shape[1:]))
     grams = []
     for matrix in matrices:
         count = matrix.size if trim is None else max(round(trim * matrix.size), 1)
@@ -70,7 +70,7 @@ def test_equals_the_formula(tasks, shape, settings):
     assert_near(merged_stack(stack, ACTMat(**settings)) / abs(expected).max(), expected / abs(expected).max(), 1e-5)
 
 
-@pytest.mark.parametrize("trim", [None, 0.5])
+@pytest.mark.parametrize("trim", [None, 1])
 @pytest.mark.parametrize("rank", [None, 1])
 @pytest.mark.parametrize("weights", ["equal", "norm"])
 def test_a_task_that_is_alone_is_kept(rank, weights, trim):
@@ -80,6 +80,16 @@ def test_a_task_that_is_alone_is_kept(rank, weights, trim):
     assert torch.equal(merged_stack(stack, rule), stack[0])
     among = torch.cat([torch.zeros(1, 5, 40), stack, torch.zeros(1, 5, 40)])
     assert torch.equal(merged_stack(among, rule), stack[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 24), (24, 2), (1, 7)])
+@pytest.mark.parametrize("weights", ["equal", "norm"])
+def test_a_trimmed_task_that_is_alone_is_seen_by_what_is_left_of_its_rows(weights, shape):
+    stack = random_stack(1, shape)
+    expected = merged_matrix(stack, weights=weights, trim=0.5)
+    rule = ACTMat(weights=weights, trim=0.5)
+    assert_near(merged_stack(stack, rule), expected, 1e-6)
+    assert_near(merged_stack(torch.cat([torch.zeros_like(stack), stack]), rule), expected, 1e-6)
 
 
 @pytest.mark.parametrize("settings", [{}, {"weights": "norm"}, {"trim": 0.5}], ids=str)
