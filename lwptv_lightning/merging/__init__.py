@@ -29,6 +29,7 @@ from lwptv_lightning.merging.modified import rule_of
 from lwptv_lightning.merging.output import Beside, Output, base_classifier, plan_output, require_output
 from lwptv_lightning.merging.parts import add_parts
 from lwptv_lightning.merging.plan import MergePlan, treatment_of
+from lwptv_lightning.merging.planning import require_divisible
 from lwptv_lightning.merging.precision import in_dtype
 from lwptv_lightning.merging.provenance import provenance_of
 from lwptv_lightning.merging.prune import PruningPlan

@@ -79,6 +79,14 @@ def make_plan(merge: Merge, execution: Execution) -> MergePlan:
     return MergePlan(execution=execution, treatment=treatment, **given, **decided).rescaled(merge.recipe)
 
 
+def require_divisible(recipe: MergeRecipe, vectors: TaskVectors) -> None:
+    """Raise a `ValueError` where a rule or a calibration cannot divide a matrix as it says; reads headers alone."""
+    stream = Stream.of(vectors)
+    rule = by_first_names(rule_of(recipe), vectors.tied)
+    rule.treated(stream)
+    rules_of(recipe, rule, stream.shapes, vectors.tied)
+
+
 def _doubts(recipe: MergeRecipe, rule: MergeRule[Any], reweighting: Reweighting | None, whole: Stream) -> Iterator[str]:
     """Say what of a recipe has no effect on these task vectors, or hardly the one that is wanted."""
     if whole.names and rule.treated(whole) == ():

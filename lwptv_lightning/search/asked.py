@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lwptv_lightning.evaluation import MergeModule, on_rank_zero
+from lwptv_lightning.merging import require_divisible
 from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import Advance, UnknownNameError, Watcher, require_known
 from lwptv_lightning.search.gates import Gates, require_learnable
@@ -77,6 +78,7 @@ class Asked:
             tasks = self.module.vectors.tasks
             if recipe.task is not None:
                 require_known("task", recipe.task, tasks)
+            require_divisible(recipe, self.module.vectors)
         kind = recipe.rule.needs
         if not kind or holds_data(self.options):
             return

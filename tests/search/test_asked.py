@@ -200,3 +200,16 @@ def test_a_task_that_is_none_is_refused_before_the_work(run, ran):
     with pytest.raises(KeyError, match="candidate 'mine': unknown task 'c'"):
         run({"sum": "ties", "mine": MergeRecipe("emr", task="c")})
     assert ran["measured"] == []
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"rule": {"name": "actmat", "split": ["0.weight"]}},
+        {"calibrate": {"name": "subspace_boosting", "split": ["0.weight"]}},
+    ],
+)
+def test_a_matrix_that_cannot_be_divided_is_refused_before_the_work(recipe, run, ran):
+    with pytest.raises(ValueError, match="candidate 'mine': split.*'0.weight'.* 8 rows"):
+        run({"ties": "ties", "mine": recipe})
+    assert ran["measured"] == []
