@@ -101,6 +101,8 @@ def open_checkpoint(source: CheckpointSource, prefix: str | None = None, *, ema:
         checkpoint = checkpoint.of_model(ModelConfig.of(source))
     elif isinstance(source, Mapping):
         checkpoint = _from_state_dict(source, "state dict", ema)
+    elif source == "":
+        raise CheckpointError("a checkpoint's path is empty: ''; the working folder is '.'.")
     elif isinstance(source, str) and source.startswith(SCHEMES):
         checkpoint = _from_path(fetch(source), ema)
     elif isinstance(source, str | Path):

@@ -133,6 +133,14 @@ def test_folder_of_a_transformers_model(tmp_path):
         assert torch.equal(checkpoint.read(name), model.state_dict()[name])
 
 
+def test_an_empty_path_is_not_the_working_folder(tmp_path, monkeypatch):
+    save_file(STATE, tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    assert_holds_state(open_checkpoint("."))
+    with pytest.raises(CheckpointError, match="path is empty: ''"):
+        open_checkpoint("")
+
+
 def test_folder_without_or_with_several_checkpoints(tmp_path):
     with pytest.raises(CheckpointError, match=r"no \*\.safetensors"):
         open_checkpoint(tmp_path)
