@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from lwptv_lightning.checkpoints import Checkpoint, CheckpointSource, open_checkpoint
+from lwptv_lightning.checkpoints import Checkpoint, CheckpointError, CheckpointSource, open_checkpoint
 from lwptv_lightning.evaluation.classifiers import heads_from
 from lwptv_lightning.evaluation.heads_file import is_heads_file, read_heads
 from lwptv_lightning.registry import nearest, require_kind, require_known
@@ -71,6 +71,8 @@ def _of_checkpoint(
             f"the head of {name!r} is {str(source)!r}, which is neither another set with a head nor a checkpoint: "
             f"there is no such file{nearest(str(source), sets)}"
         ) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"the head of {name!r}: {error}") from error
     if not is_heads_file(opened):
         return heads_from({name: opened}, model, classifier=paths)[name]
     found = read_heads(opened, model)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from os import PathLike
+from os import PathLike, fspath, lstat
 from pathlib import Path
 
 from lwptv_lightning.checkpoints import (
@@ -28,7 +28,7 @@ from lwptv_lightning.libraries import (
     require_format,
     write_distributed,
 )
-from lwptv_lightning.registry import parse_bytes, printable, require_kind
+from lwptv_lightning.registry import parse_bytes, printable, require_kind, shown
 from lwptv_lightning.task_vectors import TaskVectors
 
 _SUFFIX = ".safetensors"
@@ -187,7 +187,10 @@ def require_output(path: str | Path, format: str | None = None, *, overwrite: bo
 
 def _require_form(path: str | Path, format: str | None) -> None:
     """Raise unless a path is that of a file of safetensors or of a folder, and the format is of such a one."""
-    require_kind("the file to write", path, str | PathLike, "a path, of a folder or of a .safetensors file")
+    wanted = "a path, of a folder or of a .safetensors file"
+    require_kind("the file to write", path, str | PathLike, wanted)
+    if not _can_be_made(path):
+        raise ValueError(f"the file to write must be {wanted}; by the name {shown(str(path))} none can be made.")
     require_format(format)
     path = Path(path)
     suffix = path.suffix.lower()
@@ -196,6 +199,17 @@ def _require_form(path: str | Path, format: str | None) -> None:
         require_safetensors_path(path)
     if path.suffix == _SUFFIX and format not in (None, PLAIN):
         raise ValueError(f"format={format!r} is a folder's; name one, and not {printable(path)}.")
+
+
+def _can_be_made(path: str | PathLike[str]) -> bool:
+    """Tell whether a file may have a name: none that is empty, too long or holds a zero."""
+    try:
+        lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return fspath(path) != ""
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _require_none_lost(path: Path, inputs: Iterable[Checkpoint]) -> None:

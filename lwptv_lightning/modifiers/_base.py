@@ -138,7 +138,7 @@ def make_modifier(field: str, value: Any, kind: type[Kind], registry: Registry[t
     if isinstance(value, kind):
         return value
     arguments = {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
-    if "name" not in arguments:
+    if not isinstance(arguments.get("name"), str):
         known = ", ".join(map(repr, sorted(registry)))
         raise TypeError(f"{field} must be one of {known}, or a mapping with such a 'name', not {shown(value)}.")
     cls = registry[arguments.pop("name")]

@@ -117,6 +117,11 @@ def test_what_is_no_head_is_refused_before_anything_is_merged(case, base, expert
         MergeModule(base, vectors, heads=given)
 
 
+def test_a_checkpoint_that_holds_no_weights_is_told_with_its_head(base, vectors):
+    with pytest.raises(CheckpointError, match=r"the head of 'far': .*these are none: deep"):
+        MergeModule(base, vectors, "simple_average", heads={"far": {"deep": {"w": torch.ones(2)}}})
+
+
 def test_names_to_come_are_left_to_a_checkpoint_of_the_trainers(base):
     modules, aliases = resolve({"x": "a", "y": "missing.pt"}, (), base, are_all=False)
     assert not modules

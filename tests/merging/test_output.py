@@ -37,6 +37,13 @@ def test_any_other_name_is_a_folders(name, vectors, tmp_path):
     assert os.listdir(tmp_path / "deep") == [name]
 
 
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 5000], ids=["empty", "zero", "long"])
+def test_a_name_that_no_file_can_have_is_refused(name, vectors, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"a folder or of a .safetensors file; by the name '"):
+        save_merged(vectors, "ties", name)
+
+
 def test_a_folder_that_is_there_stays_unless_it_may_be_replaced(vectors, tmp_path):
     out = save_merged(vectors, RECIPE, tmp_path / "out", max_shard_size=16)
     before = sorted(os.listdir(out))

@@ -43,6 +43,7 @@ from lwptv_lightning.cli import main
 from lwptv_lightning.evaluation import EvaluationSuite, Heads
 from lwptv_lightning.inspection import check, diff
 from lwptv_lightning.merging import read_data_statistics, write_data_statistics
+from lwptv_lightning.modifiers import CALIBRATIONS, REWEIGHTINGS, SUBSPACES, modifier_entries
 from lwptv_lightning.rules import RULES, make_rule
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -76,7 +77,8 @@ def as_json(value):
 def recipes(value):
     """Yield cases of one value: what it stands for, the call, and what names it."""
     for field in dataclasses.fields(MergeRecipe):
-        given, names = {field.name: value}, (field.name, "alpha", *names_in(value))
+        # What calibrates is a calibration.
+        given, names = {field.name: value}, (field.name.removesuffix("e"), "alpha", *names_in(value))
         yield f"from_dict {field.name}", partial(MergeRecipe.from_dict, given), names
         yield f"merge {field.name}", partial(merge, vectors(), given), names
         if (text := as_json(given)) is not None:
@@ -92,6 +94,14 @@ def rules(value):
     for name, rule in RULES.items():
         for field in dataclasses.fields(rule):
             yield f"{name} {field.name}", partial(make_rule, {"name": name, field.name: value}), (field.name,)
+
+
+def modifiers(value):
+    for entry in modifier_entries():
+        cls = next(known[entry.name] for known in (REWEIGHTINGS, CALIBRATIONS, SUBSPACES) if entry.name in known)
+        for field in dataclasses.fields(cls):
+            given = {entry.field: {"name": entry.name, field.name: value}}
+            yield f"{entry.name} {field.name}", partial(MergeRecipe.from_dict, given), (field.name,)
 
 
 def options(value):
@@ -195,7 +205,8 @@ def data(value):
 
 def modules(value):
     for name in ("heads", "metric", "expert_accuracy"):
-        known = (name, name[:-1], *names_in(value))
+        # Heads that may be right cannot be used where the model's own classifier is not known.
+        known = (name, name[:-1], "classifier", *names_in(value))
         yield name, partial(MergeModule, model(), vectors(), "ties", **{name: value}), known
     if not callable(value):
         yield "model", partial(MergeModule, value, vectors(), "ties"), ("model",)
@@ -208,7 +219,7 @@ def modules(value):
     yield "suite", partial(EvaluationSuite.of, value), ("load", *names_in(value))
 
 
-GROUPS = (recipes, rules, options, tables, layers, sources, metadata, data, modules)
+GROUPS = (recipes, rules, modifiers, options, tables, layers, sources, metadata, data, modules)
 
 
 @cache
