@@ -119,13 +119,14 @@ class SearchSpace:
         return found
 
     def left_out(self) -> tuple[str, ...]:
-        """Return which rules do not take which modifiers, and why, in sentences."""
-        return tuple(
+        """Return which rules do not take which modifiers, and why, in sentences, each once."""
+        told = (
             f"Not tried: {rule.name} with {_told(beside)}. {why}"  # type: ignore[union-attr]
             for beside in self.modifiers
             for rule in self.rules
             if (why := self._refusal(rule, beside))
         )
+        return tuple(dict.fromkeys(told))
 
     def _refusal(self, rule: Any, beside: Mapping[str, Any]) -> str:
         """Return why a rule does not take modifiers that it is tried with; empty where it does, or has none."""

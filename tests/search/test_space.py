@@ -129,8 +129,11 @@ def test_what_all_recipes_have_may_be_a_modifier():
 
 
 def test_a_rule_that_refuses_a_modifier_is_left_out_of_it():
-    space = SearchSpace(rules=["iso_c", "ties"], scales=1, ratios=0, modifiers=[{"calibrate": "svc"}])
-    assert list(space.recipes())[1:] == ["iso_c x 1", "ties x 1", "ties x 1, svc"]
+    space = SearchSpace(
+        rules=["iso_c", "ties"], scales=1, ratios=0, modifiers=[{"calibrate": {"name": "svc", "alpha": [0.1, 1]}}]
+    )
+    named = ["iso_c x 1", "ties x 1", "ties x 1, svc, svc.alpha 0.1", "ties x 1, svc, svc.alpha 1"]
+    assert list(space.recipes())[1:] == named
     (told,) = space.left_out()
     assert told.startswith("Not tried: iso_c with calibrate=svc. ")
     with pytest.raises(ValueError, match=r"modifiers: no rule of the search takes calibrate=svc\. .*iso_c"):
