@@ -64,7 +64,7 @@ def leading_triplets(
     Triplets without weight are zero, vectors too: a rule that weighs all directions alike would take them for real.
 
     Weights of float32 or less are decomposed by the eigenvectors of the smaller of ``M M^T`` and ``M^T M``, which takes
-    a half to a seventh of the time. Squares lose what is small: a direction of singular value s comes out with an
+    three quarters to a fifth of the time. Squares lose what is small: a direction of singular value s comes out with an
     error of a few ``1e-16 / s^2``, where the largest is 1: 1e-10 at 1e-3, 1e-4 at 1e-6, at any scale. The
     rounding of the weights themselves has moved it by ``6e-8 / s``, which is more than that down to `NEGLIGIBLE`.
     Weights of float64 have their singular value decomposition.
