@@ -189,8 +189,8 @@ def _require_form(path: str | Path, format: str | None) -> None:
     """Raise unless a path is that of a file of safetensors or of a folder, and the format is of such a one."""
     wanted = "a path, of a folder or of a .safetensors file"
     require_kind("the file to write", path, str | PathLike, wanted)
-    if not _can_be_made(path):
-        raise ValueError(f"the file to write must be {wanted}; by the name {shown(str(path))} none can be made.")
+    if why := _never_made(path):
+        raise ValueError(f"the file to write must be {wanted}; by the name {shown(str(path))} none can be made: {why}.")
     require_format(format)
     path = Path(path)
     suffix = path.suffix.lower()
@@ -201,15 +201,17 @@ def _require_form(path: str | Path, format: str | None) -> None:
         raise ValueError(f"format={format!r} is a folder's; name one, and not {printable(path)}.")
 
 
-def _can_be_made(path: str | PathLike[str]) -> bool:
-    """Tell whether a file may have a name: none that is empty, too long or holds a zero."""
+def _never_made(path: str | PathLike[str]) -> str:
+    """Return why no file may have a name: it is empty, too long or holds a zero; empty where one may."""
     try:
         lstat(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return fspath(path) != ""
-    except (OSError, ValueError):
-        return False
-    return True
+        return "" if fspath(path) else "it is empty"
+    except OSError as error:
+        return str(error.strerror)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _require_none_lost(path: Path, inputs: Iterable[Checkpoint]) -> None:
