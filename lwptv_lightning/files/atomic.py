@@ -62,7 +62,7 @@ class Stage:
             raise FileExistsError(f"{self.target}: nothing can be written to {home}, which is no folder.")
         with naming(self.target, f"nothing can be written to {home}"):
             home.mkdir(parents=True, exist_ok=True)
-            _remove_stale(self.target)
+            _remove_stale(self.target.parent, re.escape(short(self.target.name)))
             try:
                 if not any(self._is_made() for _ in range(_TRIES)):
                     raise FileNotFoundError(f"{self.target} cannot be written: its temporary files disappear.")
@@ -223,10 +223,18 @@ def _move_to_new(made: Path, final: Path) -> None:
         os.unlink(made)
 
 
-def _remove_stale(target: Path) -> None:
-    """Remove stages of the same target whose processes are gone; a link of such a name was planted, and is left."""
-    pattern = re.compile(rf"\.{re.escape(short(target.name))}\.[0-9a-f]{{16}}\.tmp")
-    with suppress(OSError), os.scandir(target.parent) as entries:
+def remove_stale(folder: Path) -> None:
+    """Remove stages in a folder, whatever their targets, whose processes are gone.
+
+    One that was killed once its file had its name leaves a stage which a target that is not written again would keep.
+    """
+    _remove_stale(folder, r".+")
+
+
+def _remove_stale(folder: Path, target: str) -> None:
+    """Remove the stale ones of targets of a pattern; a link of such a name was planted, and is left."""
+    pattern = re.compile(rf"\.{target}\.[0-9a-f]{{16}}\.tmp")
+    with suppress(OSError), os.scandir(folder) as entries:
         named = [entry for entry in entries if pattern.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]
         for path in (Path(entry.path) for entry in named):
             _remove_if_stale(path)

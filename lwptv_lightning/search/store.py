@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lwptv_lightning.files import write_whole
+from lwptv_lightning.files import remove_stale, write_whole
 from lwptv_lightning.registry import parse_json, printable, require_kind
 
 _FORMAT = "lwptv sweep 1"
@@ -75,6 +75,7 @@ class Store:
             raise NotADirectoryError(f"store: {printable(path)} is no folder; name one, or what is not there yet.")
         # Known before the work, which may be long.
         write_whole(path / _ABOUT, _README)
+        remove_stale(path)
         return cls(path)
 
     def has(self, about: Mapping[str, Any]) -> bool:

@@ -108,3 +108,12 @@ def test_a_place_where_nothing_can_be_written_is_refused(tmp_path):
         Store.at(tmp_path / "file")
     with pytest.raises(TypeError, match="store must be a folder"):
         Store.at(7)
+
+
+def test_what_a_killed_process_left_beside_its_file_is_cleared_as_a_store_is_opened(tmp_path):
+    stage = tmp_path / f".{'a' * 40}.json.{'0' * 16}.tmp"
+    stage.mkdir()
+    (stage / "lock").touch()
+    (stage / "left").write_text("half")
+    Store.at(tmp_path)
+    assert not stage.exists()
