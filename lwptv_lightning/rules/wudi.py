@@ -33,8 +33,7 @@ class WUDI(MergeRule):
 
     Minimises ``sum_t |(X - tau_t) tau_t^T|^2 / |tau_t|^2`` over X with Adam, from ``X = sum_t tau_t`` on. The gradient
     is ``2 sum_t (X - tau_t) tau_t^T tau_t / |tau_t|^2``, so a step costs the same for any number of tasks. A zero task
-    vector takes no part. The weight ``(out, in, 1, 1)`` of a 1x1
-    convolution is a matrix too.
+    vector takes no part. The weight ``(out, in, 1, 1)`` of a 1x1 convolution is a matrix too.
 
     With ``solver="closed_form"`` the result is the shortest X that minimises it, `ACTMat` with ``weights="norm"``. Adam
     ends far from that: 300 steps of 1e-5 move a weight by 0.003 at most. Like ACTMat it blows up where ``T * out`` is

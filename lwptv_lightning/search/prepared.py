@@ -23,7 +23,7 @@ from lwptv_lightning.search.portions import (
     positions_of,
     require_enough,
 )
-from lwptv_lightning.search.space import GATES_FACTORS, SearchSpace, name_of, rule_of
+from lwptv_lightning.search.space import GATES_FACTORS, SearchSpace, name_of, rule_in_words
 from lwptv_lightning.search.trials import Entry
 
 LEARNT_ON = 64
@@ -209,13 +209,13 @@ def _pool(space: SearchSpace, learnt: tuple[str, ...]) -> dict[str, Entry]:
     for rule in learnt:
         for factor in GATES_FACTORS:
             found[f"{rule} x {factor:g}, coefficients"] = Entry(
-                Gates(rule=rule, scale=factor), rule_of(MergeRecipe(rule)), "learnt", factor
+                Gates(rule=rule, scale=factor), rule_in_words(MergeRecipe(rule)), "learnt", factor
             )
     return found | {name: _entry(recipe) for name, recipe in pruned.items()}
 
 
 def _entry(recipe: MergeRecipe) -> Entry:
-    rule, scale = rule_of(recipe), recipe.effective_scale
+    rule, scale = rule_in_words(recipe), recipe.effective_scale
     if not recipe.prunes_layers:
         return Entry(recipe, rule, "", scale)
     twin = name_of(recipe.replace(score=MergeRecipe().score, ratio=0.0))

@@ -168,7 +168,7 @@ def name_of(recipe: MergeRecipe) -> str:
     return ", ".join([recipe.describe(), *told])
 
 
-def rule_of(recipe: MergeRecipe) -> str:
+def rule_in_words(recipe: MergeRecipe) -> str:
     """Return a recipe's rule and what stands beside it, with all hyper-parameters, as a text."""
     return ", ".join(map(repr, (recipe.rule, *recipe.modifiers.values())))
 

@@ -11,7 +11,7 @@ from lwptv_lightning.recipe import MergeRecipe
 from lwptv_lightning.registry import own_tasks
 from lwptv_lightning.report import Findings, PairedDifference, Point, SetAbout, Similarity, library_versions
 from lwptv_lightning.search.geometry import changes_by_layer, cosines
-from lwptv_lightning.search.space import REFERENCE, rule_of
+from lwptv_lightning.search.space import REFERENCE, rule_in_words
 from lwptv_lightning.search.tuned import BASE, TuneResult
 
 TITLE = "Which recipe for these models"
@@ -106,7 +106,7 @@ def _curves(found: TuneResult) -> dict[str, tuple[tuple[float, float], ...]]:
     curves: dict[str, dict[float, float]] = {}
     for name in found.validation.names:
         recipe = found.recipes[name]
-        alike = rule_of(recipe) == rule_of(chosen) and recipe.effective_scale == chosen.effective_scale
+        alike = rule_in_words(recipe) == rule_in_words(chosen) and recipe.effective_scale == chosen.effective_scale
         if alike and recipe.coefficients is None and recipe.score != "random":
             accuracy = found.validation.figures(name)["id/avg"]
             curves.setdefault(recipe.score if recipe.prunes_layers else "", {})[recipe.ratio] = accuracy

@@ -37,7 +37,10 @@ def test_any_other_name_is_a_folders(name, vectors, tmp_path):
     assert os.listdir(tmp_path / "deep") == [name]
 
 
-@pytest.mark.parametrize(("name", "why"), [("", "it is empty"), ("a\0b", "null"), ("x" * 5000, "too long")])
+NAMES_OF_NO_FILE = {"": "it is empty", "a\0b": "null", "x" * 5000: "too long"}
+
+
+@pytest.mark.parametrize(("name", "why"), NAMES_OF_NO_FILE.items(), ids=["empty", "zero", "long"])
 def test_a_name_that_no_file_can_have_is_refused(name, why, vectors, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=rf"a folder or of a .safetensors file; by the name '.*{why}"):
